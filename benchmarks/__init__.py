@@ -1,0 +1,1 @@
+"""MEASURE: latency harness, peers and reports; the pytest-benchmark suites lie in `suites/`."""

@@ -1,0 +1,1 @@
+"""DELIVER: integer graph -> packed program -> `.bpk`. Imports core and kernels."""

@@ -1,0 +1,98 @@
+"""Program: the flat, executable form that the artifact holds and the runtimes run. No graph, no names of layers needed.
+
+A step names the *problem* (op, encodings, shape), never a kernel symbol: runtimes bind rows at load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..core.encoding import Encoding
+from ..kernels.packed import PackedTensor
+
+NO_BUFFER = -1
+
+# Ops of the flat program; the number is the position and part of the format.
+STEP_OPS = ("quantize", "conv2d", "depthwise_conv2d", "requantize", "max_pool2d", "sum_pool2d", "gather")
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A value held between steps, NHWC, one byte a level (four for f32), planned at `offset` in a shared arena.
+
+    `offset` and `bytes` are per image; a runtime multiplies both by its batch chunk.
+    `storage`: activation encoding name, or "f32".
+    """
+
+    name: str
+    shape: tuple[int, int, int]  # [C, H, W]; a flat value of F features is [F, 1, 1]
+    storage: str
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Epilogue:
+    """acc -> stored value, the law of core.quant: t = acc*m[c]; t += b[c]; t += r*m_r; half to even; clamp.
+
+    `m`, `b` float32 [rows]; `lo`, `hi` float32 (integers where a level is stored, +-inf where f32 is unbounded).
+    """
+
+    m: np.ndarray
+    b: np.ndarray
+    lo: float
+    hi: float
+    m_r: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operation on buffers.
+
+    conv2d also serves linear layers: a linear after flatten of [C, H, W] is a convolution with kernel (H, W).
+    `out_channels`: where row i of this step is written in the output's channel dimension (int32 [rows]).
+    gather: out[c, y, x] = in[channels[c], y*stride_h, x*stride_w] (0 where channels[c] = -1, or outside after padding).
+    """
+
+    op: str
+    name: str  # layer or value name, for people
+    inputs: tuple[int, ...]  # buffer numbers: data, then residual if any
+    output: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    weight: PackedTensor | None = None  # [rows, K], K in the order (ky, kx, c)
+    epilogue: Epilogue | None = None
+    out_channels: np.ndarray | None = None  # None: 0 .. rows-1
+    channels: np.ndarray | None = None  # gather only
+    layer: str = ""  # conv or linear layer that the step belongs to ("" if none); segments share it
+    hint: str = ""  # name of a row that fits on the baseline target
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps in order over numbered buffers, with what a user of the network must know.
+
+    `meta` is plain JSON data (layer table, groups, provenance) that the C++ runtime never parses.
+    """
+
+    steps: tuple[Step, ...]
+    buffers: tuple[Buffer, ...]
+    input: int  # buffer number; the runtime is given float32 NCHW, normalised
+    output: int  # buffer number, f32
+    arena_bytes: int  # per image
+    mean: np.ndarray  # float32 [C]
+    std: np.ndarray  # float32 [C]
+    labels: tuple[str, ...] = ()
+    golden_input: np.ndarray | None = None  # float32 [1, C, H, W]
+    golden_output: np.ndarray | None = None  # float32 [1, outputs]
+    meta: dict[str, object] = field(default_factory=dict)
+
+
+def weight_encoding(step: Step) -> Encoding | None:
+    """Encoding of the step's weights, None where it has none."""
+    return step.weight.encoding if step.weight is not None else None

@@ -1,0 +1,43 @@
+"""Errors a user can cause, each with the exit code that the command line returns for it.
+
+Everything raised on purpose derives from `BitpressError`; the face prints the message, never a traceback.
+A message holds the numbers and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class BitpressError(Exception):
+    """Base of every deliberate error; `exit_code` is what `bitpress` returns."""
+
+    exit_code = 1
+
+
+class CheckFailed(BitpressError):
+    """A check ran and failed: mismatch, regression, budget missed or unreachable."""
+
+    exit_code = 1
+
+
+class UsageError(BitpressError):
+    """The request makes no sense: unknown value, no such file, wrong shape, dtype or class count."""
+
+    exit_code = 2
+
+
+class UnsupportedError(BitpressError):
+    """The network, op or bit-width is not supported, or no kernel row fits."""
+
+    exit_code = 3
+
+
+class CorruptError(BitpressError):
+    """A file is damaged or incompatible, holds NaN or infinity, or a plan does not fit its graph."""
+
+    exit_code = 4
+
+
+class EnvironmentMissing(BitpressError):
+    """The host lacks something: an ISA, a GPU, an extra, the native module."""
+
+    exit_code = 5

@@ -1,0 +1,1 @@
+"""The zoo: the papers' networks as plain modules, one file a family."""
