@@ -22,8 +22,9 @@ STEP_OPS = ("quantize", "conv2d", "depthwise_conv2d", "requantize", "max_pool2d"
 class Buffer:
     """A value held between steps, NHWC, one byte a level (four for f32), planned at `offset` in a shared arena.
 
-    `offset` and `bytes` are per image; a runtime multiplies both by its batch chunk.
-    `storage`: activation encoding name, or "f32".
+    `offset` (a multiple of 64) and `bytes` (exactly C*H*W times 1 or 4) are per image; a runtime multiplies both by
+    its batch chunk. The program's input buffer is the caller's own memory (float32 NCHW): its offset is 0 and it takes
+    no room in the arena. Names are unique among buffers. `storage`: activation encoding name, or "f32".
     """
 
     name: str
@@ -52,8 +53,12 @@ class Step:
     """One operation on buffers.
 
     conv2d also serves linear layers: a linear after flatten of [C, H, W] is a convolution with kernel (H, W).
-    `out_channels`: where row i of this step is written in the output's channel dimension (int32 [rows]).
-    gather: out[c, y, x] = in[channels[c], y*stride_h, x*stride_w] (0 where channels[c] = -1, or outside after padding).
+    depthwise_conv2d: groups = C; row i belongs to channel out_channels[i] of both input and output.
+    `out_channels`: where row i of this step is written in the output's channel dimension (int32 [rows], each once).
+    gather: out[c, y, x] = in[channels[c], y*stride_h, x*stride_w] (0 where channels[c] = -1, or outside after padding);
+    row i is written at out_channels[i] (concat: several gathers write into one buffer).
+    Only quantize reads the program's input. Names are unique among steps; bounds of stored levels lie within
+    quant.act_bounds of the output's encoding.
     """
 
     op: str
