@@ -125,7 +125,7 @@ def decode(data: bytes) -> Program:
         weights,
     )
     rows = records.split(content["steps"], records.STEP, "steps")
-    steps = tuple(records.decode_step(row, names, pools) for row in rows)
+    steps = tuple(records.decode_step(row, names, buffers, pools) for row in rows)
     pools.finish()
     labels = tuple(records.decode_strings(content["labels"], "labels")) if "labels" in content else ()
     program = Program(

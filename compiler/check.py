@@ -29,8 +29,8 @@ WITH_RESIDUAL = ("requantize", "sum_pool2d", *CONVOLUTIONS)
 def check(program: Program) -> None:
     """FormatError if `program` breaks any rule of docs/format.md 3."""
     _check_head(program)
-    written = [np.zeros(b.shape[0], bool) for b in program.buffers]
-    written[program.input][:] = True
+    written: list[set[int] | None] = [set() for _ in program.buffers]  # channels; None: all of them
+    written[program.input] = None
     for step in program.steps:
         _check_references(step, program)
         _check_shape(step, program.buffers)
@@ -41,7 +41,9 @@ def check(program: Program) -> None:
         _check_range(step, program.buffers)
         for number in step.inputs:
             _check_written(written[number], program.buffers[number], step.name)
-        written[step.output][slice(None) if step.out_channels is None else step.out_channels] = True
+        before = written[step.output]
+        numbers = step.out_channels
+        written[step.output] = None if before is None or numbers is None else before | set(numbers.tolist())
     _check_written(written[program.output], program.buffers[program.output], "the caller")
     _check_facts(program)
 
@@ -227,11 +229,11 @@ def _check_range(step: Step, buffers: Sequence[Buffer]) -> None:
         raise _fail("AccumulatorOverflow", step, f"a sum can reach {largest}, int32 ends at {INT32_MAX}")
 
 
-def _check_written(written: np.ndarray, buffer: Buffer, reader: str) -> None:
-    if not written.all():
+def _check_written(written: set[int] | None, buffer: Buffer, reader: str) -> None:
+    if written is not None and len(written) != buffer.shape[0]:
         raise FormatError(
             "UnwrittenRead",
-            f"{reader} reads channel {int(np.argmin(written))} of {buffer.name}, which no step has written",
+            f"{reader} reads {buffer.name}, of which {len(written)} of {buffer.shape[0]} channels have been written",
         )
 
 

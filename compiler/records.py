@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,12 +64,12 @@ def decode_strings(data: bytes, section: str) -> list[str]:
     if len(data) < 4 or start > len(data):
         raise FormatError("SizeMismatch", f"{section}: {len(data)} bytes cannot hold {count} strings")
     ends = [0, *np.frombuffer(data, "<u4", count, 4).tolist()]
-    if any(a > b for a, b in zip(ends, ends[1:], strict=False)):
+    if any(a > b for a, b in pairwise(ends)):
         raise FormatError("BadText", f"{section}: the strings' ends do not ascend")
     if start + ends[-1] != len(data):
         raise FormatError("SizeMismatch", f"{section}: strings end at byte {start + ends[-1]} of {len(data)}")
     try:
-        return [data[start + a : start + b].decode() for a, b in zip(ends, ends[1:], strict=False)]
+        return [data[start + a : start + b].decode() for a, b in pairwise(ends)]
     except UnicodeDecodeError as error:
         raise FormatError("BadText", f"{section}: not UTF-8 at byte {error.start} of a string") from error
 
@@ -224,7 +225,7 @@ def decode_buffer(record: np.void, names: Sequence[str]) -> Buffer:
     )
 
 
-def decode_step(record: np.void, names: Sequence[str], pools: Pools) -> Step:
+def decode_step(record: np.void, names: Sequence[str], buffers: Sequence[Buffer], pools: Pools) -> Step:
     """One step with its arrays; FormatError if it is not spelled right or refers to what is not there."""
     name = _name(record["name"], names, "step")
     op, flags, rows = int(record["op"]), int(record["flags"]), int(record["rows"])
@@ -243,7 +244,7 @@ def decode_step(record: np.void, names: Sequence[str], pools: Pools) -> Step:
             indices[bit] = pools.take("indices", at, rows, name)
             at += rows
     residual = int(record["residual"])
-    return Step(
+    step = Step(
         op=STEP_OPS[op],
         name=name,
         inputs=(int(record["data"]), *(() if residual == NONE else (residual,))),
@@ -260,6 +261,9 @@ def decode_step(record: np.void, names: Sequence[str], pools: Pools) -> Step:
         layer=_name(record["layer"], names, f"layer of step {name}"),
         hint=_name(record["hint"], names, f"hint of step {name}"),
     )
+    if step.output < len(buffers) and rows != rows_of(step, buffers):
+        raise FormatError("BadShape", f"step {name}: {rows} rows, its output has {rows_of(step, buffers)} channels")
+    return step
 
 
 def _decode_weight(record: np.void, flags: int, name: str, pools: Pools) -> PackedTensor | None:

@@ -110,7 +110,7 @@ class Maker:
         c = self.shape(data)[0]
         out = self.buffer(name, self.shape(data), storage)
         source = self.buffers[data].storage
-        spread = 1.0 if source == "f32" else act_bounds(parse(source))[1]
+        spread = 40.0 if source == "f32" else act_bounds(parse(source))[1]
         epilogue = self.epilogue(c, storage, spread, m_r=0.0 if residual is None else 0.61)
         inputs = (data,) if residual is None else (data, residual)
         self.steps.append(Step("requantize", name, inputs, out, epilogue=epilogue))
