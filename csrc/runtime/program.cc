@@ -264,7 +264,8 @@ void read_epilogue(const StepRecord& r, Pools* pools, Step* step) {
   step->b = pools->constants(uint64_t{r.constants} + r.rows, r.rows, step->name);
 }
 
-Step read_step(const StepRecord& r, const std::vector<std::string>& names, Pools* pools) {
+Step read_step(const StepRecord& r, const std::vector<std::string>& names, const std::vector<Buffer>& buffers,
+               Pools* pools) {
   Step s;
   s.name = name_at(names, r.name, "step");
   if (r.op >= kOps) corrupt("BadEnum", "step " + s.name + ": op " + str(r.op) + ", known are 0.." + str(kOps - 1));
@@ -303,6 +304,9 @@ Step read_step(const StepRecord& r, const std::vector<std::string>& names, Pools
   read_epilogue(r, pools, &s);
   s.layer = name_at(names, r.layer, "layer of step " + s.name);
   s.hint = name_at(names, r.hint, "hint of step " + s.name);
+  if (s.op == Op::kMaxPool2d && s.output < buffers.size() && s.rows != buffers[s.output].c)
+    corrupt("BadShape",
+            "step " + s.name + ": " + str(s.rows) + " rows, its output has " + str(buffers[s.output].c) + " channels");
   return s;
 }
 
@@ -359,7 +363,7 @@ Program read_program(Bytes file) {
   Pools pools(elements<float>(content[kConstants], "constants"), elements<int32_t>(content[kIndices], "indices"),
               std::move(weights));
   for (const StepRecord& r : elements<StepRecord>(content[kSteps], "steps"))
-    program.steps.push_back(read_step(r, names, &pools));
+    program.steps.push_back(read_step(r, names, program.buffers, &pools));
   pools.finish();
   if (content[kLabels].data) program.labels = read_strings(content[kLabels], "labels");
   program.golden_input = read_golden(content[kGoldenInput], "golden_input", program, program.input);

@@ -10,6 +10,7 @@ from bitpress.core.encoding import parse
 from bitpress.core.ops import window_out
 from bitpress.core.quant import act_bounds
 from bitpress.kernels.packed import PackedTensor, pack
+from bitpress.compiler.execute import execute
 from bitpress.compiler.program import Buffer, Epilogue, Program, Step
 
 
@@ -205,4 +206,14 @@ def everything(seed: int = 0) -> Program:
     short = m.gather("short", wide, [*range(0, 20, 2), *[-1] * 4, 3, 1, 1, 19], (3, 4))
     y = m.conv("grouped", y, (18, "u4"), "i4", groups=2, residual=short)
     y = m.pool("sum_pool2d", "pool", y, "u8", (3, 3), (1, 1))
-    return m.program(m.conv("fc", y, (10, "f32"), "i8", kernel=(1, 1), padding=(0, 0, 0, 0)))
+    m.conv("tail", m.requantize("ahead", 1, "i8"), (5, "u4"), "o4", stride=(3, 2))
+    m.buffer("spare", (10, 1, 1), "f32")
+    golden = m.rng.normal(size=(1, 3, 9, 11)).astype(np.float32)
+    program = m.program(m.conv("fc", y, (10, "f32"), "i8", kernel=(1, 1), padding=(0, 0, 0, 0)))
+    return replace(program, golden_input=golden, golden_output=execute(program, golden))
+
+
+def deep() -> Program:
+    """One dot product of 33124 elements."""
+    m = Maker((1, 182, 182))
+    return m.program(m.conv("deep", m.quantize("u8"), (1, "f32"), "o8", kernel=(182, 182), padding=(0, 0, 0, 0)))
