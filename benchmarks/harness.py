@@ -19,7 +19,9 @@ ROUNDS = 20  # aimed at; more where calls are so short that a block fills up bef
 MIN_ROUNDS = 3  # also where one round takes longer than the time asked for
 MAX_CALLS = 200  # per block: bounds the number of samples
 WARM_UP_SECONDS = 0.2
-SETTLE_SECONDS = 0.01  # between blocks of threaded candidates: another library's workers spin for milliseconds
+# Pause before blocks of threaded candidates. Idle workers of the one before spin on: onnxruntime 1.32 for about 50 ms,
+# torch 2.13 (GNU OpenMP) for 9 ms, seen as CPU time of a sleeping process (2 cores of an AMD EPYC, November 2026).
+SETTLE_SECONDS = 0.06
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,28 +61,38 @@ def measure(
     seconds: float = 1.0,
     settle: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
+    observe: Callable[[str, object], None] = lambda _name, _result: None,
     progress: Callable[[float], None] = lambda _share: None,
 ) -> dict[str, Timing]:
-    """Name -> Timing, from interleaved rounds that take about `seconds` in all (warm-up apart).
+    """Name -> Timing, from interleaved rounds that take about `seconds` in all (warm-up and pauses apart).
 
     In every round each candidate gets one block: one call that is not counted (it fetches caches, wakes threads), then
-    as many as fit. The order rotates. `settle`: pause before each block. `progress` is told the share done, 0..1.
+    as many as fit. The order rotates. `settle`: pause before each block. `observe` is given the name and what a counted
+    call returned; `progress` the share done, 0..1.
     """
     calls = {name: _calls(fn, seconds / ROUNDS / len(candidates), clock) for name, fn in candidates.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     blocks: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
-    begin, done = clock(), 0
-    while done < MIN_ROUNDS or clock() - begin < seconds:
+    spent, done = 0.0, 0
+    while done < MIN_ROUNDS or spent < seconds:
         turn = done % len(names)
         for name in (*names[turn:], *names[:turn]):
             if settle:
                 time.sleep(settle)
-            block = _block(candidates[name], calls[name], clock)
+            begin = clock()
+            candidates[name]()
+            block = []
+            for _ in range(calls[name]):
+                start = clock()
+                result = candidates[name]()
+                block.append((clock() - start) * 1e3)
+                observe(name, result)
+            spent += clock() - begin
             samples[name] += block
             blocks[name].append(float(np.median(block)))
         done += 1
-        progress(min(1.0, max((clock() - begin) / seconds, 0.0)) if done >= MIN_ROUNDS else done / (MIN_ROUNDS + 1))
+        progress(min(1.0, spent / seconds, done / MIN_ROUNDS))
     return {name: Timing(tuple(samples[name]), tuple(blocks[name])) for name in names}
 
 
@@ -95,16 +107,6 @@ def _calls(fn: Callable[[], object], block_seconds: float, clock: Callable[[], f
         times.append(clock() - start)
     one = max(float(np.median(times[1:])), 1e-9)
     return int(np.clip(block_seconds / one, 1, MAX_CALLS))
-
-
-def _block(fn: Callable[[], object], calls: int, clock: Callable[[], float]) -> list[float]:
-    fn()
-    out = []
-    for _ in range(calls):
-        start = clock()
-        fn()
-        out.append((clock() - start) * 1e3)
-    return out
 
 
 @contextmanager

@@ -20,8 +20,9 @@ from .errors import CorruptError
 GRAPH_SCHEMA = "bitpress.graph"
 GRAPH_VERSION = 1
 
-# Stage -> ops allowed there. `float` comes from capture; `integer` from core.integer (and stays through prune);
-# `fused` from compiler.fuse. `unknown` is only for `plan`, which lists it; every other verb refuses it.
+# Stage -> ops allowed there. `float` comes from capture, `integer` from core.integer, `pruned` from compiler.prune
+# (slice and pad have become gathers), `fused` from compiler.fuse (no bare accumulator is left). `unknown` is only for
+# `plan`, which lists it; every other verb refuses it.
 FLOAT_OPS = frozenset({
     "conv2d", "linear", "batch_norm", "relu", "clip", "add", "max_pool2d", "avg_pool2d", "global_avg_pool",
     "flatten", "slice", "pad", "concat", "unknown",
@@ -30,9 +31,10 @@ INTEGER_OPS = frozenset({
     "quantize", "conv2d_int", "linear_int", "sum_pool2d", "requantize", "affine",
     "max_pool2d", "flatten", "slice", "pad", "concat",
 })
-FUSED_OPS = INTEGER_OPS | {"conv2d_q", "linear_q", "sum_pool2d_q"}
+PRUNED_OPS = INTEGER_OPS - {"slice", "pad"} | {"gather"}
+FUSED_OPS = PRUNED_OPS - {"conv2d_int", "linear_int", "sum_pool2d"} | {"conv2d_q", "linear_q", "sum_pool2d_q"}
 STAGES: Mapping[str, frozenset[str]] = MappingProxyType(
-    {"float": FLOAT_OPS, "integer": INTEGER_OPS, "fused": FUSED_OPS}
+    {"float": FLOAT_OPS, "integer": INTEGER_OPS, "pruned": PRUNED_OPS, "fused": FUSED_OPS}
 )
 
 

@@ -133,6 +133,19 @@ def _pad(node: Node, _consts: Consts, x: np.ndarray) -> np.ndarray:
     return np.pad(x, ((0, 0), *node.attrs["pads"]))
 
 
+def _gather_shape(attrs: Mapping[str, Any], _consts: Consts, ins: list[Shape]) -> Shape:
+    t, left, b, r = attrs["padding"]
+    sizes = zip(ins[0][1:], attrs["stride"], (t + b, left + r), strict=False)
+    return (len(attrs["channels"]), *(window_out(d, 1, s, p) for d, s, p in sizes))
+
+
+def _gather(node: Node, _consts: Consts, x: np.ndarray) -> np.ndarray:
+    channels = np.asarray(node.attrs["channels"])
+    picked = x[:, np.maximum(channels, 0)]
+    picked[:, channels < 0] = 0
+    return picked if x.ndim == 2 else windows(picked, {**node.attrs, "kernel": (1, 1)})[..., 0, 0]
+
+
 def _epilogue_args(node: Node, consts: Consts, acc: np.ndarray, rest: tuple[np.ndarray, ...]) -> dict[str, Any]:
     shape = (1, -1, *(1,) * (acc.ndim - 2))
     return {
@@ -219,6 +232,8 @@ _ROWS = (
     Op("sum_pool2d", _pool_shape, _sum_pool2d, "same"),
     Op("requantize", _first, _requantize, "join"),
     Op("affine", _first, _affine, "join"),
+    # pruned stage: channels picked by number, -1 being a zero; what slice and pad become
+    Op("gather", _gather_shape, _gather, "gather"),
     # fused stage: producer and epilogue in one
     Op("conv2d_q", _conv_shape, _fused(_conv2d_int), "mix", _conv_macs),
     Op("linear_q", _linear_shape, _fused(_linear_int), "mix", _linear_macs),

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from bitpress.compiler import artifact, container
 from bitpress.compiler.container import FormatError
 from bitpress.compiler.execute import execute

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-
+from bitpress.compiler.execute import execute
+from bitpress.compiler.program import Buffer, Epilogue, Program, Step
 from bitpress.core.encoding import parse
 from bitpress.core.ops import window_out
 from bitpress.core.quant import act_bounds
 from bitpress.kernels.packed import PackedTensor, pack
-from bitpress.compiler.execute import execute
-from bitpress.compiler.program import Buffer, Epilogue, Program, Step
 
 
 class Maker:

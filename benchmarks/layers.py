@@ -1,0 +1,75 @@
+"""Time per layer of a loaded network, beside its operations, its bytes and its bound; segments of a layer summed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..compiler.execute import execute
+from ..compiler.model import Model
+from .dense import layer_table
+from .roofline import Roofs, bound, work
+
+
+class Layers:
+    """One network on one batch: calls to time, and the rows of the table afterwards."""
+
+    def __init__(self, model: Model, x: np.ndarray) -> None:
+        """`x` float32 [batch, C, H, W], as `Model.prepare` gives it."""
+        self._model, self._x = model, x
+        self._rows = model.inspect_rows()
+        self._times: list[np.ndarray] = []
+
+    @property
+    def timed(self) -> bool:
+        """Whether single steps can be timed: only native code has a clock inside."""
+        return self._model.session is not None
+
+    @property
+    def kernels(self) -> list[tuple[str, str]]:
+        """(kernel, isa) of every step."""
+        return [(str(row["kernel"]), str(row["isa"])) for row in self._rows]
+
+    def plain(self) -> np.ndarray:
+        """One inference, nothing but the outputs."""
+        if self._model.session is None:
+            return execute(self._model.program, self._x)
+        out: np.ndarray = self._model.session.run(self._x)
+        return out
+
+    def profile(self) -> np.ndarray:
+        """One inference with a clock around every step: milliseconds [steps]."""
+        return np.asarray(self._model.session.profile(self._x), np.float64)
+
+    def observe(self, times: np.ndarray) -> None:
+        """Keeps what one `profile` gave."""
+        self._times.append(times)
+
+    def table(self, roofs: Roofs) -> list[dict[str, Any]]:
+        """Rows in the order in which they run; steps of no conv or linear layer are rows of their own, with 0 BOPs."""
+        program, batch = self._model.program, len(self._x)
+        known = {str(row["name"]): row for row in layer_table(program)}
+        groups: dict[str, list[int]] = {}
+        for i, step in enumerate(program.steps):
+            groups.setdefault(step.layer or step.name, []).append(i)
+        return [self._row(name, numbers, known.get(name, {}), roofs, batch) for name, numbers in groups.items()]
+
+    def _row(self, name: str, numbers: list[int], known: Any, roofs: Roofs, batch: int) -> dict[str, Any]:
+        steps = [self._model.program.steps[i] for i in numbers]
+        jobs = [work(step, self._model.program) for step in steps]
+        bounds = [bound(job, *self.kernels[i], roofs, batch) for job, i in zip(jobs, numbers, strict=True)]
+        least = None if None in bounds else sum(b for b in bounds if b is not None)
+        median = float(np.median([times[numbers].sum() for times in self._times])) if self._times else None
+        return {
+            "name": name,
+            "op": steps[0].op,
+            "kernel": "+".join(dict.fromkeys(self.kernels[i][0] for i in numbers)),
+            "isa": "+".join(dict.fromkeys(self.kernels[i][1] for i in numbers)),
+            "median": median,
+            "macs": sum(job.macs for job in jobs),
+            "bops": known.get("bops", sum(job.bit_products for job in jobs)),
+            "bytes": sum(job.weight_bytes for job in jobs),
+            "bound": least,
+            "efficiency": least / median if least is not None and median else None,
+        }
