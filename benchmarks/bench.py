@@ -111,7 +111,7 @@ def _run(
         matches = {peer.name: float(np.mean(_answers(peer.run, check, batch) == ours)) for peer in ready}
         table = Layers(model, x)
         candidates: dict[str, Callable[[], object]] = {OURS: table.plain}
-        candidates |= {peer.name: (lambda run=peer.run: run(x)) for peer in ready}  # type: ignore[misc]
+        candidates |= {peer.name: (lambda run=peer.run: run(x)) for peer in ready}
         if table.timed:
             candidates[STEPS] = table.profile
 

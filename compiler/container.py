@@ -62,18 +62,18 @@ def aligned(size: int) -> int:
 
 def join(parts: Sequence[tuple[str, int, bytes]]) -> bytes:
     """(kind, index, bytes) in any order -> the file's bytes; empty parts are left out."""
-    parts = sorted((KINDS.index(kind), index, data) for kind, index, data in parts if data)
-    records = np.zeros(len(parts), RECORD)
+    numbered = sorted((KINDS.index(kind), index, data) for kind, index, data in parts if data)
+    records = np.zeros(len(numbered), RECORD)
     body = bytearray()
     start = at = aligned(HEADER.itemsize + records.nbytes)
-    for record, (kind, index, data) in zip(records, parts, strict=True):
+    for record, (kind, index, data) in zip(records, numbered, strict=True):
         body += bytes(at - start - len(body)) + data
         record["kind"], record["index"] = kind, index
         record["offset"], record["bytes"], record["crc32"] = at, len(data), zlib.crc32(data)
         at = aligned(at + len(data))
     header = np.zeros((), HEADER)
     header["magic"], header["version"] = np.void(MAGIC), VERSION
-    header["file_bytes"], header["table_offset"], header["sections"] = start + len(body), HEADER.itemsize, len(parts)
+    header["file_bytes"], header["table_offset"], header["sections"] = start + len(body), HEADER.itemsize, len(numbered)
     header["crc32"] = zlib.crc32(header.tobytes() + records.tobytes())
     shell = header.tobytes() + records.tobytes()
     return shell + bytes(start - len(shell)) + bytes(body)

@@ -39,8 +39,8 @@ def native_module() -> ModuleType | None:
     except ImportError as error:
         if wish == "1" or isa:
             raise EnvironmentMissing(
-                f"the native module cannot be loaded ({error}), which BITPRESS_NATIVE=1 or BITPRESS_FORCE_ISA asks for: "
-                "install again without BITPRESS_NATIVE=0, or unset them"
+                f"the native module cannot be loaded ({error}), which BITPRESS_NATIVE=1 or BITPRESS_FORCE_ISA "
+                "asks for: install again without BITPRESS_NATIVE=0, or unset them"
             ) from error
         print("bitpress: the native module is not installed; running numpy reference kernels, slowly", file=sys.stderr)
         return None

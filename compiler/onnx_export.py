@@ -24,7 +24,8 @@ IR_VERSION = 8  # the oldest that opset 17 allows: every onnxruntime since 1.12 
 def fold_batch_norm(graph: Graph) -> Graph:
     """The same float graph with each batch norm that alone follows a conv or linear merged into it.
 
-    Computed in float64, rounded once. The merged node bears the batch norm's name, so that later nodes need no change. Others are kept.
+    Computed in float64, rounded once. The merged node bears the batch norm's name, so that later nodes need no
+    change. Other batch norms are kept.
     """
     consumers = graph.consumers()
     consts = dict(graph.consts)

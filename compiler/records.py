@@ -103,6 +103,7 @@ class Names:
         self._numbers = {"": 0}
 
     def number(self, text: str) -> int:
+        """Number of `text`, a new one if it was not met before."""
         if text not in self._numbers:
             if len(self.strings) > 0xFFFF:
                 raise FormatError("TooLarge", "more than 65535 names")
@@ -120,6 +121,7 @@ class Pools:
         self._weights = weights
 
     def take(self, pool: str, start: int, count: int, step: str) -> np.ndarray:
+        """The next `count` elements of `constants` or `indices`; FormatError unless they begin at `start`."""
         self._expect(pool, start, step)
         at, size = self._at[pool], len(self._pools[pool])
         if count > size - at:
@@ -128,6 +130,7 @@ class Pools:
         return self._pools[pool][at : at + count]
 
     def take_weights(self, index: int, step: str) -> bytes:
+        """The next weights section; FormatError unless it is number `index`."""
         self._expect("weights", index, step)
         if index >= len(self._weights):
             raise FormatError("BadReference", f"step {step} takes weights {index}, there are {len(self._weights)}")
@@ -135,6 +138,7 @@ class Pools:
         return self._weights[index]
 
     def finish(self) -> None:
+        """FormatError if something is left over."""
         sizes = {name: len(pool) for name, pool in self._pools.items()} | {"weights": len(self._weights)}
         for name, size in sizes.items():
             if self._at[name] != size:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -71,8 +71,10 @@ class Encoding:
         table[self.levels()[codes] - self.lo] = codes
         flat = np.asarray(levels).astype(np.int64) - self.lo
         if flat.size and (flat.min() < 0 or flat.max() > self.hi - self.lo):
-            raise ValueError(f"level {int(levels.flat[int(np.argmax((flat < 0) | (flat > self.hi - self.lo)))])} "
-                             f"is outside {self.name} [{self.lo}, {self.hi}]")
+            raise ValueError(
+                f"level {int(levels.flat[int(np.argmax((flat < 0) | (flat > self.hi - self.lo)))])} "
+                f"is outside {self.name} [{self.lo}, {self.hi}]"
+            )
         out = table[flat]
         if flat.size and out.min() < 0:
             raise ValueError(f"level {int(np.asarray(levels).flat[int(np.argmin(out))])} does not exist in {self.name}")
@@ -86,7 +88,7 @@ class Encoding:
         return self.name
 
 
-@lru_cache(maxsize=None)
+@cache
 def _levels(encoding: Encoding) -> np.ndarray:
     codes = np.arange(2**encoding.bits)
     out = np.full(codes.shape, encoding.offset, np.int32)

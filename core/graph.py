@@ -23,6 +23,7 @@ GRAPH_VERSION = 1
 # Stage -> ops allowed there. `float` comes from capture, `integer` from core.integer, `pruned` from compiler.prune
 # (slice and pad have become gathers), `fused` from compiler.fuse (no bare accumulator is left). `unknown` is only for
 # `plan`, which lists it; every other verb refuses it.
+# fmt: off
 FLOAT_OPS = frozenset({
     "conv2d", "linear", "batch_norm", "relu", "clip", "add", "max_pool2d", "avg_pool2d", "global_avg_pool",
     "flatten", "slice", "pad", "concat", "unknown",
@@ -31,6 +32,7 @@ INTEGER_OPS = frozenset({
     "quantize", "conv2d_int", "linear_int", "sum_pool2d", "requantize", "affine",
     "max_pool2d", "flatten", "slice", "pad", "concat",
 })
+# fmt: on
 PRUNED_OPS = INTEGER_OPS - {"slice", "pad"} | {"gather"}
 FUSED_OPS = PRUNED_OPS - {"conv2d_int", "linear_int", "sum_pool2d"} | {"conv2d_q", "linear_q", "sum_pool2d_q"}
 STAGES: Mapping[str, frozenset[str]] = MappingProxyType(
@@ -96,10 +98,16 @@ class Graph:
         lines = [f"input %{n.name}: {_type(n)}" for n in self.inputs]
         for n in self.nodes:
             attrs = " ".join(f"{k}={_plain(v)}" for k, v in sorted(n.attrs.items()))
-            consts = " ".join(f"{k}:{tuple(self.consts[v].shape) if v in self.consts else '?'}"
-                              for k, v in sorted(n.consts.items()))
-            lines.append(" ".join(filter(None, (
-                f"%{n.name}: {_type(n)} = {n.op}({', '.join('%' + i for i in n.inputs)})", attrs, consts))))
+            consts = " ".join(
+                f"{k}:{tuple(self.consts[v].shape) if v in self.consts else '?'}" for k, v in sorted(n.consts.items())
+            )
+            lines.append(
+                " ".join(
+                    filter(
+                        None, (f"%{n.name}: {_type(n)} = {n.op}({', '.join('%' + i for i in n.inputs)})", attrs, consts)
+                    )
+                )
+            )
         lines.append("output " + ", ".join("%" + o for o in self.outputs))
         return "\n".join(lines) + "\n"
 
@@ -153,8 +161,13 @@ def run(graph: Graph, inputs: Mapping[str, np.ndarray], *, keep: bool = False) -
 def _to_json_body(graph: Graph) -> dict[str, Any]:
     def row(n: Node) -> dict[str, Any]:
         return {
-            "op": n.op, "name": n.name, "inputs": list(n.inputs), "shape": list(n.shape), "dtype": n.dtype,
-            "attrs": {k: _plain(v) for k, v in sorted(n.attrs.items())}, "consts": dict(sorted(n.consts.items())),
+            "op": n.op,
+            "name": n.name,
+            "inputs": list(n.inputs),
+            "shape": list(n.shape),
+            "dtype": n.dtype,
+            "attrs": {k: _plain(v) for k, v in sorted(n.attrs.items())},
+            "consts": dict(sorted(n.consts.items())),
         }
 
     return {
@@ -182,14 +195,21 @@ def from_json(doc: Mapping[str, Any], consts: Mapping[str, np.ndarray]) -> Graph
 
     def node(row: Mapping[str, Any]) -> Node:
         return Node(
-            op=row["op"], name=row["name"], inputs=tuple(row["inputs"]), shape=tuple(row["shape"]),
-            dtype=row["dtype"], attrs={k: tup(v) for k, v in row["attrs"].items()}, consts=dict(row["consts"]),
+            op=row["op"],
+            name=row["name"],
+            inputs=tuple(row["inputs"]),
+            shape=tuple(row["shape"]),
+            dtype=row["dtype"],
+            attrs={k: tup(v) for k, v in row["attrs"].items()},
+            consts=dict(row["consts"]),
         )
 
     try:
         return Graph(
-            inputs=tuple(node(r) for r in doc["inputs"]), nodes=tuple(node(r) for r in doc["nodes"]),
-            outputs=tuple(doc["outputs"]), consts=dict(consts),
+            inputs=tuple(node(r) for r in doc["inputs"]),
+            nodes=tuple(node(r) for r in doc["nodes"]),
+            outputs=tuple(doc["outputs"]),
+            consts=dict(consts),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise CorruptError(f"graph document is damaged: {error!r}") from error

@@ -121,12 +121,28 @@ def _avg_pool2d(node: Node, _consts: Consts, x: np.ndarray) -> np.ndarray:
     return windows(x, node.attrs).mean(axis=(4, 5), dtype=np.float64).astype(np.float32)
 
 
+def _global_avg_pool(_node: Node, _consts: Consts, x: np.ndarray) -> np.ndarray:
+    return x.mean(axis=(2, 3), keepdims=True, dtype=np.float64).astype(np.float32)
+
+
 def _sum_pool2d(node: Node, _consts: Consts, x: np.ndarray) -> np.ndarray:
     return windows(x, node.attrs).sum(axis=(4, 5), dtype=np.int64).astype(np.int32)
 
 
+def _slice_shape(attrs: Mapping[str, Any], _consts: Consts, ins: list[Shape]) -> Shape:
+    return tuple(len(range(*slice(*s).indices(d))) for s, d in zip(attrs["slices"], ins[0], strict=True))
+
+
 def _slice(node: Node, _consts: Consts, x: np.ndarray) -> np.ndarray:
     return x[(slice(None), *(slice(a, b, s) for a, b, s in node.attrs["slices"]))]
+
+
+def _pad_shape(attrs: Mapping[str, Any], _consts: Consts, ins: list[Shape]) -> Shape:
+    return tuple(d + before + after for d, (before, after) in zip(ins[0], attrs["pads"], strict=True))
+
+
+def _concat_shape(_attrs: Mapping[str, Any], _consts: Consts, ins: list[Shape]) -> Shape:
+    return (sum(s[0] for s in ins), *ins[0][1:])
 
 
 def _pad(node: Node, _consts: Consts, x: np.ndarray) -> np.ndarray:
@@ -157,9 +173,7 @@ def _epilogue_args(node: Node, consts: Consts, acc: np.ndarray, rest: tuple[np.n
 
 
 def _requantize(node: Node, consts: Consts, acc: np.ndarray, *rest: np.ndarray) -> np.ndarray:
-    return quant.requantize(
-        acc, lo=node.attrs["lo"], hi=node.attrs["hi"], **_epilogue_args(node, consts, acc, rest)
-    )
+    return quant.requantize(acc, lo=node.attrs["lo"], hi=node.attrs["hi"], **_epilogue_args(node, consts, acc, rest))
 
 
 def _affine(node: Node, consts: Consts, acc: np.ndarray, *rest: np.ndarray) -> np.ndarray:
@@ -169,9 +183,7 @@ def _affine(node: Node, consts: Consts, acc: np.ndarray, *rest: np.ndarray) -> n
 
 
 def _quantize(node: Node, _consts: Consts, x: np.ndarray) -> np.ndarray:
-    return quant.requantize(
-        x, np.float32(node.attrs["m"]), np.float32(0), lo=node.attrs["lo"], hi=node.attrs["hi"]
-    )
+    return quant.requantize(x, np.float32(node.attrs["m"]), np.float32(0), lo=node.attrs["lo"], hi=node.attrs["hi"])
 
 
 def _epilogue(node: Node, consts: Consts, acc: np.ndarray, *rest: np.ndarray) -> np.ndarray:
@@ -216,14 +228,11 @@ _ROWS = (
     Op("add", _first, lambda _n, _c, x, y: x + y, "join"),
     Op("max_pool2d", _pool_shape, _max_pool2d, "same"),
     Op("avg_pool2d", _pool_shape, _avg_pool2d, "same"),
-    Op("global_avg_pool", lambda _a, _c, i: (i[0][0], 1, 1),
-       lambda _n, _c, x: x.mean(axis=(2, 3), keepdims=True, dtype=np.float64).astype(np.float32), "same"),
+    Op("global_avg_pool", lambda _a, _c, i: (i[0][0], 1, 1), _global_avg_pool, "same"),
     Op("flatten", lambda _a, _c, i: (int(np.prod(i[0])),), lambda _n, _c, x: x.reshape(len(x), -1), "spread"),
-    Op("slice", lambda a, _c, i: tuple(len(range(*slice(*s).indices(d))) for s, d in zip(a["slices"], i[0], strict=True)),
-       _slice, "gather"),
-    Op("pad", lambda a, _c, i: tuple(d + p + q for d, (p, q) in zip(i[0], a["pads"], strict=True)), _pad, "gather"),
-    Op("concat", lambda _a, _c, i: (sum(s[0] for s in i), *i[0][1:]),
-       lambda _n, _c, *xs: np.concatenate(xs, axis=1), "concat"),
+    Op("slice", _slice_shape, _slice, "gather"),
+    Op("pad", _pad_shape, _pad, "gather"),
+    Op("concat", _concat_shape, lambda _n, _c, *xs: np.concatenate(xs, axis=1), "concat"),
     Op("unknown", _first, _unknown, "mix"),
     # integer stage
     Op("quantize", _first, _quantize, "same"),

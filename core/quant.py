@@ -22,8 +22,8 @@ def round_half_even(x: np.ndarray) -> np.ndarray:
 
 def affine(
     acc: np.ndarray,
-    m: np.ndarray,
-    b: np.ndarray,
+    m: np.ndarray | np.float32,
+    b: np.ndarray | np.float32,
     *,
     residual: np.ndarray | None = None,
     m_r: np.float32 | float = 0.0,
@@ -42,8 +42,8 @@ def affine(
 
 def requantize(
     acc: np.ndarray,
-    m: np.ndarray,
-    b: np.ndarray,
+    m: np.ndarray | np.float32,
+    b: np.ndarray | np.float32,
     *,
     lo: int,
     hi: int,

@@ -1,1 +1,4 @@
-"""COMPUTE: packed tensors and the kernel rows that multiply them. Imports core.encoding, core.quant, core.errors only."""
+"""COMPUTE: packed tensors and the kernel rows that multiply them.
+
+Imports core.encoding, core.quant and core.errors only.
+"""

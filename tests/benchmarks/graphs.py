@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from bitpress.core.graph import Graph, Node, run
 from bitpress.core.ops import OPS
 

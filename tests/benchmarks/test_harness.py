@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 import pytest
+
 from bitpress.benchmarks.harness import MIN_ROUNDS, Timing, measure, pinned, ratio
 
 

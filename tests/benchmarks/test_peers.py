@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from bitpress.benchmarks import peers
 from bitpress.core.errors import EnvironmentMissing, UsageError
 from bitpress.core.graph import FLOAT_OPS, Graph, run

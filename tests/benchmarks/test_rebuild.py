@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from bitpress.benchmarks.rebuild import rebuild
 from bitpress.compiler.execute import execute
 from bitpress.compiler.program import Program, Step

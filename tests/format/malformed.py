@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from bitpress.compiler import artifact, container, records
 
 FORMAT_MD = Path(__file__).parents[2] / "docs" / "format.md"

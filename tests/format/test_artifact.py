@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from bitpress.compiler import artifact, container
 from bitpress.compiler.container import FormatError
 from bitpress.compiler.execute import execute
@@ -57,7 +58,8 @@ def test_bytes_do_not_depend_on_dict_order_or_process() -> None:
     assert artifact.encode(turned) == artifact.encode(program)
     code = (
         f"import sys; sys.path.insert(0, {str(Path(samples.__file__).parent)!r}); import samples, hashlib;"
-        "from bitpress.compiler import artifact; print(hashlib.sha256(artifact.encode(samples.everything())).hexdigest())"
+        "from bitpress.compiler.artifact import encode;"
+        "print(hashlib.sha256(encode(samples.everything())).hexdigest())"
     )
     digests = {
         subprocess.run(

@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+
 from bitpress.compiler import artifact, container
 from bitpress.compiler.container import FormatError
 from bitpress.core.errors import CorruptError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+
 from bitpress.compiler.execute import execute
 from bitpress.compiler.program import Buffer, Epilogue, Program, Step
 from bitpress.core.encoding import parse
