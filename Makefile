@@ -1,0 +1,66 @@
+# One line each; `make help` lists them. Every target does its own set-up, in .venv, and only once.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+EXTRAS := search,onnx,bench,dev
+BIN := .venv/bin
+NATIVE_SOURCES := CMakeLists.txt $(wildcard kernels/*.def) $(shell find csrc -type f)
+CSRC = $$(git ls-files --cached --others --exclude-standard 'csrc/*.cc' 'csrc/*.h' 'csrc/*.inl')
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup native demo test test-slow test-all lint fmt types bench golden wheel clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.native ## virtual environment, dependencies, native module
+
+native: ## build the native module again
+	rm -f .venv/.native && $(MAKE) .venv/.native
+
+demo: setup ## train, search, compile, verify and bench the digits network, in a few minutes
+	$(BIN)/python -P -m bitpress.benchmarks.demo
+
+test: setup ## the tests, without the slow ones
+	$(BIN)/pytest -m "not slow"
+
+test-slow: setup ## the slow ones alone; BITPRESS_DATA=DIR adds those on real data
+	$(BIN)/pytest -m slow
+
+test-all: setup ## all tests
+	$(BIN)/pytest
+
+lint: setup ## ruff and clang-format, changing nothing
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $(CSRC)
+
+fmt: setup ## let ruff and clang-format rewrite what they can
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format . && $(BIN)/clang-format -i $(CSRC)
+
+# mypy cannot follow the mapping of folders to packages and would pass having looked at one file: it is shown a farm of
+# links in which every module lies where its name says.
+types: setup ## mypy, strict, over every module of the package
+	rm -rf build/types && mkdir -p build/types/bitpress && ln -s -t build/types/bitpress $(addprefix $(CURDIR)/,$(filter-out %__pycache__,$(wildcard bitpress/*)) core kernels compiler benchmarks) && MYPYPATH=build/types $(BIN)/mypy -p bitpress
+
+bench: setup ## pytest-benchmark suites of kernels and compiled networks
+	$(BIN)/pytest benchmarks/suites --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
+
+golden: setup ## rewrite the golden files of tests/golden; review the diff
+	$(BIN)/pytest -m "not slow" --update-golden
+
+wheel: setup ## dist/*.whl and dist/*.tar.gz
+	$(BIN)/python -m build --no-isolation
+
+clean: ## remove all that make made
+	rm -rf .venv build dist demo *.egg-info bitpress/_native*.so && find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Build requirements come first and are used as they are (no build isolation): pinned like everything else, and CMake's
+# cache stays good because their paths do not change.
+.venv/.deps: pyproject.toml constraints.txt bitpress/_version.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade -c constraints.txt pip setuptools wheel pybind11 cmake ninja
+	BITPRESS_NATIVE=0 $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+.venv/.native: .venv/.deps setup.py $(NATIVE_SOURCES)
+	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	touch $@
