@@ -1,0 +1,63 @@
+"""Problem: what a step asks for. Kernel: one row that can do it. Knows no backend and no numbers of a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.encoding import Encoding
+
+F32 = "f32"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One operation of the flat program, as far as the choice of a kernel depends on it.
+
+    `op`: a name of the program's steps; `w`: encoding of the weights, None without; `a`: what the step reads, an
+    encoding or "f32"; `rows`: output channels; `depth`: K of one row (a pool: its window); `pixels`: output pixels.
+    """
+
+    op: str
+    w: Encoding | None
+    a: Encoding | str
+    rows: int = 1
+    depth: int = 1
+    pixels: int = 1
+    groups: int = 1
+
+    @property
+    def w_bits(self) -> int:
+        """Bits of a weight, 0 without weights."""
+        return 0 if self.w is None else self.w.bits
+
+    @property
+    def a_bits(self) -> int:
+        """Bits of what is read; a float counts as 32."""
+        return self.a.bits if isinstance(self.a, Encoding) else 32
+
+    @property
+    def bits(self) -> str:
+        """For people: "w4a8", "a8", "f32"."""
+        a = f"a{self.a_bits}" if isinstance(self.a, Encoding) else F32
+        return a if self.w is None else f"w{self.w_bits}{a}"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One row of the table: which problems it computes exactly. `isa` is "reference" where numpy runs it."""
+
+    name: str
+    family: str
+    op: str
+    isa: str
+    w_bits: range
+    a_bits: range
+
+    def fits(self, problem: Problem) -> str | None:
+        """None if the row computes `problem`, else why not."""
+        if problem.op != self.op:
+            return f"computes {self.op}, not {problem.op}"
+        for side, bits, known in (("w", problem.w_bits, self.w_bits), ("a", problem.a_bits, self.a_bits)):
+            if bits not in known:
+                return f"has {side}{known.start}..{side}{known.stop - 1}, not {side}{bits}"
+        return None
