@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .._version import __version__
 from ..compiler.execute import execute
 from ..compiler.model import Model, native_module
 from ..compiler.program import Program
 from ..core.errors import CheckFailed, UsageError
+from ..host import head
 from . import dense as dense_network
 from . import peers as peer_families
 from . import roofline
@@ -63,28 +62,17 @@ def bench(
         for i, (count, batch) in enumerate(settings):
 
             def share(part: float, i: int = i, count: int = count, batch: int = batch) -> None:
-                progress(f"batch {batch}, {count} threads", (i + part) / len(settings))
+                progress(f"bench, batch {batch}, {count} thread{'s' if count > 1 else ''}", (i + part) / len(settings))
 
             runs.append(_run(artifact, families, images.check, batch, count, seconds, share))
     return {
-        "schema": "bitpress.bench",
-        "schema_version": 1,
-        "bitpress": __version__,
-        "host": {"cpu": cpu_name(), "isa": loaded.isa, "threads": max(threads), "gpu": None},
+        **head("bitpress.bench", isa=loaded.isa, threads=max(threads)),
         "artifact": str(artifact),
         "peer_source": net.source,
         "images": images.source,
         "seed": seed,
         "runs": runs,
     }
-
-
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware"))]
-    return names[0] if names else os.uname().machine
 
 
 def _recorded_data(program: Program) -> str | None:

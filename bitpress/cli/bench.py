@@ -1,0 +1,72 @@
+"""`bitpress bench`: milliseconds per layer beside BOPs, bytes and bounds; peers timed in the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from .command import Common, Numbers, Result, Words, verb
+from .tables import Column, Table
+
+LAYERS = (
+    Column("name", "layer"), Column("median", "ms", "ms"), Column("share", "share", "percent"),
+    Column("bops", "BOPs", "count"), Column("bytes", "bytes", "bytes"), Column("bound", "bound ms", "ms"), Column("efficiency", "of bound", "percent"),
+    Column("kernel", "kernel"), Column("isa", "ISA"),
+)  # fmt: skip
+PEERS = (
+    Column("name", "runtime"), Column("version", "version"), Column("median", "ms", "ms"),
+    Column("ratio", "peer / ours", "float"), Column("output_matches", "same top-1", "percent"),
+)  # fmt: skip
+
+
+@verb("bench", lists=True)
+@click.argument("artifact", metavar="X.bpk")
+@click.option(
+    "--vs",
+    type=Words(),
+    default="onnxruntime",
+    help="Peers by comma: onnxruntime, openvino, litert, torch; '' for none.",
+)
+@click.option("--against", metavar="RUN", help="The peers' dense network is that of RUN.")
+@click.option("--model", metavar="MODEL", help="The peers' dense network is MODEL.")
+@click.option("--weights", metavar="F", help="Weights of --model.")
+@click.option("--batch", type=Numbers(1, 65536), default="1", help="Batch sizes by comma.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.01, 3600), default=2.0, help="Time for each batch size and thread count."
+)
+def command(
+    common: Common, artifact: str, vs: tuple[str, ...], against: str | None, model: str | None, weights: str | None,
+    batch: tuple[int, ...], seconds: float,
+) -> Result:  # fmt: skip
+    """Times X.bpk layer by layer and against its peers, interleaved in one run.
+
+    Without --against and --model the peers run the dense network rebuilt from the artifact.
+    """
+    from ..benchmarks.bench import bench
+
+    document = bench(
+        artifact, vs=vs, batches=batch, threads=common.threads, against=against, model=model, weights=weights,
+        seconds=seconds, seed=common.seed, progress=common.progress,
+    )  # fmt: skip
+    return Result(document, tables(document), (f"peers run: {document['peer_source']}; images: {document['images']}",))
+
+
+def tables(document: Mapping[str, Any]) -> list[Table]:
+    """Per run: the layers with a footer of totals, then ours beside the peers."""
+    out = []
+    for run in document["runs"]:
+        total = run["total"]["median"]
+        setting = f"batch {run['batch']}, {run['threads']} thread{'s' if run['threads'] > 1 else ''}"
+        rows = [{**row, "share": None if row["median"] is None else row["median"] / total} for row in run["layers"]]
+        if run["unattributed"] is not None:
+            rows.append({"name": "unattributed", "median": run["unattributed"], "share": run["unattributed"] / total})
+        footer = {
+            "name": "total", "median": total, "share": 1.0, "bops": sum(row["bops"] for row in run["layers"]),
+            "bytes": sum(row["bytes"] for row in run["layers"]),
+        }  # fmt: skip
+        out.append(Table(f"Layers, {setting}", LAYERS, rows, footer))
+        ours = {"name": "bitpress", "version": document["bitpress"], "median": total, "ratio": 1.0}
+        out.append(Table(f"Runtimes, {setting}", PEERS, [ours, *run["peers"]]))
+    return out

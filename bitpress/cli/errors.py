@@ -1,0 +1,53 @@
+"""From an exception to a sentence on stderr and an exit code: the one place that knows both."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable
+
+import click
+
+from ..core.errors import BitpressError, EnvironmentMissing, UsageError
+
+INTERRUPTED = 130
+INTERNAL = 70  # a mistake of ours, with its traceback; EX_SOFTWARE of sysexits.h, apart from every promised code
+EXTRAS = {
+    "torch": "search", "safetensors": "search", "sklearn": "search", "PIL": "search", "onnx": "onnx",
+    "onnxruntime": "onnx", "triton": "gpu", "torchvision": "vision", "timm": "vision", "ray": "ray",
+    "pytest_benchmark": "bench", "jsonschema": "dev",
+}  # fmt: skip
+
+
+def code_of(error: BaseException) -> int | None:
+    """Prints the sentence that belongs to `error` and gives its exit code; None for a mistake of ours."""
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return _say("interrupted", INTERRUPTED)
+    if isinstance(error, BitpressError):
+        return _say(str(error), error.exit_code)
+    if isinstance(error, click.UsageError):
+        name = error.ctx.command_path if error.ctx is not None else "bitpress"
+        return _say(f"{error.format_message()} See `{name} --help`.", UsageError.exit_code)
+    if isinstance(error, click.ClickException):
+        return _say(error.format_message(), UsageError.exit_code)
+    if isinstance(error, ImportError):
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is not None:
+            return _say(missing_extra(error.name or "", extra), EnvironmentMissing.exit_code)
+    return None
+
+
+def missing_extra(module: str, extra: str) -> str:
+    """The sentence for a library that is not installed."""
+    return f"{module} is not installed; it comes with the extra [{extra}]: pip install 'bitpress[{extra}]'"
+
+
+def close(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean ...?" for a word that is not among `known`, "" where nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _say(text: str, code: int) -> int:
+    print(f"bitpress: {text}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,42 @@
+"""The head of every document: what made it, on which machine. Knows no verb and no key behind the head."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ._version import __version__
+
+SCHEMA_VERSION = 1
+
+
+def head(schema: str, *, isa: str | None = None, threads: int = 1, gpu: str | None = None) -> dict[str, Any]:
+    """First keys of the document `schema` ("bitpress.inspect"): versions and host.
+
+    `isa`: the instruction set in use, "reference" where numpy runs, None where nothing of ours computes.
+    """
+    return {
+        "schema": schema,
+        "schema_version": SCHEMA_VERSION,
+        "bitpress": __version__,
+        "host": {"cpu": cpu_name(), "isa": isa, "threads": threads, "gpu": gpu},
+    }
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    names = [value for key, value in _cpuinfo() if key in ("model name", "Hardware")]
+    return names[0] if names else os.uname().machine
+
+
+def cpu_features() -> frozenset[str]:
+    """Feature flags as the kernel lists them, without underscores: the spelling of kernels/isa.def."""
+    rows = [value for key, value in _cpuinfo() if key in ("flags", "Features")]
+    return frozenset(flag.replace("_", "") for flag in rows[0].split()) if rows else frozenset()
+
+
+def _cpuinfo() -> list[tuple[str, str]]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
+    return [(line.partition(":")[0].strip(), line.partition(":")[2].strip()) for line in lines]
