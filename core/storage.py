@@ -187,9 +187,9 @@ def _stored(graph: Graph, chains: tuple[Chain, ...], act: Mapping[str, Encoding]
 
     def choose(name: str) -> Stored:
         uses = tuple(_uses(graph, consumers, name))
-        if any(v in graph.outputs for v in _behind(consumers, name)):
-            return Stored(None, "")
         joins = [u for u in uses if u.op == "concat"]
+        if any(v in graph.outputs for first in (name, *(j.name for j in joins)) for v in _behind(consumers, first)):
+            return Stored(None, "")
         if len(joins) > 1:
             raise UnsupportedError(f"{name}: feeds {len(joins)} concatenations; one storage cannot serve them all")
         if joins:
