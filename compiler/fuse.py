@@ -25,9 +25,7 @@ def _absorb(graph: Graph) -> Graph:
     sums = {n.name: n for n in graph.nodes if n.op in PRODUCERS}
     for name in sums:
         if len(consumers[name]) != 1 or consumers[name][0].op not in EPILOGUES or name in graph.outputs:
-            raise CorruptError(
-                f"pruned graph: accumulator {name!r} must be read by one requantisation and nothing else"
-            )
+            raise CorruptError(f"pruned graph: accumulator {name!r} must be read by one requantisation only")
     nodes = []
     for node in graph.nodes:
         if node.name in sums:

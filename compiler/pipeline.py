@@ -1,6 +1,6 @@
 """compile(): the stages in order, each a line; what each made can be dumped, verified and stopped after.
 
-float Graph, plan, tensors -> integer -> prune -> fuse -> pack -> lower -> finish = Program, which artifact.py writes
+float Graph, plan, tensors -> integer -> prune -> fuse -> pack -> lower -> finish = Program (artifact.py writes it)
 """
 
 from __future__ import annotations
@@ -37,14 +37,10 @@ Stage = Graph | Packed | Program
 class Source(Protocol):
     """What compilation takes from a RUN (core.rundir.Run)."""
 
-    @property
-    def graph(self) -> Graph: ...
-    @property
-    def plan(self) -> CompressionPlan: ...
-    @property
-    def tensors(self) -> Mapping[str, np.ndarray]: ...
-    @property
-    def meta(self) -> Mapping[str, Any]: ...
+    graph: Graph  # float, constants filled
+    plan: CompressionPlan
+    tensors: Mapping[str, np.ndarray]
+    meta: Mapping[str, Any]
 
 
 @overload

@@ -1,4 +1,4 @@
-"""Accuracy of anything that maps images to outputs: the one definition, for RUN folders and for artifacts. numpy only."""
+"""Accuracy of anything that maps images to outputs: one definition for RUN folders and artifacts. numpy only."""
 
 from __future__ import annotations
 

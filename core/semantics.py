@@ -42,7 +42,7 @@ class Semantics:
                 self._last.setdefault(at, []).append(name)
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        """Normalised images float32 [N, C, H, W] -> outputs float32 [N, outputs], the graph's output in order C, H, W."""
+        """Normalised images float32 [N, C, H, W] -> float32 [N, outputs], in the order C, H, W."""
         name = self.graph.outputs[0]
         outputs = int(np.prod(self.graph.value(name).shape))
         parts = [self._batch(x[i : i + BATCH], keep=False)[name] for i in range(0, len(x), BATCH)]
