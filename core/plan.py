@@ -6,12 +6,16 @@ from `bits` stays float, a group absent from `keep` is whole; a filter with 0 bi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NewType
+from typing import TYPE_CHECKING, Any, NewType
 
 from .encoding import Encoding, parse
-from .errors import CorruptError
+from .errors import CorruptError, UnsupportedError
+from .graph import Graph
+
+if TYPE_CHECKING:
+    from .groups import Group
 
 LayerId = NewType("LayerId", str)  # name of a conv2d or linear node
 GroupId = NewType("GroupId", str)  # name of the group's first producer (core.groups)
@@ -19,6 +23,8 @@ GroupId = NewType("GroupId", str)  # name of the group's first producer (core.gr
 PLAN_SCHEMA = "bitpress.plan"
 PLAN_VERSION = 1
 RESIDUALS = ("int8", "float32")
+WEIGHT_BITS = (2, 4, 8)  # widths of weights that have kernels, beside the one bit of b1
+MAX_ACT_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +110,93 @@ def from_json(doc: Mapping[str, Any]) -> CompressionPlan:
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CorruptError(f"plan document is damaged: {error}") from error
+
+
+def validate(plan: CompressionPlan, graph: Graph, found: tuple[Group, ...] | None = None) -> None:
+    """Check that `plan` fits the float graph; `found`: the graph's groups, where the caller has them already.
+
+    CorruptError names the layer or group and the numbers: another fingerprint, an unknown layer or group, a layer
+    without bits, filters that are not those its group keeps, a group cut that must stay whole, an activation encoding
+    without a zero. UnsupportedError: a width without kernels.
+    """
+    from .groups import groups  # which knows this module's GroupId
+
+    if plan.graph != graph.fingerprint():
+        raise CorruptError(f"plan was made for graph {plan.graph}, this graph is {graph.fingerprint()}")
+    if plan.residual not in RESIDUALS:
+        raise CorruptError(f"plan: residual {plan.residual!r} is none of {', '.join(RESIDUALS)}")
+    found = groups(graph) if found is None else found
+    by_id = {group.id: group for group in found}
+    for name, keep in plan.keep.items():
+        if name not in by_id:
+            raise CorruptError(f"plan keeps channels of group {name!r}, which the graph lacks: {_known(by_id)}")
+        _check_keep(by_id[name], keep)
+    layers = {node.name: node for node in graph.nodes if node.op in ("conv2d", "linear")}
+    for layer in plan.bits:
+        if layer not in layers:
+            raise CorruptError(f"plan gives bits to layer {layer!r}, which the graph lacks: {_known(layers)}")
+    group_of = {value: group for group in found for value in group.values}
+    for layer in layers:
+        config = plan.bits.get(LayerId(layer))
+        if config is None:
+            raise CorruptError(f"plan gives no bits to layer {layer!r}")
+        group = group_of[layer]
+        _check_bits(layer, config)
+        _check_filters(layer, config, plan.keep.get(group.id, tuple(range(group.channels))), group.channels)
+
+
+def _known(names: Iterable[str]) -> str:
+    listed = list(names)
+    return f"it has {', '.join(listed[:4])}{', ...' if len(listed) > 4 else ''}"
+
+
+def _check_keep(group: Group, keep: tuple[int, ...]) -> None:
+    if not keep:
+        raise CorruptError(f"plan keeps no channel of group {group.id!r}: at least one of {group.channels} must stay")
+    if list(keep) != sorted(set(keep)):
+        raise CorruptError(f"plan: channels kept of group {group.id!r} are not ascending and distinct")
+    if keep[0] < 0 or keep[-1] >= group.channels:
+        bad = keep[0] if keep[0] < 0 else keep[-1]
+        raise CorruptError(f"plan keeps channel {bad} of group {group.id!r}, which has 0 .. {group.channels - 1}")
+    if not group.prunable and len(keep) < group.channels:
+        raise CorruptError(
+            f"plan keeps {len(keep)} of {group.channels} channels of group {group.id!r}, "
+            f"which must stay whole: {group.why}"
+        )
+
+
+def _check_bits(layer: str, config: BitConfig) -> None:
+    if not config.act.has_zero:
+        raise CorruptError(f"plan: input encoding {config.act} of layer {layer!r} has no zero, which padding needs")
+    if config.act.bits > MAX_ACT_BITS:
+        raise UnsupportedError(
+            f"layer {layer!r}: {config.act.bits}-bit activations have no kernel; there are 1 .. {MAX_ACT_BITS}"
+        )
+    for segment in config.weight:
+        if segment.encoding.bits not in WEIGHT_BITS and segment.encoding.name != "b1":
+            raise UnsupportedError(
+                f"layer {layer!r}: {segment.encoding} weights have no kernel; there are "
+                f"{', '.join(map(str, WEIGHT_BITS))} bits and b1"
+            )
+
+
+def _check_filters(layer: str, config: BitConfig, keep: tuple[int, ...], total: int) -> None:
+    for segment in config.weight:
+        filters = list(segment.filters)
+        if not filters:
+            raise CorruptError(f"plan: layer {layer!r} has a segment {segment.encoding} without filters")
+        if filters != sorted(set(filters)):
+            raise CorruptError(
+                f"plan: filters of segment {segment.encoding} of {layer!r} are not ascending and distinct"
+            )
+        if filters[0] < 0 or filters[-1] >= total:
+            bad = filters[0] if filters[0] < 0 else filters[-1]
+            raise CorruptError(f"plan: layer {layer!r} has filters 0 .. {total - 1}, a segment names {bad}")
+    listed = [f for segment in config.weight for f in segment.filters]
+    if len(listed) != len(set(listed)):
+        twice = next(f for f in sorted(set(listed)) if listed.count(f) > 1)
+        raise CorruptError(f"plan: filter {twice} of layer {layer!r} is in more than one segment")
+    if set(listed) != set(keep):
+        lost, extra = sorted(set(keep) - set(listed)), sorted(set(listed) - set(keep))
+        what = f"kept filter {lost[0]} is in no segment" if lost else f"filter {extra[0]} has bits but is pruned"
+        raise CorruptError(f"plan: layer {layer!r} keeps {len(keep)} filters, its segments hold {len(listed)}: {what}")
