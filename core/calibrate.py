@@ -1,0 +1,172 @@
+"""Ranges from data: post-training quantisation of a float graph, uniform in bits, without any training.
+
+Weights get one clip a filter, activations one a stored value; both are chosen by the squared error they cause. What
+is rounded where is `core.storage`'s business, and what the ranges become is `core.integer`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .encoding import Encoding, twos
+from .errors import CorruptError, UnsupportedError, UsageError
+from .graph import Graph, Node
+from .plan import BitConfig, CompressionPlan, LayerId, Segment
+from .quant import act_bounds, quantize_weight, round_half_even
+from .storage import LAYERS, Point, act_encoding, analyse
+from .supernet import FloatNet
+
+WEIGHT_BITS = (2, 4, 8)  # what the format packs and the search knows
+END_BITS = 8
+BINS = 2048
+FRACTIONS = np.linspace(0.02, 1.0, 99)  # of the largest magnitude: candidates for a clip
+WEIGHT_FRACTIONS = np.linspace(0.2, 1.2, 51)  # above 1: a 2-bit grid reaches further below zero than above
+BATCH_VALUES = 1 << 24  # pixels x channels of images that go through the network at once, at most
+
+
+def calibrate(
+    graph: Graph,
+    images: np.ndarray,
+    *,
+    weight_bits: int,
+    act_bits: int,
+    residual: str = "int8",
+    ends8: bool = True,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[CompressionPlan, dict[str, np.ndarray]]:
+    """Plan with the same widths everywhere (first and last layer at 8 bits if `ends8`), and all its tensors, float32.
+
+    `graph`: float, constants filled. `images`: normalised, float32 [n, C, H, W]. `progress` is told the share done.
+    CorruptError: NaN or infinite constants. UnsupportedError: an op or a width without kernels. UsageError: no
+    images, or of another shape.
+    """
+    _check(graph, images, weight_bits, act_bits)
+    plan = uniform_plan(graph, weight_bits, act_bits, residual=residual, ends8=ends8)
+    points = analyse(graph, {layer: bits.act for layer, bits in plan.bits.items()}, residual).points
+    tensors = {name: np.asarray(values, np.float32) for name, values in graph.consts.items()}
+    for node in graph.nodes:
+        if node.op in LAYERS:
+            tensors |= weight_clips(node, tensors[node.consts["weight"]])
+    tensors |= act_clips(graph, images, points, progress or (lambda _share: None))
+    tensors["golden_input"] = np.asarray(images[:1], np.float32)
+    return plan, tensors
+
+
+def uniform_plan(
+    graph: Graph, weight_bits: int, act_bits: int, *, residual: str = "int8", ends8: bool = True
+) -> CompressionPlan:
+    """Every filter at `weight_bits` (two's complement), every layer input at `act_bits`, nothing pruned."""
+    layers = [n for n in graph.nodes if n.op in LAYERS]
+    if not layers:
+        raise UnsupportedError("the network has no convolution and no linear layer")
+    bits = {}
+    for node in layers:
+        end = ends8 and node in (layers[0], layers[-1])
+        w, a = (END_BITS, END_BITS) if end else (weight_bits, act_bits)
+        segment = Segment(twos(w), tuple(range(node.shape[0])))
+        bits[LayerId(node.name)] = BitConfig((segment,), act_encoding(graph, node.name, a))
+    return CompressionPlan(graph.fingerprint(), bits, residual=residual)
+
+
+def weight_clips(node: Node, weight: np.ndarray) -> dict[str, np.ndarray]:
+    """ "{layer}.weight_clip" (8 bits: largest magnitude), ".4" and ".2" (least squared error), float32 [O] each.
+
+    All three are there whatever the plan says, so that its bits may be edited afterwards.
+    """
+    rows = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+    out = {f"{node.name}.weight_clip": rows.astype(np.float32)}
+    for bits in (4, 2):
+        best, least = rows.copy(), np.full(len(rows), np.inf)
+        for fraction in WEIGHT_FRACTIONS:
+            clip = (rows * fraction).astype(np.float32)
+            error = _weight_error(weight, clip, twos(bits))
+            best, least = np.where(error < least, clip, best), np.minimum(error, least)
+        out[f"{node.name}.weight_clip.{bits}"] = best.astype(np.float32)
+    return out
+
+
+def _weight_error(weight: np.ndarray, clip: np.ndarray, encoding: Encoding) -> np.ndarray:
+    """Squared error of every filter, float64 [O]."""
+    scale = np.where(clip > 0, clip.astype(np.float64) / encoding.hi, 1.0).reshape(-1, *(1,) * (weight.ndim - 1))
+    rest = quantize_weight(weight, scale, encoding) * scale - weight
+    return np.square(rest).reshape(len(weight), -1).sum(axis=1)
+
+
+def act_clips(
+    graph: Graph, images: np.ndarray, points: Sequence[Point], progress: Callable[[float], None]
+) -> dict[str, np.ndarray]:
+    """Clip tensor -> float32 [], the clip of least squared error over all values that it serves."""
+    net = FloatNet(graph).eval()
+    by_value: dict[str, list[Point]] = {}
+    for point in points:
+        by_value.setdefault(point.value, []).append(point)
+    largest = {p.clip: 0.0 for p in points}
+    for share, values in _walk(net, images, by_value):
+        for name, value in values:
+            top = float(value.abs().max())
+            for point in by_value[name]:
+                largest[point.clip] = max(largest[point.clip], top)
+        progress(share / 2)
+    counts = {clip: torch.zeros(BINS, dtype=torch.float64) for clip in largest}
+    for share, values in _walk(net, images, by_value):
+        for name, value in values:
+            for point in by_value[name]:
+                if largest[point.clip] > 0:
+                    counts[point.clip] += _histogram(value, largest[point.clip])
+        progress((1 + share) / 2)
+    encodings = {p.clip: p.encoding for p in points}
+    return {
+        clip: np.float32(best_clip(counts[clip].numpy(), top, encodings[clip])).reshape(())
+        for clip, top in largest.items()
+    }
+
+
+def best_clip(counts: np.ndarray, top: float, encoding: Encoding) -> float:
+    """Clip of least squared error for a histogram [bins] of magnitudes over (0, top]; 1 where nothing was seen."""
+    if top <= 0 or not counts.any():
+        return 1.0
+    hi = act_bounds(encoding)[1]
+    centres = (np.arange(len(counts)) + 0.5) * (top / len(counts))
+    errors = []
+    for fraction in FRACTIONS:
+        scale = top * fraction / hi
+        rest = np.minimum(round_half_even(centres / scale), hi) * scale - centres
+        errors.append(float((counts * rest * rest).sum()))
+    return float(top * FRACTIONS[int(np.argmin(errors))])
+
+
+def _histogram(value: Tensor, top: float) -> Tensor:
+    """Counts of magnitudes above 0, float64 [BINS]; exact zeros cause no error on any grid."""
+    magnitudes = value.abs().flatten()
+    counts = torch.histc(magnitudes[magnitudes > 0], BINS, 0.0, top)
+    return counts.double()
+
+
+def _walk(
+    net: FloatNet, images: np.ndarray, wanted: dict[str, list[Point]]
+) -> Iterator[tuple[float, list[tuple[str, Tensor]]]]:
+    """(share of the images done, values that somebody wants) batch by batch."""
+    batch = max(1, min(128, BATCH_VALUES // (int(np.prod(images.shape[1:])) * 32)))
+    for start in range(0, len(images), batch):
+        x = torch.from_numpy(np.ascontiguousarray(images[start : start + batch], np.float32))
+        with torch.no_grad():
+            yield min(1.0, (start + batch) / len(images)), [(n, v) for n, v in net.walk(x) if n in wanted]
+
+
+def _check(graph: Graph, images: np.ndarray, weight_bits: int, act_bits: int) -> None:
+    if weight_bits not in WEIGHT_BITS:
+        raise UnsupportedError(f"weights of {weight_bits} bits: kernels have {', '.join(map(str, WEIGHT_BITS))}")
+    if not 1 <= act_bits <= END_BITS:
+        raise UnsupportedError(f"activations of {act_bits} bits: kernels have 1 to {END_BITS}")
+    shape = graph.inputs[0].shape
+    if not len(images) or images.shape[1:] != shape:
+        raise UsageError(f"calibration images are {list(images.shape)}, the network takes [n, {list(shape)}], n > 0")
+    if not np.isfinite(images).all():
+        raise UsageError("calibration images hold NaN or infinity")
+    for name, values in graph.consts.items():
+        if not np.isfinite(values).all():
+            raise CorruptError(f"{name}: {int((~np.isfinite(values)).sum())} values are NaN or infinite")
