@@ -38,15 +38,27 @@ class CMakeBuild(build_ext):
     """Runs CMake + Ninja for the one extension."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Configures and builds; the module lands where setuptools wants it."""
         import pybind11
 
         out = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
         subprocess.run(
-            ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
-             "-DBITPRESS_PYTHON=ON", f"-DPython_EXECUTABLE={sys.executable}",
-             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DBITPRESS_MODULE_DIR={out}"],
+            [
+                "cmake",
+                "-S",
+                str(ROOT),
+                "-B",
+                str(build),
+                "-G",
+                "Ninja",
+                "-DCMAKE_BUILD_TYPE=Release",
+                "-DBITPRESS_PYTHON=ON",
+                f"-DPython_EXECUTABLE={sys.executable}",
+                f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+                f"-DBITPRESS_MODULE_DIR={out}",
+            ],
             check=True,
         )
         subprocess.run(["cmake", "--build", str(build), "--target", "_native"], check=True)
@@ -60,7 +72,7 @@ setup(
     version=version(),
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"bitpress": ["py.typed"], "bitpress.kernels": ["*.def"]},
+    package_data={"bitpress": ["py.typed", "*.pyi"], "bitpress.kernels": ["*.def"]},
     ext_modules=[Extension("bitpress._native", sources=[])] if native == "1" else [],
     cmdclass={"build_ext": CMakeBuild},
 )
