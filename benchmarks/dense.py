@@ -103,8 +103,8 @@ def _of_model(spec: str, weights: str | Path | None, program: Program) -> Dense:
     from ..core.models import load
 
     outputs = int(np.prod(program.buffers[program.output].shape))
-    shape = program.buffers[program.input].shape
-    loaded = load(spec, classes=outputs, in_shape=shape, weights=weights)
+    channels, height, width = program.buffers[program.input].shape
+    loaded = load(spec, classes=outputs, in_shape=(channels, height, width), weights=weights)
     named = f"{spec} with {weights}" if weights is not None else f"{spec} with random weights"
     return Dense(capture(loaded.module, loaded.in_shape), named)
 
@@ -112,7 +112,17 @@ def _of_model(spec: str, weights: str | Path | None, program: Program) -> Dense:
 def _of_data(spec: str, program: Program) -> Images:
     from ..core.data import load
 
-    raise NotImplementedError(f"{load} {spec} {program}")
+    channels, height, width = program.buffers[program.input].shape
+    data = load(spec, in_shape=(channels, height, width))
+    if data.shape != (channels, height, width):
+        raise UsageError(f"its images are {list(data.shape)}, the artifact takes {[channels, height, width]}")
+    wanted = CALIBRATION_IMAGES + CHECK_IMAGES
+    if len(data.train) < wanted:
+        raise UsageError(f"its training part has {len(data.train)} images, {wanted} are needed")
+    # every k-th image: the first ones of class folders are all of one class
+    chosen = np.arange(wanted) * len(data.train) // wanted
+    found = data.normalise(data.train.images[chosen], program.mean.tolist(), program.std.tolist())
+    return Images(found[::2], found[1::2], f"training images of {spec}")
 
 
 def _fits(found: Dense, program: Program) -> None:
