@@ -1,5 +1,47 @@
-"""Bitpress: joint pruning and mixed-precision search, compiled to packed low-bit kernels, measured."""
+"""Bitpress: joint pruning and mixed-precision search, compiled to packed low-bit kernels, measured.
+
+Ten names; each is imported when it is first used, so that `import bitpress` costs nothing and needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from .benchmarks.bench import bench as bench
+    from .compiler.inspect import inspect as inspect
+    from .compiler.model import load as load
+    from .compiler.verify import verify as verify
+    from .core.search import search as search
+    from .delivery import compile as compile
+    from .delivery import evaluate as evaluate
+    from .planning import plan as plan
+
+# name -> module that defines it
+_HOMES = {
+    "bench": ".benchmarks.bench",
+    "compile": ".delivery",
+    "evaluate": ".delivery",
+    "inspect": ".compiler.inspect",
+    "load": ".compiler.model",
+    "plan": ".planning",
+    "search": ".core.search",
+    "verify": ".compiler.verify",
+}
+
+__all__ = ["__version__", "bench", "compile", "evaluate", "inspect", "load", "plan", "search", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,4 +1,4 @@
-"""The head of every document: what made it, on which machine. Knows no verb and no key behind the head."""
+"""The head of every document: what made it, on which machine; and how a text is written. Knows no verb."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ._version import __version__
+from .core.errors import UsageError
 
 SCHEMA_VERSION = 1
 
@@ -34,6 +35,17 @@ def cpu_features() -> frozenset[str]:
     """Feature flags as the kernel lists them, without underscores: the spelling of kernels/isa.def."""
     rows = [value for key, value in _cpuinfo() if key in ("flags", "Features")]
     return frozenset(flag.replace("_", "") for flag in rows[0].split()) if rows else frozenset()
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole file or none of it; UsageError where it cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _cpuinfo() -> list[tuple[str, str]]:

@@ -12,8 +12,8 @@ from .tables import Column, Table
 
 LAYERS = (
     Column("name", "layer"), Column("median", "ms", "ms"), Column("share", "share", "percent"),
-    Column("bops", "BOPs", "count"), Column("bytes", "bytes", "bytes"), Column("bound", "bound ms", "ms"), Column("efficiency", "of bound", "percent"),
-    Column("kernel", "kernel"), Column("isa", "ISA"),
+    Column("bops", "BOPs", "count"), Column("bytes", "bytes", "int"), Column("bound", "bound ms", "ms"),
+    Column("efficiency", "of bound", "percent"), Column("kernel", "kernel"), Column("isa", "ISA"),
 )  # fmt: skip
 PEERS = (
     Column("name", "runtime"), Column("version", "version"), Column("median", "ms", "ms"),

@@ -17,6 +17,7 @@ import click
 
 from .._version import __version__
 from ..core.errors import CheckFailed, EnvironmentMissing, UsageError
+from ..host import write_text
 from . import environment
 from .errors import INTERNAL, close, code_of
 from .progress import Progress
@@ -226,18 +227,33 @@ def _common(given: dict[str, Any]) -> Common:
     quiet, verbose = given.pop("quiet"), given.pop("verbose")
     if quiet and verbose:
         raise UsageError("-q and -v contradict each other: give one of them")
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.WARNING,
-        stream=sys.stderr,
-        format="%(name)s: %(message)s",
-        force=True,
-    )
-    if not verbose:
-        logging.getLogger("bitpress").setLevel(logging.ERROR if quiet else logging.INFO)
+    _log(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
     return Common(
         json=given.pop("json"), format=given.pop("format", "table"), quiet=quiet, verbose=verbose,
         seed=given.pop("seed"), threads=threads, given=named, progress=Progress(quiet=quiet),
     )  # fmt: skip
+
+
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to whatever stderr is at that moment."""
+
+    @property
+    def stream(self) -> Any:
+        """Where it writes."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        """The base class sets it; it changes nothing."""
+
+
+def _log(level: int) -> None:
+    logger = logging.getLogger("bitpress")
+    if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
+        handler = _Stderr()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(level)
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, value: str | None) -> None:  # noqa: ARG001
@@ -310,14 +326,3 @@ def _print(result: Result) -> None:
         console.print(to_rich(table))
     for note in result.notes:
         console.print(note, markup=False)
-
-
-def write_text(path: Path, text: str) -> None:
-    """The whole file or none of it; UsageError where it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error

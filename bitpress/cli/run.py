@@ -28,9 +28,7 @@ def command(common: Common, artifact: str, source: str, output: str, batch: int)
 
     model = load(artifact, threads=common.thread)
     images = _read(source)
-    if images.dtype not in (np.uint8, np.float32) or images.ndim != 4:
-        model.prepare(images)  # refuses, with the shape that it wants
-    model.prepare(images[:0])
+    model.prepare(images[:1] if images.ndim == 4 else images)  # refuses what does not fit, before any work
     start = time.perf_counter()
     parts = []
     for at in range(0, len(images), batch):

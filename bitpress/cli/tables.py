@@ -17,7 +17,7 @@ SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 class Column:
     """Where a cell comes from, what stands over it and how it is written.
 
-    `kind`: "text"; "count" (12.3 M); "bytes"; "ms"; "percent" (a share); "shape"; "float". Machine formats ignore it.
+    `kind`: "text"; "count" (12.3 M); "int" (12,345); "ms"; "percent" (a share); "shape"; "float". For people only.
     """
 
     key: str
@@ -55,7 +55,7 @@ def cell(value: Any, kind: str) -> str:
         return "yes" if value else "no"
     if kind == "count":
         return si(value)
-    if kind == "bytes":
+    if kind == "int":
         return f"{value:,}"
     if kind == "ms":
         return f"{value:.4f}" if value < 1 else f"{value:.3f}"

@@ -1,0 +1,229 @@
+"""The `bitpress.compile` document: a RUN, or a network quantised without training, becomes an artifact. Prints nothing.
+
+A post-training RUN holds what a searched one holds; nothing is written before everything has succeeded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .core.errors import UnsupportedError, UsageError
+from .host import head, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .core.graph import Graph
+    from .core.plan import CompressionPlan
+
+PTQ = "ptq"
+CALIBRATION_IMAGES = 512
+Progress = Callable[[str, float], None]
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a network is quantised without training.
+
+    `quantize`: "w8a8"; `calibrate`: DATA or "random:N", `images` of its training part; the rest says what MODEL is.
+    """
+
+    quantize: str
+    calibrate: str
+    images: int = CALIBRATION_IMAGES
+    residual: str = "int8"
+    classes: int | None = None
+    in_shape: Shape | None = None
+    weights: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What compilation takes: as `core.rundir.Run`."""
+
+    graph: Graph
+    plan: CompressionPlan
+    tensors: Mapping[str, np.ndarray]
+    meta: Mapping[str, Any]
+
+
+def compile(
+    source: str | Path,
+    output: str | Path | None,
+    *,
+    recipe: Recipe | None = None,
+    run: str | Path | None = None,
+    target: str | None = None,
+    stop_after: str | None = None,
+    dump_dir: str | Path | None = None,
+    progress: Progress = lambda _what, _share: None,
+) -> dict[str, Any]:
+    """Compiles the RUN folder `source`, or with a `recipe` the MODEL that it names, into the file `output`.
+
+    `run`: folder that keeps what the recipe made. `stop_after` a stage: nothing is written but `dump_dir`. Refusals
+    leave earlier files as they were.
+    """
+    from .compiler import artifact
+    from .compiler.pipeline import STAGES, compile_run
+
+    start = time.perf_counter()
+    path = Path(source)
+    _check_request(path, output, recipe, run, stop_after)
+    if stop_after is not None and stop_after not in STAGES:
+        raise UsageError(f"--stop-after {stop_after!r}: stages are {', '.join(STAGES)}")
+    if recipe is not None:
+        made = quantise(str(source), recipe, progress=progress)
+    else:
+        from .core.rundir import load_run
+
+        loaded = load_run(path)
+        made = _Source(loaded.graph, loaded.plan, loaded.tensors, loaded.meta)
+    progress("compile", 0.9)
+    if stop_after is not None:
+        compile_run(made, stop_after=stop_after, dump_dir=dump_dir, target=target)
+        size = None
+    else:
+        program = compile_run(made, dump_dir=dump_dir, target=target)
+        if run is not None:
+            assert recipe is not None, "checked above"
+            keep(run, str(source), made, recipe, time.perf_counter() - start)
+        assert output is not None, "checked above"
+        size = artifact.write(program, output)
+    progress("compile", 1.0)
+    method = PTQ if recipe is not None else made.meta.get("method")
+    return {
+        **head("bitpress.compile"),
+        "source": str(source), "artifact": None if stop_after else str(output),
+        "run": None if run is None else str(run),
+        "method": method, "quantize": None if recipe is None else recipe.quantize, **_figures(made), "file_bytes": size,
+        "stages": list(STAGES if stop_after is None else STAGES[: STAGES.index(stop_after) + 1]),
+        "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+
+
+def quantise(model: str, recipe: Recipe, *, progress: Progress = lambda _what, _share: None) -> _Source:
+    """The network `model` with ranges from data and uniform bits. An unknown op is refused before any work."""
+    import numpy as np
+
+    from .core.calibrate import calibrate
+    from .core.capture import capture
+    from .core.data import load as load_data
+    from .core.encoding import parse_bits
+    from .core.models import load
+    from .planning import refuse_unknown
+
+    if recipe.images < 1:
+        raise UsageError(f"--calibration-images {recipe.images}: at least 1 is needed")
+    try:
+        w, a = parse_bits(recipe.quantize)
+    except ValueError as error:
+        raise UsageError(f"--quantize: {error}") from error
+    loaded = load(
+        model,
+        classes=recipe.classes,
+        in_shape=recipe.in_shape,
+        weights=recipe.weights,
+        mean=recipe.mean,
+        std=recipe.std,
+    )
+    graph = capture(loaded.module, loaded.in_shape)
+    refuse_unknown(graph, model)
+    data = load_data(recipe.calibrate, in_shape=loaded.in_shape, seed=recipe.seed)
+    if data.classes:
+        data.require_fit(loaded.in_shape, loaded.classes)
+    images = data.normalise(np.asarray(data.train.images[: recipe.images]), loaded.mean, loaded.std)
+    plan, tensors = calibrate(
+        graph, images, weight_bits=w, act_bits=a, residual=recipe.residual,
+        progress=lambda share: progress(f"calibrate, {len(images)} images", 0.9 * share),
+    )  # fmt: skip
+    meta = {
+        "model": model, "in_shape": list(loaded.in_shape), "classes": loaded.classes, "mean": list(loaded.mean),
+        "std": list(loaded.std), "labels": list(loaded.labels or data.labels), "method": PTQ,
+        "data": recipe.calibrate if data.classes else None, "seed": recipe.seed,
+    }  # fmt: skip
+    return _Source(graph, plan, tensors, meta)
+
+
+def keep(run: str | Path, model: str, made: _Source, recipe: Recipe, seconds: float) -> None:
+    """Writes what a recipe made as a RUN: graph, plan, tensors, result and the values that made it."""
+    from .core.bops import count
+    from .core.rundir import write_run
+
+    totals = count(made.graph, made.plan).totals
+    result = {
+        **head("bitpress.result"),
+        "method": PTQ, "baseline_top1": None, "top1": None, "bops": totals.bops, "bops_fp32": totals.bops_fp32,
+        "bops_ratio": totals.bops_ratio, "bops_convention": totals.bops_convention,
+        "weight_bytes": totals.weight_bytes, "latency": None, "budget": [], "epochs": 0, "seconds": seconds,
+        "data": made.meta["data"], "seed": recipe.seed,
+    }  # fmt: skip
+    values = {
+        "method": PTQ, "model": model, "quantize": recipe.quantize, "calibrate": recipe.calibrate,
+        "calibration_images": recipe.images, "residual": recipe.residual, "classes": made.meta["classes"],
+        "in_shape": made.meta["in_shape"], "mean": made.meta["mean"], "std": made.meta["std"], "seed": recipe.seed,
+        "data": made.meta["data"], "files": _digests(recipe.weights),
+    }  # fmt: skip
+    folder = Path(run)
+    write_run(folder, made.graph, made.plan, made.tensors, made.meta)
+    for name, document in (("result.json", result), ("run.json", values)):
+        write_text(folder / name, json.dumps(document, indent=2) + "\n")
+
+
+def _digests(weights: str | None) -> dict[str, str]:
+    return {} if weights is None else {"weights": hashlib.sha256(Path(weights).read_bytes()).hexdigest()}
+
+
+def _figures(made: _Source) -> dict[str, Any]:
+    from .core.bops import count
+
+    totals = count(made.graph, made.plan).totals
+    return {
+        "weight_bytes": totals.weight_bytes, "fp32_bytes": totals.fp32_bytes, "bops": totals.bops,
+        "bops_ratio": totals.bops_ratio,
+    }  # fmt: skip
+
+
+def _check_request(
+    path: Path, output: str | Path | None, recipe: Recipe | None, run: str | Path | None, stop_after: str | None
+) -> None:
+    """What contradicts itself, and folders in which nothing can be written, before any work."""
+    if path.suffix == ".onnx":
+        raise UnsupportedError(f"{path}: ONNX files cannot be read yet; give the network as file.py:factory")
+    if output is None and stop_after is None:
+        raise UsageError("-o X.bpk is missing: where shall the artifact go?")
+    if recipe is None and run is not None:
+        raise UsageError("--run keeps what --quantize makes: it needs --quantize and --calibrate")
+    if recipe is not None and path.is_dir():
+        raise UsageError(
+            f"{path} is a RUN, its plan says the bits: leave out --quantize and --calibrate, or name a MODEL"
+        )
+    if recipe is None and not path.is_dir():
+        raise UsageError(
+            f"{path} is no RUN folder; to compile a MODEL without a search give --quantize and --calibrate"
+        )
+    if output is not None and not Path(output).parent.is_dir():
+        raise UsageError(f"-o {output}: there is no folder {Path(output).parent}")
+    if run is not None:
+        _check_run(Path(run))
+
+
+def _check_run(folder: Path) -> None:
+    """A RUN may replace a post-training one, nothing else that exists."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        method = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("method")
+    except (OSError, ValueError, AttributeError):
+        raise UsageError(f"--run {folder} exists and is no RUN: name another folder") from None
+    if method != PTQ:
+        raise UsageError(f"--run {folder} holds a RUN of method {method}: name another folder")
