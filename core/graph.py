@@ -101,13 +101,8 @@ class Graph:
             consts = " ".join(
                 f"{k}:{tuple(self.consts[v].shape) if v in self.consts else '?'}" for k, v in sorted(n.consts.items())
             )
-            lines.append(
-                " ".join(
-                    filter(
-                        None, (f"%{n.name}: {_type(n)} = {n.op}({', '.join('%' + i for i in n.inputs)})", attrs, consts)
-                    )
-                )
-            )
+            call = f"%{n.name}: {_type(n)} = {n.op}({', '.join('%' + i for i in n.inputs)})"
+            lines.append(" ".join(filter(None, (call, attrs, consts))))
         lines.append("output " + ", ".join("%" + o for o in self.outputs))
         return "\n".join(lines) + "\n"
 
