@@ -56,7 +56,7 @@ def requantize(
 
 
 def act_bounds(encoding: Encoding) -> tuple[int, int]:
-    """Clamp bounds of an activation: unsigned 0..2**b-1, signed symmetric (clip(x/v, -1, 1) of methods A.1.1)."""
+    """Clamp bounds of an activation: unsigned 0..2**b-1, signed symmetric (clip(x/v, -1, 1))."""
     return (0, encoding.hi) if encoding.lo >= 0 else (-encoding.hi, encoding.hi)
 
 
@@ -90,7 +90,7 @@ def quantize_weight(w: np.ndarray, scale: np.ndarray | float, encoding: Encoding
 
 
 def normalize_u8(images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """uint8 NCHW -> float32 (x/255 - mean)/std, each operation rounded (contract 2). `mean`, `std` float32 [C]."""
+    """uint8 NCHW -> float32 (x/255 - mean)/std, each operation rounded. `mean`, `std` float32 [C]."""
     shape = (1, -1, 1, 1)
     x = images.astype(np.float32) / np.float32(255)
     x = x - np.asarray(mean, np.float32).reshape(shape)
