@@ -29,7 +29,7 @@ from .prune import prune
 STAGES = ("integer", "prune", "fuse", "pack", "lower", "finish")
 _GRAPH_STAGES = {"integer": "integer", "prune": "pruned", "fuse": "fused"}
 GOLDEN_SEED = 0
-RECORDED = ("model", "data", "method", "seed")  # what meta repeats from a RUN
+RECORDED = ("model", "data", "method")  # what meta repeats from a RUN
 
 Stage = Graph | Packed | Program
 

@@ -195,9 +195,12 @@ class _Builder:
         return self.pool(node, data, want) if node.op in POOLS else self.layer(node, data, want)
 
     def read(self, layer: str, source: str, want: Stored) -> str:
-        """The input of a layer, requantised where it is stored otherwise; its name."""
+        """The input of a layer, requantised where it is stored otherwise; its name.
+
+        Equal encodings with equal clips are the same levels: nothing to do, whatever the clips' names.
+        """
         stored = self.storage.stored[source]
-        if stored == want:
+        if stored.encoding == want.encoding and self.scale(stored) == self.scale(want):
             return self.held(source)
         factor = np.full(self.graph.value(source).shape[0], self.scale(stored))
         self.epilogue(_Sum(self.held(source), factor, 0 * factor), f"{layer}.input", source, want, (), None)
