@@ -22,7 +22,8 @@ from .ops import OPS
 INPUT = "input"
 BATCH = 2  # of the example: the smallest that export does not take for a constant of the network
 _END = 2**62  # slices "to the end" carry 2**63 - 1
-_WHOLE = (None, None, None)
+_Part = tuple[int | None, int | None, int | None]
+_WHOLE: _Part = (None, None, None)
 
 Shape = tuple[int, ...]
 Pads = tuple[int, int, int, int]  # top, left, bottom, right
@@ -191,10 +192,9 @@ def _call(tracer: _Tracer, node: fx.Node) -> None:
     if overload in _SILENT:
         return
     if overload == "getitem":
-        source = tracer.made.get(node.args[0].name)  # type: ignore[union-attr]
-        index = node.args[1]
-        if isinstance(source, tuple) and index < len(source):  # type: ignore[operator]
-            tracer.made[node.name] = source[index]  # type: ignore[index, assignment]
+        source, index = _value(tracer, node.args[0]), node.args[1]
+        if isinstance(source, tuple) and isinstance(index, int) and index < len(source):
+            tracer.made[node.name] = source[index]
         return
     rule = _RULES.get(overload.removesuffix(".default"))
     try:
@@ -472,7 +472,7 @@ def _slice(tracer: _Tracer, args: _Args) -> str:
     if dim == 0:
         raise _NoRow
     part = (start or None, None if end == size else end, None if step == 1 else step)
-    slices = [_WHOLE] * len(shape)
+    slices: list[_Part] = [_WHOLE] * len(shape)
     before = tracer.nodes[x]
     if before.op == "slice" and before.attrs["slices"][dim - 1] == _WHOLE:  # x[:, :, ::2, ::2] arrives as two
         x, slices = before.inputs[0], list(before.attrs["slices"])

@@ -106,11 +106,12 @@ class Data:
             raise UsageError(
                 f"{self.spec}: images have {images.shape[1]} channels, mean {len(mean)} and std {len(std)} values"
             )
+        m, s = np.asarray(mean, np.float32), np.asarray(std, np.float32)
         if self.divisor == 255:
-            return quant.normalize_u8(images, np.float32(mean), np.float32(std))
+            return quant.normalize_u8(images, m, s)
         x = images.astype(np.float32) / np.float32(self.divisor)
-        x = x - np.float32(mean).reshape(1, -1, 1, 1)
-        return x / np.float32(std).reshape(1, -1, 1, 1)
+        x = x - m.reshape(1, -1, 1, 1)
+        return x / s.reshape(1, -1, 1, 1)
 
     def augment(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A training batch moved by random crops of the padded images and random flips, where the set wants that."""

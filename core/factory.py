@@ -48,7 +48,7 @@ def load_factory(spec: str) -> Callable[..., Any]:
     factory = getattr(module, name, None)
     if not callable(factory):
         raise UsageError(f"{spec}: {text} has no function {name!r}")
-    return factory  # type: ignore[no-any-return]
+    return factory
 
 
 def call_factory(spec: str, **optional: object) -> Any:
@@ -58,8 +58,8 @@ def call_factory(spec: str, **optional: object) -> Any:
     """
     factory = load_factory(spec)
     try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):
+        parameters = dict(inspect.signature(factory).parameters)
+    except (TypeError, ValueError):  # of a callable written in C
         parameters = {}
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     given = {k: v for k, v in optional.items() if v is not None and (takes_all or k in parameters)}

@@ -132,9 +132,9 @@ def validate(plan: CompressionPlan, graph: Graph, found: tuple[Group, ...] | Non
             raise CorruptError(f"plan keeps channels of group {name!r}, which the graph lacks: {_known(by_id)}")
         _check_keep(by_id[name], keep)
     layers = {node.name: node for node in graph.nodes if node.op in ("conv2d", "linear")}
-    for layer in plan.bits:
-        if layer not in layers:
-            raise CorruptError(f"plan gives bits to layer {layer!r}, which the graph lacks: {_known(layers)}")
+    strange = [layer for layer in plan.bits if layer not in layers]
+    if strange:
+        raise CorruptError(f"plan gives bits to layer {strange[0]!r}, which the graph lacks: {_known(layers)}")
     group_of = {value: group for group in found for value in group.values}
     for layer in layers:
         config = plan.bits.get(LayerId(layer))

@@ -65,13 +65,14 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.stages = len(blocks)
         depth = 64
         for stage, count in enumerate(blocks):
             width, parts = 64 * 2**stage, []
             for i in range(count):
                 parts.append(block(depth, width, 2 if stage and not i else 1))
                 depth = width * block.expansion
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*parts))
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*parts))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(depth, classes)
         start(self)
@@ -79,7 +80,8 @@ class ResNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Stem, four stages, average, classifier."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in range(1, self.stages + 1):
+            x = self.get_submodule(f"layer{stage}")(x)
         return self.fc(self.avgpool(x).flatten(1))
 
 
