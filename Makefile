@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRAS := search,onnx,bench,dev
 BIN := .venv/bin
 NATIVE_SOURCES := CMakeLists.txt $(wildcard kernels/*.def) $(shell find csrc -type f)
-CSRC = $$(git ls-files --cached --others --exclude-standard 'csrc/*.cc' 'csrc/*.h' 'csrc/*.inl')
+CSRC := $(shell find csrc -name '*.cc' -o -name '*.h' -o -name '*.inl')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
