@@ -41,3 +41,9 @@ class EnvironmentMissing(BitpressError):
     """The host lacks something: an ISA, a GPU, an extra, the native module."""
 
     exit_code = 5
+
+
+class Interrupted(BitpressError):
+    """SIGINT or SIGTERM came; the state is saved and the same command continues."""
+
+    exit_code = 130

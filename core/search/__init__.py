@@ -1,1 +1,260 @@
-"""Search methods: one file a method (schedule and objective only); the registry is `SEARCHES`."""
+"""Search methods: one file a method (schedule and objective only); the registry is `SEARCHES`.
+
+`search` is what the command line calls: everything that can be refused is refused before any work; then float
+training, the method, and one look at the test part, by the integer semantics.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import bops, models
+from ..capture import capture
+from ..cost import GROUP_SIZE, MAX_PRUNING_RATIO, Budget, check_reachable, parse_budget, plan_cost, search_space
+from ..data import Data
+from ..data import load as load_data
+from ..errors import CheckFailed, UnsupportedError, UsageError
+from ..evaluate import evaluate as accuracy
+from ..factory import is_factory
+from ..graph import Graph
+from ..integer import integer
+from ..job import Settings, locked, open_run, schedule, sha256
+from ..plan import RESIDUALS
+from ..rundir import RESULT, read_json, write_json, write_run
+from ..semantics import Semantics
+from ..supernet import FloatNet, SuperNet
+from ..train import Job, Loop, Progress, Samples, Training
+from . import sbs
+
+Method = Callable[[Job], SuperNet]
+SEARCHES: Mapping[str, Method] = {"sbs": sbs.search}
+PROMISED = ("sbs", "djpq", "ajpq", "bayesian-bits", "two-stage", "uniform")
+DISTILL = 0.5  # share of the loss that comes from the float network's outputs (methods F)
+RESULT_SCHEMA, RESULT_VERSION = "bitpress.search", 1
+TRAINING_COST = 6  # operations of a float step per MAC and image: forward and backward, two each
+
+
+def search(
+    model: str,
+    *,
+    data: str,
+    budgets: Sequence[str],
+    out: str | Path,
+    method: str = "sbs",
+    weights: str | Path | None = None,
+    classes: int | None = None,
+    in_shape: tuple[int, int, int] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    residual: str = "int8",
+    epochs_float: int | None = None,
+    epochs_search: int | None = None,
+    epochs_finetune: int | None = None,
+    lr_float: float | None = None,
+    lr_search: float | None = None,
+    lr_thresholds: float | None = None,
+    lr_finetune: float | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    group_size: int = GROUP_SIZE,
+    max_pruning_ratio: float = MAX_PRUNING_RATIO,
+    distill: float = DISTILL,
+    progress: Callable[[Progress], None] | None = None,
+) -> dict[str, Any]:
+    """Searches `model` on `data` under `budgets` and leaves a RUN in `out`; the content of its result.json.
+
+    A RUN of the same settings is continued, a finished one returns its result. UsageError, UnsupportedError or
+    CheckFailed (a budget that cannot be reached) before any work; Interrupted on a signal, with the state saved.
+    """
+    run = method_of(method)
+    found = tuple(parse_budget(text) for text in budgets)
+    _check(found, residual, distill, seed, threads)
+    threads = threads or len(os.sched_getaffinity(0))
+    changes = {
+        "epochs_float": epochs_float, "epochs_search": epochs_search, "epochs_finetune": epochs_finetune,
+        "lr_float": lr_float, "lr_search": lr_search, "lr_thresholds": lr_thresholds, "lr_finetune": lr_finetune,
+        "batch": batch,
+    }  # fmt: skip
+    planned = schedule(data, changes)
+    if weights is not None:
+        planned = replace(planned, epochs_float=0)
+    with _torch(threads, seed):
+        loaded = models.load(model, classes=classes, in_shape=in_shape, weights=weights, mean=mean, std=std)
+        graph = capture(loaded.module, loaded.in_shape)
+        space = search_space(graph, group_size=group_size, max_pruning_ratio=max_pruning_ratio)
+        check_reachable(graph, found, space)
+        images = load_data(data, in_shape=loaded.in_shape, seed=seed)
+        images.require_fit(loaded.in_shape, loaded.classes)
+        settings = Settings(
+            model, data, method, tuple(sorted(budgets)), _files(model, weights, images), loaded.classes,
+            loaded.in_shape, loaded.mean, loaded.std, residual, planned, seed, threads, group_size, max_pruning_ratio,
+            distill,
+        )  # fmt: skip
+        folder = Path(out)
+        with locked(folder):
+            open_run(folder, settings)
+            if (folder / RESULT).exists():
+                return read_json(folder / RESULT)
+            job = Job(settings, graph, space, found, _samples(images, settings), None, None)  # type: ignore[arg-type]
+            names = images.labels or loaded.labels
+            return _work(folder, job, images, run, progress, names)
+
+
+def method_of(name: str) -> Method:
+    """The method of that name; UnsupportedError for one that is promised but not here, UsageError for another."""
+    if name in SEARCHES:
+        return SEARCHES[name]
+    here = ", ".join(SEARCHES)
+    if name in PROMISED:
+        raise UnsupportedError(f"--method {name} is not in this version; it has {here}")
+    raise UsageError(f"unknown --method {name!r}; this version has {here}")
+
+
+def _check(budgets: tuple[Budget, ...], residual: str, distill: float, seed: int, threads: int | None) -> None:
+    if not budgets:
+        raise UsageError("a search needs a budget, for example --budget bops=2%")
+    kinds = [b.kind for b in budgets]
+    if len(set(kinds)) < len(kinds):
+        raise UsageError(f"budgets {', '.join(b.text for b in budgets)}: one bound of a kind, please")
+    if residual not in RESIDUALS:
+        raise UsageError(f"--residual {residual!r} is none of {', '.join(RESIDUALS)}")
+    if not 0 <= distill <= 1:
+        raise UsageError(f"--distill {distill} is a share of the loss, within [0, 1]")
+    if seed < 0:
+        raise UsageError(f"--seed {seed}: at least 0")
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads {threads}: at least 1")
+
+
+@contextmanager
+def _torch(threads: int, seed: int) -> Iterator[None]:
+    """Torch with that many threads and that seed; threads as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _files(model: str, weights: str | Path | None, images: Data) -> dict[str, str]:
+    """SHA-256 of everything that was read."""
+    out = {f"data/{name}": digest for name, digest in images.files.items()}
+    if weights is not None:
+        out["weights"] = sha256(Path(weights))
+    for what, spec in (("model", model), ("data", images.spec)):
+        if is_factory(spec):
+            out[what] = sha256(Path(spec.rpartition(":")[0]).expanduser())
+    return out
+
+
+def _samples(images: Data, settings: Settings) -> Samples:
+    """The training part, drawn with augmentation; the held-out slice, normalised."""
+    train, held = images.train, images.validation
+    if not len(train) or not len(held):
+        raise UsageError(f"{images.spec} has {len(train)} images to train on and {len(held)} to validate with")
+
+    def draw(numbers: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        raw = images.augment(np.asarray(train.images[numbers]), rng)
+        return images.normalise(raw, settings.mean, settings.std), train.labels[numbers]
+
+    normalised = images.normalise(np.asarray(held.images[:]), settings.mean, settings.std)
+    return Samples(len(train), draw, (normalised, held.labels))
+
+
+def _work(
+    folder: Path, job: Job, images: Data, run: Method, progress: Callable[[Progress], None] | None,
+    labels: tuple[str, ...],
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that takes time."""
+    settings, plan = job.settings, job.settings.schedule
+    macs = bops.count(job.graph).totals.macs
+    loop = Loop(
+        folder, job.samples, batch=plan.batch, seed=settings.seed, work=TRAINING_COST * macs * plan.batch,
+        agenda=(
+            ("float", plan.epochs_float, 1.0),
+            ("search", plan.epochs_search, sbs.SEARCH_COST),
+            ("finetune", plan.epochs_finetune, sbs.FINETUNE_COST),
+        ),
+        progress=progress,
+    )  # fmt: skip
+    with loop.signals():
+        teacher = _float(job, loop)
+        trained = job.graph.with_nodes(job.graph.nodes, teacher.float_tensors())
+        job = replace(job, loop=loop, teacher=teacher, graph=trained)
+        net = run(job)
+        return _finish(folder, job, net, images, labels)
+
+
+def _float(job: Job, loop: Loop) -> FloatNet:
+    """The float network, trained unless its weights were given; in evaluation mode."""
+    net, plan = FloatNet(job.graph), job.settings.schedule
+    if "float" in loop.carry:
+        net.load_state_dict(loop.carry["float"])
+    elif plan.epochs_float:
+        groups = [{"params": list(net.parameters())}]
+        phase = Training("float", net, groups, epochs=plan.epochs_float, lr=plan.lr_float, samples=job.samples)
+        loop.run(phase)
+        net.load_state_dict(phase.best)
+        loop.finish("float", net.state_dict())
+    return net.eval().requires_grad_(False)
+
+
+def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[str, ...]) -> dict[str, Any]:
+    """Extracts, tests once, writes the RUN; result.json comes last and says that it is finished."""
+    settings = job.settings
+    net.eval()
+    plan, tensors = net.extract()
+    tensors["golden_input"] = job.samples.held[0][:1].astype(np.float32)
+    graph = job.graph.with_nodes(job.graph.nodes, {k: tensors[k] for k in job.graph.consts})
+    figures = plan_cost(graph, plan)
+    totals = bops.count(graph, plan).totals
+    for budget in job.budgets:
+        whole = totals.bops_fp32 if budget.kind == "bops" else totals.fp32_bytes
+        if figures[budget.kind] > budget.bound(whole):
+            raise CheckFailed(f"budget {budget.text} is missed: {figures[budget.kind]} of {budget.bound(whole):.0f}")
+    test = images.test()
+    semantics = Semantics(integer(graph, plan, tensors), settings.threads)
+
+    def prepare(x: np.ndarray) -> np.ndarray:
+        return images.normalise(x, settings.mean, settings.std)
+
+    def run_float(x: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return job.teacher(torch.from_numpy(x)).numpy()  # type: ignore[no-any-return]
+
+    before = accuracy(run_float, test.images, test.labels, prepare=prepare)
+    after = accuracy(semantics.run, test.images, test.labels, prepare=prepare)
+    meta = {
+        "model": settings.model, "in_shape": list(settings.in_shape), "classes": settings.classes,
+        "mean": list(settings.mean), "std": list(settings.std), "labels": list(labels),
+    }  # fmt: skip
+    write_run(folder, graph, plan, tensors, meta)
+    schedule_ = settings.schedule
+    result = {
+        "schema": RESULT_SCHEMA, "schema_version": RESULT_VERSION, "method": settings.method,
+        "baseline_top1": before.top1, "top1": after.top1, "top5": after.top5, "n": after.n,
+        "predictions_sha256": after.sha256, "bops": totals.bops, "bops_fp32": totals.bops_fp32,
+        "bops_ratio": totals.bops_ratio, "bops_convention": totals.bops_convention,
+        "weight_bytes": totals.weight_bytes, "fp32_bytes": totals.fp32_bytes, "latency": None,
+        "budget": list(settings.budget),
+        "epochs": {
+            "float": schedule_.epochs_float, "search": schedule_.epochs_search, "finetune": schedule_.epochs_finetune,
+        },
+        "seconds": job.loop.seconds, "data": settings.data, "seed": settings.seed,
+    }  # fmt: skip
+    write_json(folder / RESULT, result)
+    return result
+
+
+__all__ = ["PROMISED", "SEARCHES", "Graph", "Method", "method_of", "search"]

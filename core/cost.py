@@ -1,0 +1,385 @@
+"""What may be chosen, what a choice costs, and what a budget allows; all said before any time is spent.
+
+`Space` is what a search may choose from, `Choice` one point of it, `Costs` its price layer by layer (tied to
+`core.bops` by a test), `Budget` the user's bound. Knows nothing of torch, of training or of how a choice is made.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from . import bops
+from .encoding import odd
+from .errors import CheckFailed, UnsupportedError, UsageError
+from .graph import Graph, Node
+from .groups import Group, channel_group, groups, is_depthwise
+from .plan import BitConfig, CompressionPlan, GroupId, LayerId, Segment
+from .storage import LAYERS, act_encoding
+
+WIDTHS = (2, 4, 8)  # b_j = 2 * b_(j-1): what the decomposition of SBS shares (methods A.1.2)
+END_BITS = bops.END_BITS
+GROUP_SIZE = 4  # filters a pruning gate (methods A.1.4, CIFAR)
+MAX_PRUNING_RATIO = 0.5  # share of a group's channels that may go; the paper's value is not known
+KINDS = ("bops", "size", "latency")
+_UNITS: Mapping[str, Mapping[str, float]] = {
+    "bops": {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
+    "size": {"": 1, "B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9},
+    "latency": {"ms": 1, "us": 1e-3, "s": 1e3},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """An upper bound of one figure. `value`: absolute (BOPs, bytes), or a share of the float net's if `relative`."""
+
+    kind: str
+    text: str
+    value: float
+    relative: bool
+
+    def bound(self, whole: float) -> float:
+        """The bound in absolute units; `whole` is the float network's figure."""
+        return self.value * whole if self.relative else self.value
+
+
+def parse_budget(text: str) -> Budget:
+    """'bops=2%', 'bops=630M', 'size=120kB' or 'size=20%'; UsageError says what is wrong with anything else.
+
+    >>> parse_budget("bops=2%").value
+    0.02
+    """
+    kind, _, amount = text.partition("=")
+    if kind not in KINDS:
+        raise UsageError(f"budget {text!r}: {kind!r} is none of {', '.join(KINDS)}; write for example bops=2%")
+    units = _UNITS[kind]
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*", amount)
+    if not match or (match[2] != "%" and match[2] not in units):
+        raise UsageError(
+            f"budget {text!r}: {amount!r} is not a number with %, {', '.join(u for u in units if u)} or no unit"
+        )
+    if kind == "latency":
+        raise UsageError(f"budget {text!r}: a latency budget needs a latency table of this machine (--latency-table)")
+    value = float(match[1]) * (0.01 if match[2] == "%" else units[match[2]])
+    if value <= 0:
+        raise UsageError(f"budget {text!r}: the bound must be above zero")
+    return Budget(kind, text, value, match[2] == "%")
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Pruning of one channel group: contiguous parts of `size` channels (the last may be smaller).
+
+    `removable`: how many parts may go. `scored`: the convolutions whose weights score the parts.
+    """
+
+    group: GroupId
+    channels: int
+    size: int
+    removable: int
+    scored: tuple[LayerId, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Channels of each part."""
+        return tuple(min(self.size, self.channels - i) for i in range(0, self.channels, self.size))
+
+    def kept(self, parts: Iterable[int]) -> tuple[int, ...]:
+        """Channels of the parts that stay."""
+        return tuple(c for p in sorted(parts) for c in range(p * self.size, min((p + 1) * self.size, self.channels)))
+
+
+@dataclass(frozen=True)
+class Space:
+    """`searched`: layers whose two widths are chosen from `widths`; `ends`: held at `END_BITS`; `gates` by group."""
+
+    searched: tuple[LayerId, ...]
+    ends: tuple[LayerId, ...]
+    gates: Mapping[GroupId, Gate]
+    widths: tuple[int, ...] = WIDTHS
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Widths of every layer's weights and input, and the parts of each gate that stay (a missing gate is whole)."""
+
+    weight: Mapping[LayerId, int]
+    act: Mapping[LayerId, int]
+    parts: Mapping[GroupId, tuple[int, ...]] = field(default_factory=dict)
+
+
+def search_space(graph: Graph, *, group_size: int = GROUP_SIZE, max_pruning_ratio: float = MAX_PRUNING_RATIO) -> Space:
+    """What may be chosen in a float graph; UnsupportedError names an op that is not known.
+
+    Gates stand on the groups of convolutions that nothing ties to a residual stream: the inner convolutions of
+    residual blocks; in plain chains every convolution but the last. An inverted residual has one gate, on its expanded
+    width, scored on the depthwise weights (methods A.1.4).
+    """
+    for node in graph.nodes:
+        if node.op == "unknown":
+            raise UnsupportedError(f"{node.name}: op {node.attrs.get('target')!r} is not supported")
+    if group_size < 1 or not 0 <= max_pruning_ratio < 1:
+        raise UsageError(
+            f"group size {group_size} must be at least 1 and pruning ratio {max_pruning_ratio} within [0, 1)"
+        )
+    layers = [LayerId(n.name) for n in graph.nodes if n.op in LAYERS]
+    if not layers:
+        raise UnsupportedError("the network has no convolution and no linear layer: there is nothing to search")
+    ends = tuple(dict.fromkeys((layers[0], layers[-1])))
+    gates = {g.id: _gate(graph, g, group_size, max_pruning_ratio) for g in groups(graph) if _gated(graph, g)}
+    gates = {k: g for k, g in gates.items() if g.removable}
+    return Space(tuple(name for name in layers if name not in ends), ends, gates)
+
+
+def _convs(graph: Graph, group: Group) -> list[Node]:
+    """Convolutions whose output channels are the group's, depthwise ones too."""
+    return [n for n in graph.nodes if n.op == "conv2d" and n.name in group.values]
+
+
+def _gated(graph: Graph, group: Group) -> bool:
+    made = _convs(graph, group)
+    last = [n.name for n in graph.nodes if n.op == "conv2d"][-1:]
+    stream = any(graph.value(v).op == "add" for v in group.values)
+    only_convs = all(graph.value(p).op == "conv2d" for p in group.producers)
+    return group.prunable and bool(made) and only_convs and not stream and last[0] not in [n.name for n in made]
+
+
+def _gate(graph: Graph, group: Group, size: int, ratio: float) -> Gate:
+    made = _convs(graph, group)
+    scored = [n for n in made if is_depthwise(n, group.channels)] or made
+    parts = -(-group.channels // size)
+    # k of methods A.1.5; one part always stays
+    removable = min(max(1, int(group.channels * ratio) // size), parts - 1) if ratio > 0 else 0
+    return Gate(group.id, group.channels, size, removable, tuple(LayerId(n.name) for n in scored))
+
+
+def smallest(space: Space) -> Choice:
+    """The cheapest point: least widths, largest pruning."""
+    least = min(space.widths)
+    bits = {**dict.fromkeys(space.searched, least), **dict.fromkeys(space.ends, END_BITS)}
+    return Choice(bits, bits, {g: tuple(range(gate.removable, len(gate.sizes))) for g, gate in space.gates.items()})
+
+
+def largest(space: Space) -> Choice:
+    """Where a search starts: most bits everywhere, nothing pruned."""
+    bits = {**dict.fromkeys(space.searched, max(space.widths)), **dict.fromkeys(space.ends, END_BITS)}
+    return Choice(bits, bits, {g: tuple(range(len(gate.sizes))) for g, gate in space.gates.items()})
+
+
+def to_plan(graph: Graph, space: Space, choice: Choice, *, residual: str) -> CompressionPlan:
+    """The plan of a choice: odd weight grids, activations with a sign only where they can be negative."""
+    group_of = channel_group(graph)
+    keep = {
+        g: space.gates[g].kept(parts) for g, parts in choice.parts.items() if len(parts) < len(space.gates[g].sizes)
+    }
+    bits = {}
+    for layer in (*space.searched, *space.ends):
+        rows = graph.consts[graph.value(layer).consts["weight"]].shape[0]
+        filters = keep.get(group_of[layer], tuple(range(rows)))
+        segment = Segment(odd(choice.weight[layer]), filters)
+        bits[layer] = BitConfig((segment,), act_encoding(graph, layer, choice.act[layer]))
+    return CompressionPlan(graph.fingerprint(), bits, keep, residual)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A layer's share of the figures: bops = unit * c_in * c_out * b_w * b_a, over the channels that stay.
+
+    `inside`, `outside`: groups of its input and output channels ("" for an input side that costs nothing more: a
+    depthwise layer); `depth`: weights of a filter for each of `c_in` input channels.
+    """
+
+    layer: LayerId
+    unit: int
+    inside: str
+    outside: str
+    c_in: int
+    c_out: int
+    depth: int
+
+
+class Costs:
+    """Prices choices quickly: what `core.bops` says of the same plan, from one term a layer."""
+
+    def __init__(self, graph: Graph, space: Space) -> None:
+        self.space = space
+        self.whole = dict(zip(("bops", "size"), _totals(graph, None), strict=True))
+        self.terms = tuple(_term(graph, space, row) for row in bops.count(graph).layers)
+
+    def channels(self, choice: Choice, group: str, whole: int) -> int:
+        """Channels of `group` that stay."""
+        gate = self.space.gates.get(GroupId(group))
+        parts = choice.parts.get(GroupId(group))
+        return whole if gate is None or parts is None else sum(gate.sizes[p] for p in parts)
+
+    def bops(self, choice: Choice) -> int:
+        """BOPs, convention sbs."""
+        total = 0
+        for t in self.terms:
+            ends = t.layer in self.space.ends
+            bits = END_BITS**2 if ends else choice.weight[t.layer] * choice.act[t.layer]
+            c_in, c_out = self.channels(choice, t.inside, t.c_in), self.channels(choice, t.outside, t.c_out)
+            total += t.unit * c_in * c_out * bits
+        return total
+
+    def size(self, choice: Choice) -> int:
+        """Bytes of packed weights."""
+        total = 0
+        for t in self.terms:
+            c_in, c_out = self.channels(choice, t.inside, t.c_in), self.channels(choice, t.outside, t.c_out)
+            total += c_out * -(-c_in * t.depth * choice.weight[t.layer] // 8)
+        return total
+
+    def figure(self, kind: str, choice: Choice) -> int:
+        """`bops` or `size`."""
+        return self.bops(choice) if kind == "bops" else self.size(choice)
+
+    def over(self, choice: Choice, budgets: Iterable[Budget]) -> dict[str, float]:
+        """Kind -> figure / bound, for the budgets that the choice breaks."""
+        ratios = {b.kind: self.figure(b.kind, choice) / b.bound(self.whole[b.kind]) for b in budgets}
+        return {kind: ratio for kind, ratio in ratios.items() if ratio > 1}
+
+
+def _term(graph: Graph, space: Space, row: bops.LayerCount) -> Term:
+    node = graph.value(row.name)
+    weight = graph.consts[node.consts["weight"]].shape
+    group_of = channel_group(graph)
+    if node.op == "conv2d" and node.attrs["groups"] > 1:
+        depth = weight[1] * weight[2] * weight[3]
+        return Term(LayerId(row.name), row.macs // weight[0], "", group_of[row.name], 1, weight[0], depth)
+    inside = group_of[node.inputs[0]]
+    c_in = space.gates[inside].channels if inside in space.gates else weight[1]  # behind a flatten: fewer than columns
+    depth = math.prod(weight[1:])
+    unit = row.macs // (c_in * weight[0])
+    return Term(LayerId(row.name), unit, inside, group_of[row.name], c_in, weight[0], depth // c_in)
+
+
+def _totals(graph: Graph, plan: CompressionPlan | None) -> tuple[int, int]:
+    totals = bops.count(graph, plan).totals
+    return (totals.bops_fp32, totals.fp32_bytes) if plan is None else (totals.bops, totals.weight_bytes)
+
+
+def plan_cost(graph: Graph, plan: CompressionPlan) -> dict[str, int]:
+    """`bops` (convention sbs) and `size` of a plan, as `core.bops` counts them."""
+    return dict(zip(("bops", "size"), _totals(graph, plan), strict=True))
+
+
+def check_reachable(graph: Graph, budgets: Iterable[Budget], space: Space) -> None:
+    """CheckFailed with the least possible figure where a budget lies below the cheapest point of the space."""
+    costs = Costs(graph, space)
+    least = smallest(space)
+    for budget in budgets:
+        bound, figure = budget.bound(costs.whole[budget.kind]), costs.figure(budget.kind, least)
+        if figure > bound:
+            share = 100 * figure / costs.whole[budget.kind]
+            raise CheckFailed(
+                f"budget {budget.text} cannot be reached: it allows {bound:.0f}, and the least is {figure} "
+                f"({share:.4g} % of the float network), with {min(space.widths)}-bit weights and activations between "
+                f"{END_BITS}-bit ends and the largest pruning; raise the budget or the pruning ratio"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One step between choices. `side`: weight, act or prune; `name`: layer or group; `to`: new bits, or the part."""
+
+    side: str
+    name: str
+    to: int
+
+    def applied(self, choice: Choice) -> Choice:
+        """The choice after the move."""
+        if self.side == "weight":
+            return replace(choice, weight={**choice.weight, LayerId(self.name): self.to})
+        if self.side == "act":
+            return replace(choice, act={**choice.act, LayerId(self.name): self.to})
+        group = GroupId(self.name)
+        left = tuple(p for p in choice.parts[group] if p != self.to)
+        return replace(choice, parts={**choice.parts, group: left})
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A move that was made, what it was thought to lose, and the figures after it."""
+
+    move: Move
+    loss: float
+    figures: Mapping[str, int]
+
+
+def lowering(space: Space, choice: Choice) -> list[Move]:
+    """Every move that makes a choice cheaper by one width or one part."""
+    down = {b: max((w for w in space.widths if w < b), default=None) for b in space.widths}
+    out = []
+    for layer in space.searched:
+        for side, bits in (("weight", choice.weight[layer]), ("act", choice.act[layer])):
+            to = down[bits]
+            if to is not None:
+                out.append(Move(side, layer, to))
+    for group, gate in space.gates.items():
+        if len(gate.sizes) - len(choice.parts[group]) < gate.removable:
+            out.extend(Move("prune", group, part) for part in choice.parts[group])
+    return out
+
+
+def raising(space: Space, choice: Choice) -> list[Move]:
+    """Every move that gives one width back."""
+    up = {b: min((w for w in space.widths if w > b), default=None) for b in space.widths}
+    out = []
+    for layer in space.searched:
+        for side, bits in (("weight", choice.weight[layer]), ("act", choice.act[layer])):
+            to = up[bits]
+            if to is not None:
+                out.append(Move(side, layer, to))
+    return out
+
+
+def project(
+    costs: Costs, budgets: Sequence[Budget], choice: Choice, loss: Callable[[Choice, Move], float]
+) -> tuple[Choice, list[Step]]:
+    """The choice brought under its budgets, and the steps that led there; deterministic, ties by name.
+
+    Each step takes the lowering that loses least per share of the broken budgets' figures that it saves. CheckFailed
+    if nothing is left to lower, which `check_reachable` rules out.
+    """
+    done: list[Step] = []
+    while over := costs.over(choice, budgets):
+        best: tuple[float, float, str, Move] | None = None
+        for move in lowering(costs.space, choice):
+            after = move.applied(choice)
+            saved = sum(math.log(costs.figure(k, choice) / costs.figure(k, after)) for k in over)
+            if saved <= 0:
+                continue
+            lost = loss(choice, move)
+            rank = (lost / saved, lost, f"{move.side} {move.name} {move.to}", move)
+            if best is None or rank[:3] < best[:3]:
+                best = rank
+        if best is None:
+            raise CheckFailed(f"budgets {', '.join(b.text for b in budgets)}: nothing is left to lower")
+        choice = best[3].applied(choice)
+        done.append(Step(best[3], best[1], {b.kind: costs.figure(b.kind, choice) for b in budgets}))
+    return choice, done
+
+
+def fill(
+    costs: Costs, budgets: Sequence[Budget], choice: Choice, gain: Callable[[Choice, Move], float]
+) -> tuple[Choice, list[Step]]:
+    """What the budgets still allow is spent on widths, first where the gain per share of the figures is largest."""
+    done: list[Step] = []
+    while True:
+        best: tuple[float, str, Move, float] | None = None
+        for move in raising(costs.space, choice):
+            after = move.applied(choice)
+            if costs.over(after, budgets):
+                continue
+            spent = sum(math.log(costs.figure(b.kind, after) / costs.figure(b.kind, choice)) for b in budgets)
+            gained = gain(choice, move)
+            rank = (-gained / max(spent, 1e-12), f"{move.side} {move.name} {move.to}", move, gained)
+            if gained > 0 and (best is None or rank[:2] < best[:2]):
+                best = rank
+        if best is None:
+            return choice, done
+        choice = best[2].applied(choice)
+        done.append(Step(best[2], -best[3], {b.kind: costs.figure(b.kind, choice) for b in budgets}))

@@ -1,0 +1,488 @@
+"""Float graphs as trainable torch modules: plain, and with the quantisers and gates of SBS (methods A.1).
+
+`FloatNet` interprets a float graph; `SuperNet` rounds where `core.storage` says that values are stored and lets gates
+choose widths and channels, until `freeze` fixes them; `extract` gives plan and tensors back. Objectives and schedules
+are the methods' business, codes and multipliers are `core.integer`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .cost import END_BITS, Choice, Costs, Space, to_plan
+from .graph import Graph, Node
+from .groups import channel_group, groups
+from .plan import CompressionPlan, GroupId, LayerId
+from .storage import LAYERS, STREAM_BITS, act_encoding, analyse
+from .torch_ops import TORCH_OPS
+
+BATCH_NORM_MOMENTUM = 0.1
+RESIDUAL_MOMENTUM = 0.02  # of the running means that activation gates read; ours (methods F)
+TINY = 1e-12
+
+# Normalised domains. unit: activations that are never negative, [0, 1]; odd: weights, [0, 1] before 2D - 1, no zero;
+# even: signed activations, [-1, 1] on the symmetric grid, zero exact.
+UNIT, ODD, EVEN = "unit", "odd", "even"
+
+
+def steps(domain: str, bits: int) -> int:
+    """Steps of the grid from 0 to 1: 2**b - 1, or 2**(b-1) - 1 on the symmetric one."""
+    return 2 ** (bits - 1) - 1 if domain == EVEN else 2**bits - 1
+
+
+class Round(torch.autograd.Function):
+    """D(z, 1/n) = round(z n) / n, half to even; the gradient passes (methods A.1.1)."""
+
+    @staticmethod
+    def forward(_ctx: Any, z: Tensor, n: int) -> Tensor:
+        """Nearest multiple of 1/n."""
+        return torch.round(z * n) / n
+
+    @staticmethod
+    def backward(_ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        """Straight through."""
+        return grad, None
+
+
+class Decompose(torch.autograd.Function):
+    """z_2 + g_4 (e_4 + g_8 e_8): the single path that holds 2, 4 and 8 bits (methods A.1.2, A.1.3).
+
+    The residuals' own gradients vanish under straight-through rounding, so z's gradient passes and each gate receives
+    the sum of gradient times what it lets through.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, g4: Tensor, g8: Tensor, domain: str) -> Tensor:
+        """Normalised z -> normalised rounded z; `g4`, `g8` scalars."""
+        z2, e4, e8 = residuals(z, domain)
+        ctx.save_for_backward(e4, e8, g4, g8)
+        return z2 + g4 * (e4 + g8 * e8)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+        """To z unchanged; to the gates what they let through."""
+        e4, e8, g4, g8 = ctx.saved_tensors
+        through4, through8 = (grad * e4).sum(), (grad * e8).sum()
+        return grad, through4 + g8 * through8, g4 * through8, None
+
+
+def residuals(z: Tensor, domain: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(z_2, e_4, e_8). Chained where the grids nest (5 and 17 steps in one); on the symmetric grid, where 127 is no
+    multiple of 7, the differences of the directly rounded values."""
+    two, four, eight = (steps(domain, b) for b in (2, 4, 8))
+    z2 = torch.round(z * two) / two
+    if domain == EVEN:
+        z4 = torch.round(z * four) / four
+        return z2, z4 - z2, torch.round(z * eight) / eight - z4
+    e4 = torch.round((z - z2) * four) / four
+    return z2, e4, torch.round((z - z2 - e4) * eight) / eight
+
+
+def mean_residuals(z: Tensor, domain: str) -> Tensor:
+    """[A_4, A_8]: mean |z - z_2| and mean |z - z_4|, on the scale of [0, 1] (methods A.1.3). No gradient."""
+    with torch.no_grad():
+        z2, e4, _ = residuals(z, domain)
+        left = z - z2
+        out = torch.stack((left.abs().mean(), (left - e4).abs().mean()))
+        return out / 2 if domain == EVEN else out
+
+
+def hard_gate(score: Tensor, threshold: Tensor) -> Tensor:
+    """1 where score > threshold, else 0; backward as sigmoid(score - threshold) (methods A.1.3)."""
+    soft = torch.sigmoid(score - threshold)
+    return (score > threshold).to(soft.dtype) - soft.detach() + soft
+
+
+def width(gates: tuple[Tensor, Tensor]) -> Tensor:
+    """Bits as a differentiable scalar: 2 + 2 g_4 + 4 g_4 g_8, the telescoped sum of methods A.1.5."""
+    g4, g8 = gates
+    return 2 + 2 * g4 + 4 * g4 * g8
+
+
+@dataclass
+class Gates:
+    """What the last forward decided: layer -> (g_4, g_8) of weights and activations, group -> gates of its parts."""
+
+    weight: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    act: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    prune: dict[str, Tensor] = field(default_factory=dict)
+
+
+class FloatNet(nn.Module):
+    """A float graph in torch. Parameters and running statistics bear the names of the graph's constants."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.momentum = BATCH_NORM_MOMENTUM  # of running statistics; `train.reestimate` averages instead
+        self._tensors: dict[str, tuple[nn.Module, str]] = {}
+        self._last_use = _last_use(graph)
+        roles = {const: role for n in graph.nodes for role, const in n.consts.items()}
+        for name, role in roles.items():
+            self._hold(name, torch.from_numpy(np.array(graph.consts[name], np.float32)), learnt=role in _LEARNT)
+
+    def _hold(self, name: str, value: Tensor, *, learnt: bool) -> None:
+        """Registers `value` so that its key in `state_dict` is `name`, dots and all."""
+        *path, leaf = name.split(".")
+        module: nn.Module = self
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module._modules[part]  # type: ignore[assignment]
+        if learnt:
+            module.register_parameter(leaf, nn.Parameter(value))
+        else:
+            module.register_buffer(leaf, value)
+        self._tensors[name] = (module, leaf)
+
+    def tensor(self, name: str) -> Tensor:
+        """The parameter or buffer of that name."""
+        module, leaf = self._tensors[name]
+        value: Tensor = getattr(module, leaf)
+        return value
+
+    def consts(self, node: Node) -> dict[str, Tensor]:
+        """Role -> tensor of a node."""
+        return {role: self.tensor(name) for role, name in node.consts.items()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images [N, C, H, W] -> outputs [N, classes]."""
+        for _, value in self.walk(x):
+            x = value
+        return x
+
+    def walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Every (value name, value) in order; the output is the last."""
+        values = {self.graph.inputs[0].name: self.entered(x)}
+        yield self.graph.inputs[0].name, values[self.graph.inputs[0].name]
+        for i, node in enumerate(self.graph.nodes):
+            ins = self.read(node, [values[name] for name in node.inputs])
+            values[node.name] = self.left(node, self.compute(node, ins))
+            yield node.name, values[node.name]
+            for name in [v for v in values if self._last_use.get(v, -1) <= i and v not in self.graph.outputs]:
+                del values[name]
+        if self.graph.nodes and self.graph.nodes[-1].name != self.graph.outputs[0]:
+            yield self.graph.outputs[0], values[self.graph.outputs[0]]
+
+    def entered(self, x: Tensor) -> Tensor:
+        """The network's input as the graph sees it."""
+        return x
+
+    def read(self, node: Node, ins: list[Tensor]) -> list[Tensor]:  # noqa: ARG002
+        """Inputs of a node as it reads them."""
+        return ins
+
+    def left(self, node: Node, value: Tensor) -> Tensor:  # noqa: ARG002
+        """The value of a node as it is stored."""
+        return value
+
+    def compute(self, node: Node, ins: list[Tensor]) -> Tensor:
+        """One op; batch norms use the batch's statistics while training."""
+        if node.op == "batch_norm" and self.training:
+            c = self.consts(node)
+            return F.batch_norm(
+                ins[0], c["mean"], c["var"], c["weight"], c["bias"], True, self.momentum, node.attrs["eps"]
+            )
+        return TORCH_OPS[node.op](node, self.consts(node), *ins)
+
+    def float_tensors(self) -> dict[str, np.ndarray]:
+        """The graph's constants as they are now, float32 copies."""
+        return {name: self.tensor(name).detach().cpu().numpy().copy() for name in self.graph.consts}
+
+
+_LEARNT = ("weight", "bias")
+
+
+def _last_use(graph: Graph) -> dict[str, int]:
+    last = {n.name: -1 for n in graph.inputs}
+    for i, node in enumerate(graph.nodes):
+        last.setdefault(node.name, i)
+        last.update(dict.fromkeys(node.inputs, i))
+    return last
+
+
+class SuperNet(FloatNet):
+    """The float graph with quantisers at every stored value and gates over widths and channels.
+
+    Searching: hard gates with a sigmoid's gradient. Frozen: the widths and parts of one `Choice`. `last` holds the
+    gates of the latest forward, from which `cost` computes the differentiable figures.
+    """
+
+    def __init__(self, graph: Graph, space: Space, *, residual: str = "int8") -> None:
+        super().__init__(graph)
+        self.space, self.residual = space, residual
+        self.layers = tuple(LayerId(n.name) for n in graph.nodes if n.op in LAYERS)
+        self.costs = Costs(graph, space)
+        self.last = Gates()
+        self.watch: Callable[[str, Tensor], bool] | None = None  # told (clip, values); False: they pass unrounded
+        self._plan_storage()
+        self._group_of = channel_group(graph)
+        values = {v: g for g in groups(graph) if g.id in space.gates for v in g.values}
+        self._masked = {v: (g.id, graph.value(v).shape[0] // g.channels) for v, g in values.items()}
+        self._hold_parameters()
+
+    def _plan_storage(self) -> None:
+        """Which clip rounds which value, where it is stored and where it is read."""
+        act = {name: act_encoding(self.graph, name, END_BITS) for name in self.layers}  # widths do not move the points
+        storage = analyse(self.graph, act, self.residual)
+        ends = {n.name for n in self.graph.inputs} | {c.end for c in storage.chains}
+        self._stored = {v: s.clip for v, s in storage.stored.items() if v in ends and s.encoding is not None}
+        self._reads = {
+            n.name: storage.reads[n.name].clip
+            for n in self.graph.nodes
+            if n.name in storage.reads and storage.reads[n.name] != storage.stored[n.inputs[0]]
+        }
+        self.domains: dict[str, str] = {}  # clip -> domain of what it rounds
+        for point in storage.points:
+            self.domains[point.clip] = EVEN if point.encoding.lo < 0 else UNIT
+        self._layer_of = {f"{name}.act_clip": name for name in self.layers}
+
+    def _hold_parameters(self) -> None:
+        for clip in self.domains:
+            self._hold(clip, torch.ones(()), learnt=True)
+        for name in self.layers:
+            self._hold(f"{name}.weight_clip", torch.ones(()), learnt=True)
+            self._hold(f"{name}.bits", torch.tensor([END_BITS, END_BITS]), learnt=False)
+        for name in self.space.searched:
+            self._hold(f"{name}.threshold_w", torch.zeros(2), learnt=True)
+            self._hold(f"{name}.threshold_a", torch.zeros(2), learnt=True)
+            self._hold(f"{name}.mean_residual", torch.zeros(2), learnt=False)
+        for group, gate in self.space.gates.items():
+            self._hold(f"{group}.threshold_p", torch.zeros(()), learnt=True)
+            self._hold(f"{group}.parts", torch.ones(len(gate.sizes)), learnt=False)
+        self._hold("gates_frozen", torch.zeros((), dtype=torch.bool), learnt=False)
+
+    # -- parameters by kind -------------------------------------------------------------------------------------
+
+    @property
+    def frozen(self) -> bool:
+        """Whether widths and channels are fixed."""
+        return bool(self.tensor("gates_frozen"))
+
+    def parameters_of(self, kind: str) -> list[nn.Parameter]:
+        """`network` (the graph's own), `clips`, or `thresholds`."""
+        out = []
+        for name, (module, leaf) in self._tensors.items():
+            value = getattr(module, leaf)
+            if isinstance(value, nn.Parameter) and _kind(name, self.graph) == kind:
+                out.append(value)
+        return out
+
+    def layer_of(self, clip: str) -> LayerId | None:
+        """The layer whose input a clip rounds; None for streams and pools."""
+        return self._layer_of.get(clip)
+
+    # -- rounding -----------------------------------------------------------------------------------------------
+
+    def entered(self, x: Tensor) -> Tensor:
+        """The image, rounded, if it is stored as codes; also takes this forward's pruning gates."""
+        self.last = Gates()
+        self.last.prune = {g: self.part_gates(g) for g in self.space.gates}
+        return self._round(x, self._stored.get(self.graph.inputs[0].name))
+
+    def read(self, node: Node, ins: list[Tensor]) -> list[Tensor]:
+        """Requantised from the stored code where the reader holds its input otherwise."""
+        return [self._round(ins[0], self._reads.get(node.name)), *ins[1:]]
+
+    def left(self, node: Node, value: Tensor) -> Tensor:
+        """Masked and rounded where a chain ends: removed channels are zero there, which every grid holds."""
+        clip = self._stored.get(node.name)
+        if clip is not None and node.name in self._masked:
+            value = value * self.mask(node.name).view(1, -1, *(1,) * (value.dim() - 2))
+        return self._round(value, clip)
+
+    def mask(self, value: str) -> Tensor:
+        """Gate of every channel (or flattened column) of a value, [C]."""
+        group, spread = self._masked[value]
+        sizes = torch.tensor(self.space.gates[GroupId(group)].sizes)
+        return self.last.prune[group].repeat_interleave(sizes).repeat_interleave(spread)
+
+    def _round(self, x: Tensor, clip: str | None) -> Tensor:
+        if clip is None or (self.watch is not None and not self.watch(clip, x)):
+            return x
+        domain = self.domains[clip]
+        v = self.tensor(clip).abs() + TINY
+        z = torch.clamp(x / v, -1.0 if domain == EVEN else 0.0, 1.0)
+        return v * self._grid(clip, z, domain)
+
+    def _grid(self, clip: str, z: Tensor, domain: str) -> Tensor:
+        layer = self._layer_of.get(clip)
+        if layer is None or layer not in self.space.searched or self.frozen:
+            bits = STREAM_BITS if layer is None else int(self.tensor(f"{layer}.bits")[1])
+            return Round.apply(z, steps(domain, bits))  # type: ignore[no-any-return]
+        if self.training:
+            self.tensor(f"{layer}.mean_residual").lerp_(mean_residuals(z, domain), RESIDUAL_MOMENTUM)
+        gates = self.act_gates(layer)
+        self.last.act[layer] = gates
+        if not self.training:
+            return Round.apply(z, steps(domain, _bits(gates)))  # type: ignore[no-any-return]
+        return Decompose.apply(z, *gates, domain)  # type: ignore[no-any-return]
+
+    def consts(self, node: Node) -> dict[str, Tensor]:
+        """As stored, but for a layer's weight, which comes rounded."""
+        out = super().consts(node)
+        if node.op in LAYERS:
+            out["weight"] = self.rounded_weight(LayerId(node.name))
+        return out
+
+    def rounded_weight(self, layer: LayerId) -> Tensor:
+        """Weight on the odd grid: std * |v| * (2 D(u) - 1); linear layers without mean and std (methods A.1.1)."""
+        z, scale = self.normalised_weight(layer)
+        u = (torch.clamp(z, -1.0, 1.0) + 1) / 2
+        if layer not in self.space.searched or self.frozen:
+            rounded = Round.apply(u, steps(ODD, int(self.tensor(f"{layer}.bits")[0])))
+        else:
+            gates = self.weight_gates(layer, u)
+            self.last.weight[layer] = gates
+            direct = not self.training
+            rounded = Round.apply(u, steps(ODD, _bits(gates))) if direct else Decompose.apply(u, *gates, ODD)
+        return scale * (2 * rounded - 1)
+
+    def normalised_weight(self, layer: LayerId) -> tuple[Tensor, Tensor]:
+        """(w' / |v|, real value of 1): w' standardised over the part that stays, mean and std without gradient."""
+        node = self.graph.value(layer)
+        weight = self.tensor(node.consts["weight"])
+        v = self.tensor(f"{layer}.weight_clip").abs() + TINY
+        if node.op == "linear":
+            return weight / v, v
+        mean, std = self.statistics(layer)
+        return (weight - mean) / std / v, v * std
+
+    def statistics(self, layer: LayerId) -> tuple[Tensor, Tensor]:
+        """Mean and population std over kept filters x kept input channels, computed in float64."""
+        node = self.graph.value(layer)
+        with torch.no_grad():
+            w = self.tensor(node.consts["weight"]).double()
+            if layer in self._masked and GroupId(self._masked[layer][0]) in self.space.gates:
+                w = w[self.mask(layer) > 0.5]
+            if node.inputs[0] in self._masked and node.attrs["groups"] == 1:
+                w = w[:, self.mask(node.inputs[0]) > 0.5]
+            mean = w.mean()
+            return mean.float(), ((w - mean) ** 2).mean().sqrt().float() + TINY
+
+    # -- gates --------------------------------------------------------------------------------------------------
+
+    def weight_gates(self, layer: str, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(g_4, g_8) of a layer's weights, from their residuals now."""
+        g = hard_gate(mean_residuals(u, ODD), self.tensor(f"{layer}.threshold_w"))
+        return g[0], g[1]
+
+    def weight_residuals(self, layer: str) -> Tensor:
+        """[A_4, A_8] of a layer's weights now."""
+        with torch.no_grad():
+            z, _ = self.normalised_weight(LayerId(layer))
+            return mean_residuals((z.clamp(-1, 1) + 1) / 2, ODD)
+
+    def act_gates(self, layer: str) -> tuple[Tensor, Tensor]:
+        """(g_4, g_8) of a layer's input, from the running mean of its residuals."""
+        g = hard_gate(self.tensor(f"{layer}.mean_residual").clone(), self.tensor(f"{layer}.threshold_a"))
+        return g[0], g[1]
+
+    def part_scores(self, group: str) -> Tensor:
+        """Mean |w| of each part over its scored convolutions, after division by the largest |w| (methods A.1.4)."""
+        gate = self.space.gates[GroupId(group)]
+        scores: Tensor = torch.zeros(len(gate.sizes))
+        for layer in gate.scored:
+            w = self.tensor(self.graph.value(layer).consts["weight"])
+            rows = (w.abs() / w.detach().abs().max().clamp_min(TINY)).flatten(1).mean(1)
+            scores = scores + torch.stack([part.mean() for part in rows.split(list(gate.sizes))])
+        return scores / len(gate.scored)
+
+    def part_gates(self, group: str) -> Tensor:
+        """Gate of each part, [parts]."""
+        if self.frozen:
+            return self.tensor(f"{group}.parts")
+        return hard_gate(self.part_scores(group), self.tensor(f"{group}.threshold_p"))
+
+    def clamp_thresholds(self) -> None:
+        """Thresholds at least 0; pruning's at most the score that the k-th smallest part has (methods A.1.5)."""
+        with torch.no_grad():
+            for layer in self.space.searched:
+                self.tensor(f"{layer}.threshold_w").clamp_(min=0)
+                self.tensor(f"{layer}.threshold_a").clamp_(min=0)
+            for group, gate in self.space.gates.items():
+                cap = float(self.part_scores(group).sort().values[gate.removable - 1])
+                self.tensor(f"{group}.threshold_p").clamp_(0, cap)
+
+    def choice(self) -> Choice:
+        """What the gates say now, or the frozen choice."""
+        with torch.no_grad():
+            self.last.prune = {g: self.part_gates(g) for g in self.space.gates}
+            parts = {g: tuple(int(i) for i in torch.nonzero(v > 0.5).flatten()) for g, v in self.last.prune.items()}
+            weight, act = {}, {}
+            for layer in self.layers:
+                fixed = self.tensor(f"{layer}.bits")
+                if layer not in self.space.searched or self.frozen:
+                    weight[layer], act[layer] = int(fixed[0]), int(fixed[1])
+                    continue
+                gates = hard_gate(self.weight_residuals(layer), self.tensor(f"{layer}.threshold_w"))
+                weight[layer], act[layer] = _bits((gates[0], gates[1])), _bits(self.act_gates(layer))
+        return Choice(weight, act, parts)
+
+    def freeze(self, choice: Choice) -> None:
+        """Fixes widths and channels; gates and thresholds play no part from here on."""
+        with torch.no_grad():
+            for layer in self.layers:
+                self.tensor(f"{layer}.bits").copy_(torch.tensor([choice.weight[layer], choice.act[layer]]))
+            for group in self.space.gates:
+                parts = self.tensor(f"{group}.parts")
+                parts.zero_()
+                parts[list(choice.parts[group])] = 1
+            self.tensor("gates_frozen").fill_(True)
+
+    # -- figures ------------------------------------------------------------------------------------------------
+
+    def cost(self, kind: str, *, weights: bool = True, acts: bool = True) -> Tensor:
+        """BOPs or bytes of the latest forward's gates, differentiable (methods A.1.5).
+
+        `weights`, `acts`: whether the gates of that side receive the gradient; pruning gates always do.
+        """
+        total = torch.zeros((), dtype=torch.float64)
+        for term in self.costs.terms:
+            w, a = self._width(self.last.weight, term.layer, weights), self._width(self.last.act, term.layer, acts)
+            if term.layer in self.space.ends:
+                w, a = torch.tensor(float(END_BITS)), torch.tensor(float(END_BITS))
+            channels = self._count(term.inside, term.c_in) * self._count(term.outside, term.c_out)
+            total = total + channels * (w * a * term.unit if kind == "bops" else w * (term.depth / 8))
+        return total
+
+    def _width(self, side: Mapping[str, tuple[Tensor, Tensor]], layer: str, learns: bool) -> Tensor:
+        if layer not in side:
+            return torch.tensor(float(END_BITS))
+        bits = width(side[layer]).double()
+        return bits if learns else bits.detach()
+
+    def _count(self, group: str, whole: int) -> Tensor:
+        gate = self.space.gates.get(GroupId(group))
+        if gate is None:
+            return torch.tensor(float(whole), dtype=torch.float64)
+        return (self.last.prune[group].double() * torch.tensor(gate.sizes, dtype=torch.float64)).sum()
+
+    # -- out ----------------------------------------------------------------------------------------------------
+
+    def extract(self) -> tuple[CompressionPlan, dict[str, np.ndarray]]:
+        """Plan and float32 tensors of what the gates say now: the constants, the clips, and no threshold."""
+        plan = to_plan(self.graph, self.space, self.choice(), residual=self.residual)
+        tensors = self.float_tensors()
+        clips = (*self.domains, *(f"{name}.weight_clip" for name in self.layers))
+        tensors |= {name: self.tensor(name).detach().abs().cpu().numpy().astype(np.float32) for name in clips}
+        return plan, tensors
+
+
+def _bits(gates: tuple[Tensor, Tensor]) -> int:
+    if float(gates[0]) < 0.5:
+        return 2
+    return 4 if float(gates[1]) < 0.5 else 8
+
+
+def _kind(name: str, graph: Graph) -> str:
+    if name in graph.consts:
+        return "network"
+    return "thresholds" if ".threshold_" in name else "clips"

@@ -1,0 +1,161 @@
+"""Where a search starts from: clips that round best, running residuals, and how much each choice hurts by itself.
+
+Everything is measured on images of the training part. Knows no objective, no schedule and no budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .cost import END_BITS, Choice, largest
+from .plan import LayerId
+from .storage import STREAM_BITS
+from .supernet import EVEN, ODD, FloatNet, SuperNet, mean_residuals, steps
+
+START_BITS = 4  # clips of searched tensors start as 4 bits like them: between what 2 and 8 bits want
+_Distance = Callable[[Choice], float]
+SAMPLE = 1 << 15  # values looked at to choose a clip
+CANDIDATES = 60  # clips tried between nothing and the largest magnitude
+
+
+def best_clip(values: Tensor, domain: str, bits: int) -> float:
+    """The clip with the least squared rounding error on `values`, among `CANDIDATES` shares of the largest magnitude."""
+    flat = values.detach().flatten()
+    flat = flat[:: max(1, flat.numel() // SAMPLE)].double()
+    top = float(flat.abs().max())
+    if top == 0:
+        return 1.0
+    n = steps(domain, bits)
+    best, least = top, float("inf")
+    for i in range(CANDIDATES, 0, -1):
+        v = top * i / CANDIDATES
+        if domain == ODD:
+            rounded = v * (2 * torch.round((torch.clamp(flat / v, -1, 1) + 1) / 2 * n) / n - 1)
+        else:
+            rounded = v * torch.round(torch.clamp(flat / v, -1.0 if domain == EVEN else 0.0, 1) * n) / n
+        error = float(((rounded - flat) ** 2).sum())
+        if error < least:
+            best, least = v, error
+    return best
+
+
+@contextmanager
+def observed(net: SuperNet, *, rounding: bool) -> Iterator[dict[str, list[Tensor]]]:
+    """Clip -> the values that came to be rounded by it, a sample of each forward; floats pass where not `rounding`."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def watch(clip: str, x: Tensor) -> bool:
+        flat = x.detach().flatten()
+        seen.setdefault(clip, []).append(flat[:: max(1, flat.numel() // SAMPLE)].clone())
+        return rounding
+
+    net.watch = watch
+    try:
+        yield seen
+    finally:
+        net.watch = None
+
+
+def bits_of(net: SuperNet, clip: str, choice: Choice | None) -> int:
+    """Width that a clip of an activation is fitted to: the choice's, or `START_BITS` where it is yet to be chosen."""
+    layer = net.layer_of(clip)
+    if layer is None:
+        return STREAM_BITS
+    if choice is not None:
+        return choice.act[layer]
+    return START_BITS if layer in net.space.searched else END_BITS
+
+
+def fit_weights(net: SuperNet, choice: Choice | None) -> None:
+    """Weight clips to the width of the choice (`START_BITS` before there is one)."""
+    with torch.no_grad():
+        for layer in net.layers:
+            clip = net.tensor(f"{layer}.weight_clip")
+            clip.fill_(1.0)
+            bits = START_BITS if layer in net.space.searched else END_BITS
+            clip.fill_(best_clip(net.normalised_weight(layer)[0], ODD, choice.weight[layer] if choice else bits))
+
+
+def fit(net: SuperNet, batches: Sequence[Tensor], choice: Choice | None = None) -> None:
+    """All clips and running residuals from the data.
+
+    Before a choice, activations are those of the float network; after, those of the rounded one.
+    """
+    before = net.training
+    net.eval()
+    net.last.prune = {g: net.part_gates(g) for g in net.space.gates}
+    fit_weights(net, choice)
+    with torch.no_grad(), observed(net, rounding=choice is not None) as seen:
+        for x in batches:
+            net(x)
+    with torch.no_grad():
+        for clip, parts in seen.items():
+            values, domain = torch.cat(parts), net.domains[clip]
+            v = best_clip(values, domain, bits_of(net, clip, choice))
+            net.tensor(clip).fill_(v)
+            layer = net.layer_of(clip)
+            if layer in net.space.searched:
+                z = torch.clamp(values / v, -1.0 if domain == EVEN else 0.0, 1.0)
+                net.tensor(f"{layer}.mean_residual").copy_(mean_residuals(z, domain))
+    net.train(before)
+
+
+def sensitivities(net: SuperNet, teacher: FloatNet, images: Tensor) -> dict[str, float]:
+    """How far the outputs move when one thing alone is made cheaper: mean KL(float || rounded), beyond that of 8/8.
+
+    Keys: "{layer}.w4", "{layer}.w2", "{layer}.a4", "{layer}.a2" with clips fitted to that width, "{group}.p" for the
+    weakest part of a group removed. Leaves the net as it was.
+    """
+    saved = {k: v.clone() for k, v in net.state_dict().items()}
+    before = net.training
+    net.eval()
+    top = largest(net.space)
+    out: dict[str, float] = {}
+    with torch.no_grad():
+        target = F.softmax(teacher(images), 1)
+
+        def distance(choice: Choice) -> float:
+            net.freeze(choice)
+            return float(F.kl_div(F.log_softmax(net(images), 1), target, reduction="batchmean"))
+
+        with observed(net, rounding=False) as seen:
+            net(images)
+        base = distance(top)
+        for layer in net.space.searched:
+            for bits in (4, 2):
+                out[f"{layer}.w{bits}"] = _with_weight(net, layer, bits, distance, top) - base
+                out[f"{layer}.a{bits}"] = _with_act(net, seen, layer, bits, distance, top) - base
+        for group, gate in net.space.gates.items():
+            weakest = int(net.part_scores(group).argmin())
+            parts = tuple(p for p in range(len(gate.sizes)) if p != weakest)
+            out[f"{group}.p"] = distance(Choice(top.weight, top.act, {**top.parts, group: parts})) - base
+    net.load_state_dict(saved)
+    net.train(before)
+    return {key: max(value, 0.0) for key, value in out.items()}
+
+
+def _with_weight(net: SuperNet, layer: LayerId, bits: int, distance: _Distance, top: Choice) -> float:
+    clip = net.tensor(f"{layer}.weight_clip")
+    old = clip.clone()
+    clip.fill_(1.0)
+    clip.fill_(best_clip(net.normalised_weight(layer)[0], ODD, bits))
+    found = distance(Choice({**top.weight, layer: bits}, top.act, top.parts))
+    clip.copy_(old)
+    return found
+
+
+def _with_act(
+    net: SuperNet, seen: Mapping[str, list[Tensor]], layer: LayerId, bits: int, distance: _Distance, top: Choice
+) -> float:
+    name = f"{layer}.act_clip"
+    clip = net.tensor(name)
+    old = clip.clone()
+    clip.fill_(best_clip(torch.cat(seen[name]), net.domains[name], bits))
+    found = distance(Choice(top.weight, {**top.act, layer: bits}, top.parts))
+    clip.copy_(old)
+    return found

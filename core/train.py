@@ -1,0 +1,431 @@
+"""The loop that all methods share: epochs, checkpoints, resume, events, progress.
+
+A phase says what a step does; the loop says when. Everything a step depends on is in the checkpoint, so a run that was
+killed ends as an unbroken one; clocks are read for display only. Knows no method, prints nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import os
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .cost import Budget, Space
+from .errors import CheckFailed, CorruptError, Interrupted
+from .graph import Graph
+from .job import Settings
+from .rundir import write_bytes
+from .supernet import FloatNet
+
+CHECKPOINT_VERSION = 1
+# Arithmetic between two checkpoints: about 30 s of one Zen 4 core at 1e10 operations a second. A count, not a clock.
+CHECKPOINT_WORK = 3e11
+MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
+TEMPERATURE = 3.0  # of distillation (methods F)
+EVALUATION_BATCH = 500
+
+Draw = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The training part without the held-out slice (drawn with augmentation) and that slice.
+
+    `draw(numbers, rng)` -> float32 [N, C, H, W] normalised, int64 [N]; `held`: the validation images and labels, so.
+    """
+
+    count: int
+    draw: Draw
+    held: tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a caller may show. `fields` are an epoch's figures, empty within an epoch; `eta` in seconds, of all phases."""
+
+    phase: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    fields: Mapping[str, float]
+    eta: float
+
+
+class Phase(Protocol):
+    """One stage of a run: what a step does. `cost` is a step's relative price, for the ETA alone."""
+
+    name: str
+    epochs: int
+    cost: float
+
+    def begin(self) -> None:
+        """Called once before the first step, not on resume."""
+
+    def step(self, x: Tensor, y: Tensor, done: int, total: int) -> dict[str, float]:
+        """One optimiser step, `done` of `total` before it -> figures, averaged over the epoch."""
+
+    def epoch_end(self) -> dict[str, float]:
+        """Figures of the epoch, validation among them."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on: tensors, numbers, strings, lists, dictionaries."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What must be finite before it is saved."""
+
+
+@dataclass
+class _Position:
+    """Where in a phase the loop stands; `sums` of the epoch's figures so far."""
+
+    epoch: int = 0
+    step: int = 0
+    order: Tensor | None = None
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+class Loop:
+    """Runs phases over `samples`, keeping RUN/checkpoint and RUN/events.jsonl.
+
+    `agenda`: (phase name, epochs, cost) of everything to come, for the ETA. `work`: operations of a step. Results of
+    finished stages wait in `carry`, under their names.
+    """
+
+    def __init__(
+        self, folder: Path, samples: Samples, *, batch: int, seed: int, work: float,
+        agenda: Sequence[tuple[str, int, float]] = (), progress: Callable[[Progress], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.folder, self.samples, self.seed = folder, samples, seed
+        self.batch = min(batch, samples.count)
+        self.steps = samples.count // self.batch
+        self.every = max(1, int(CHECKPOINT_WORK / max(work, 1.0)))
+        self.agenda, self.progress = agenda, progress
+        self.carry: dict[str, Any] = {}
+        self._pending: dict[str, Any] | None = None  # a phase in the middle
+        self._stop: str | None = None
+        self._before, self._started = 0.0, time.monotonic()
+        self._units_at_start: float | None = None
+        (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+        self._load()
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint(self) -> Path:
+        """The one checkpoint file."""
+        return self.folder / "checkpoint" / "state.pt"
+
+    @property
+    def events(self) -> Path:
+        """One JSON document a line."""
+        return self.folder / "events.jsonl"
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run, before interruptions too."""
+        return self._before + time.monotonic() - self._started
+
+    def _load(self) -> None:
+        size = 0
+        if self.checkpoint.exists():
+            try:
+                saved = torch.load(self.checkpoint, weights_only=True)
+                if saved["version"] != CHECKPOINT_VERSION:
+                    raise CorruptError(f"{self.checkpoint}: version {saved['version']}, this is {CHECKPOINT_VERSION}")
+                self.carry, self._pending = saved["carry"], saved["pending"]
+                self._before, size = saved["seconds"], saved["events"]
+            except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
+                raise CorruptError(f"{self.checkpoint} is damaged ({error}); remove the RUN and start again") from error
+        if self.events.exists() and self.events.stat().st_size > size:
+            os.truncate(self.events, size)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Appends one line to events.jsonl; it counts once the next checkpoint is written."""
+        with self.events.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": kind, **fields}) + "\n")
+
+    def _save(self, pending: dict[str, Any] | None) -> None:
+        document = {
+            "version": CHECKPOINT_VERSION, "carry": self.carry, "pending": pending, "seconds": self.seconds,
+            "events": self.events.stat().st_size if self.events.exists() else 0,
+        }  # fmt: skip
+        buffer = io.BytesIO()
+        torch.save(document, buffer)
+        write_bytes(self.checkpoint, buffer.getvalue())
+
+    def finish(self, name: str, result: Any) -> Any:
+        """Keeps a stage's result in the checkpoint; a run that goes on later finds it in `carry`."""
+        self.carry[name] = result
+        self._pending = None
+        self._save(None)
+        return result
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM save the state at the next step and raise `Interrupted`."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, _frame: Any) -> None:
+            self._stop = signal.Signals(number).name
+
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def run(self, phase: Phase) -> None:
+        """All epochs of a phase, from where a checkpoint left it."""
+        rng = np.random.default_rng([self.seed, zlib.crc32(phase.name.encode())])
+        at = _Position()
+        pending, self._pending = self._pending, None
+        if pending is not None and pending["phase"] == phase.name:
+            phase.load(pending["state"])
+            rng.bit_generator.state = json.loads(pending["rng"])
+            torch.set_rng_state(pending["torch_rng"])
+            at = _Position(pending["epoch"], pending["step"], pending["order"], dict(pending["sums"]))
+        else:
+            torch.manual_seed(self.seed)
+            phase.begin()
+        while at.epoch < phase.epochs:
+            self._epoch(phase, at, rng)
+
+    def _epoch(self, phase: Phase, at: _Position, rng: np.random.Generator) -> None:
+        if at.order is None:
+            at.order = torch.from_numpy(rng.permutation(self.samples.count))
+        order, total = at.order.numpy(), phase.epochs * self.steps
+        while at.step < self.steps:
+            x, y = self.samples.draw(order[at.step * self.batch : (at.step + 1) * self.batch], rng)
+            done = at.epoch * self.steps + at.step
+            for key, value in phase.step(to_torch(x), torch.from_numpy(y), done, total).items():
+                at.sums[key] = at.sums.get(key, 0.0) + value
+            at.step += 1
+            if self._stop or (done + 1) % self.every == 0:
+                self._keep(phase, at, rng)
+            if self._stop:
+                raise Interrupted(
+                    f"{self._stop} in {phase.name}, epoch {at.epoch + 1} of {phase.epochs}, step {at.step} of "
+                    f"{self.steps}: the state is saved in {self.checkpoint.parent}; the same command continues"
+                )
+            self._report(phase, at, {})
+        fields = {key: value / self.steps for key, value in at.sums.items()} | phase.epoch_end()
+        at.epoch, at.step, at.order, at.sums = at.epoch + 1, 0, None, {}
+        self.event("epoch", phase=phase.name, epoch=at.epoch, epochs=phase.epochs, **fields)
+        self._keep(phase, at, rng)
+        self._report(phase, at, fields)
+
+    def _keep(self, phase: Phase, at: _Position, rng: np.random.Generator) -> None:
+        """Checkpoint in the middle of a phase; never one that holds NaN or infinity."""
+        for name, value in phase.tensors().items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise CheckFailed(
+                    f"{phase.name}, epoch {at.epoch + 1}: {name} became NaN or infinite; the last good state is kept "
+                    f"in {self.checkpoint.parent}; lower the learning rate"
+                )
+        self._save(
+            {
+                "phase": phase.name, "epoch": at.epoch, "step": at.step, "order": at.order, "sums": dict(at.sums),
+                "state": phase.state(), "rng": json.dumps(rng.bit_generator.state), "torch_rng": torch.get_rng_state(),
+            }
+        )  # fmt: skip
+
+    def _report(self, phase: Phase, at: _Position, fields: Mapping[str, float]) -> None:
+        if self.progress is None:
+            return
+        names = [name for name, _, _ in self.agenda]
+        done = total = 0.0
+        for i, (_, epochs, cost) in enumerate(self.agenda):
+            total += epochs * self.steps * cost
+            if phase.name in names and i < names.index(phase.name):
+                done += epochs * self.steps * cost
+        done += (at.epoch * self.steps + at.step) * phase.cost
+        if self._units_at_start is None:
+            self._units_at_start = done - phase.cost
+        speed = (time.monotonic() - self._started) / max(done - self._units_at_start, phase.cost)
+        eta = max(0.0, total - done) * speed
+        self.progress(Progress(phase.name, at.epoch, phase.epochs, at.step, self.steps, fields, eta))
+
+
+def to_torch(x: np.ndarray) -> Tensor:
+    """Images as torch's CPU convolutions like them: channels last where there are several."""
+    out = torch.from_numpy(np.ascontiguousarray(x))
+    return out.contiguous(memory_format=torch.channels_last) if x.ndim == 4 and x.shape[1] > 1 else out
+
+
+# -- what steps are made of -----------------------------------------------------------------------------------------
+
+
+def cosine(done: int, total: int) -> float:
+    """Factor of the learning rate, 1 -> 0."""
+    return 0.5 * (1 + math.cos(math.pi * done / max(total, 1)))
+
+
+def sgd(net: nn.Module, groups: list[dict[str, Any]], lr: float) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; `groups` name parameters, `lr` and `weight_decay` where they differ."""
+    assert isinstance(net, nn.Module)
+    return torch.optim.SGD(groups, lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float], factor: float) -> None:
+    """Learning rate of each group = its own rate x `factor`."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * factor
+
+
+def objective(outputs: Tensor, labels: Tensor, teacher: Tensor | None, distill: float) -> Tensor:
+    """Cross-entropy, of which the share `distill` comes from the teacher's softened outputs."""
+    loss = F.cross_entropy(outputs, labels)
+    if teacher is None or distill == 0:
+        return loss
+    t = TEMPERATURE
+    soft = F.kl_div(F.log_softmax(outputs / t, 1), F.softmax(teacher / t, 1), reduction="batchmean") * t * t
+    return (1 - distill) * loss + distill * soft
+
+
+def check_finite(loss: Tensor, net: FloatNet, x: Tensor, phase: str) -> None:
+    """CheckFailed naming the first value of `net` that is NaN or infinite, if the loss is."""
+    if math.isfinite(float(loss)):
+        return
+    where = "the loss"
+    with torch.no_grad():
+        for name, value in net.walk(x):
+            if not bool(torch.isfinite(value).all()):
+                where = f"layer {name}"
+                break
+    raise CheckFailed(
+        f"{phase}: the loss is {float(loss)}; {where} is the first with NaN or infinity. The last good state is kept; "
+        "lower the learning rate, or look at the weights and images that it started from"
+    )
+
+
+def evaluate(net: nn.Module, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """(top-1 in percent, mean cross-entropy) of the evaluation forward in floats."""
+    before = net.training
+    net.eval()
+    right, loss = 0, 0.0
+    with torch.no_grad():
+        for i in range(0, len(labels), EVALUATION_BATCH):
+            y = torch.from_numpy(labels[i : i + EVALUATION_BATCH])
+            outputs = net(to_torch(images[i : i + EVALUATION_BATCH]))
+            right += int((outputs.argmax(1) == y).sum())
+            loss += float(F.cross_entropy(outputs, y, reduction="sum"))
+    net.train(before)
+    return 100.0 * right / len(labels), loss / len(labels)
+
+
+def reestimate(net: FloatNet, batches: Sequence[Tensor]) -> None:
+    """Running statistics of every batch norm = the mean over `batches`; weights untouched."""
+    before, momentum = net.training, net.momentum
+    net.train()
+    with torch.no_grad():
+        for i, x in enumerate(batches):
+            net.momentum = 1.0 / (i + 1)
+            net(x)
+    net.momentum = momentum
+    net.train(before)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a method gets. `graph`: float, trained; `teacher`: the same as a network, in evaluation mode."""
+
+    settings: Settings
+    graph: Graph
+    space: Space
+    budgets: tuple[Budget, ...]
+    samples: Samples
+    loop: Loop
+    teacher: FloatNet
+
+    def batches(self, count: int) -> list[Tensor]:
+        """`count` training batches that are the same whenever they are asked for: for ranges and statistics."""
+        rng = np.random.default_rng([self.settings.seed, count])
+        order, size = rng.permutation(self.samples.count), self.loop.batch
+        starts = [i * size for i in range(count) if (i + 1) * size <= self.samples.count]
+        return [to_torch(self.samples.draw(order[i : i + size], rng)[0]) for i in starts]
+
+
+class Training:
+    """A phase of plain training (the float net, or a frozen super-net): cosine schedule, best state on validation."""
+
+    def __init__(
+        self, name: str, net: FloatNet, groups: list[dict[str, Any]], *, epochs: int, lr: float, samples: Samples,
+        cost: float = 1.0, teacher: FloatNet | None = None, distill: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.name, self.net, self.epochs, self.cost = name, net, epochs, cost
+        self.samples, self.teacher, self.distill = samples, teacher, distill
+        self.optimizer = sgd(net, groups, lr)
+        self.rates = [float(g["lr"]) for g in self.optimizer.param_groups]
+        self.best: dict[str, Tensor] = {}
+        self.score: tuple[float, float] = (-1.0, 0.0)  # validation's top-1, then minus its loss
+
+    def begin(self) -> None:
+        """The state before the first step is a candidate too."""
+        self.net.train()
+        self._judge()
+
+    def step(self, x: Tensor, y: Tensor, done: int, total: int) -> dict[str, float]:
+        """One step of SGD."""
+        set_rates(self.optimizer, self.rates, cosine(done, total))
+        with torch.no_grad():
+            taught = self.teacher(x) if self.teacher is not None and self.distill else None
+        loss = objective(self.net(x), y, taught, self.distill)
+        check_finite(loss, self.net, x, self.name)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return {"loss": float(loss)}
+
+    def epoch_end(self) -> dict[str, float]:
+        """Validation; keeps the best state."""
+        top1, loss = self._judge()
+        return {"val_top1": top1, "val_loss": loss}
+
+    def _judge(self) -> tuple[float, float]:
+        top1, loss = evaluate(self.net, *self.samples.held)
+        if (top1, -loss) > self.score:
+            self.score, self.best = (top1, -loss), copy.deepcopy(self.net.state_dict())
+        return top1, loss
+
+    def state(self) -> dict[str, Any]:
+        """Network, optimiser, best so far."""
+        return {
+            "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best,
+            "score": list(self.score),
+        }  # fmt: skip
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best, self.score = dict(state["best"]), (state["score"][0], state["score"][1])
+        self.net.train()
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The network's."""
+        return self.net.state_dict()
