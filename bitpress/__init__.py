@@ -12,24 +12,24 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .benchmarks.bench import bench as bench
-    from .compiler.inspect import inspect as inspect
     from .compiler.model import load as load
-    from .compiler.verify import verify as verify
     from .core.search import search as search
     from .delivery import compile as compile
-    from .delivery import evaluate as evaluate
+    from .evaluation import evaluate as evaluate
+    from .inspection import inspect as inspect
+    from .inspection import verify as verify
     from .planning import plan as plan
 
 # name -> module that defines it
 _HOMES = {
     "bench": ".benchmarks.bench",
     "compile": ".delivery",
-    "evaluate": ".delivery",
-    "inspect": ".compiler.inspect",
+    "evaluate": ".evaluation",
+    "inspect": ".inspection",
     "load": ".compiler.model",
     "plan": ".planning",
     "search": ".core.search",
-    "verify": ".compiler.verify",
+    "verify": ".inspection",
 }
 
 __all__ = ["__version__", "bench", "compile", "evaluate", "inspect", "load", "plan", "search", "verify"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core.errors import UnsupportedError, UsageError
-from .host import head, write_text
+from .host import head
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,7 +157,7 @@ def quantise(model: str, recipe: Recipe, *, progress: Progress = lambda _what, _
 def keep(run: str | Path, model: str, made: _Source, recipe: Recipe, seconds: float) -> None:
     """Writes what a recipe made as a RUN: graph, plan, tensors, result and the values that made it."""
     from .core.bops import count
-    from .core.rundir import write_run
+    from .core.rundir import RESULT, SETTINGS, write_json, write_run
 
     totals = count(made.graph, made.plan).totals
     result = {
@@ -175,8 +175,8 @@ def keep(run: str | Path, model: str, made: _Source, recipe: Recipe, seconds: fl
     }  # fmt: skip
     folder = Path(run)
     write_run(folder, made.graph, made.plan, made.tensors, made.meta)
-    for name, document in (("result.json", result), ("run.json", values)):
-        write_text(folder / name, json.dumps(document, indent=2) + "\n")
+    write_json(folder / RESULT, result)
+    write_json(folder / SETTINGS, values)
 
 
 def _digests(weights: str | None) -> dict[str, str]:

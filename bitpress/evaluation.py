@@ -90,6 +90,7 @@ def _of_run(path: Path, threads: int) -> _Subject:
     known, shape = run.meta.get("data"), run.graph.inputs[0].shape
     outputs = int(np.prod(run.graph.value(run.graph.outputs[0]).shape))
     return _Subject(
-        Semantics(graph, threads).run, shape, outputs, run.meta["mean"], run.meta["std"],
+        Semantics(graph, threads).run, shape, outputs, run.meta.get("mean", [0.0] * shape[0]),
+        run.meta.get("std", [1.0] * shape[0]),
         known if isinstance(known, str) else None, None, "torch integer semantics",
     )  # fmt: skip

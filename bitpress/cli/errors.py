@@ -34,6 +34,8 @@ def code_of(error: BaseException) -> int | None:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is not None:
             return _say(missing_extra(error.name or "", extra), EnvironmentMissing.exit_code)
+    if isinstance(error, OSError) and error.filename is not None:
+        return _say(f"{error.filename}: {error.strerror}", UsageError.exit_code)
     return None
 
 
