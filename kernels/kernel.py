@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.encoding import Encoding
+from ..core.encoding import FIELD_BITS, Encoding
 
 F32 = "f32"
 
@@ -60,4 +60,8 @@ class Kernel:
         for side, bits, known in (("w", problem.w_bits, self.w_bits), ("a", problem.a_bits, self.a_bits)):
             if bits not in known:
                 return f"has {side}{known.start}..{side}{known.stop - 1}, not {side}{bits}"
+        if problem.w is not None and problem.w.bits not in FIELD_BITS:
+            return f"has weights stored in {', '.join(map(str, FIELD_BITS))} bits, not {problem.w.bits}"
+        if isinstance(problem.a, Encoding) and (problem.a.offset or not problem.a.has_zero or problem.a.name == "t2"):
+            return f"has activations u1..u8 and i2..i8, not {problem.a.name}"
         return None

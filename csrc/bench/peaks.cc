@@ -55,7 +55,8 @@ struct Row {
 
 #define CHAINS8(X) X("0") X("1") X("2") X("3") X("4") X("5") X("6") X("7")
 #define CHAINS12(X) CHAINS8(X) X("8") X("9") X("10") X("11")
-#define ACC8(V) V c0{}, c1{}, c2{}, c3{}, c4{}, c5{}, c6{}, c7{}
+#define ACC8(V) \
+  V c0{}, c1{}, c2{}, c3{}, c4{}, c5{}, c6{}, c7 {}
 #define OUT8 "+v"(c0), "+v"(c1), "+v"(c2), "+v"(c3), "+v"(c4), "+v"(c5), "+v"(c6), "+v"(c7)
 
 // SSE2, the baseline: 8 products of int16 a pmaddwd.
@@ -105,8 +106,8 @@ __attribute__((target("avx2"))) double dot_avxvnni(std::uint64_t loops) {
   for (std::uint64_t i = 0; i < loops; ++i) {
 #define STEP(n) "%{vex%} vpdpbusd %12, %12, %" n "\n\t"
     asm volatile(CHAINS12(STEP)
-                 : "+x"(c0), "+x"(c1), "+x"(c2), "+x"(c3), "+x"(c4), "+x"(c5), "+x"(c6), "+x"(c7), "+x"(c8),
-                   "+x"(c9), "+x"(c10), "+x"(c11)
+                 : "+x"(c0), "+x"(c1), "+x"(c2), "+x"(c3), "+x"(c4), "+x"(c5), "+x"(c6), "+x"(c7), "+x"(c8), "+x"(c9),
+                   "+x"(c10), "+x"(c11)
                  : "x"(a));
 #undef STEP
   }
@@ -130,8 +131,9 @@ double bits_generic(std::uint64_t loops) {
   ACC8(__m128i);
   __m128i a = _mm_set1_epi8(0x35), w = _mm_set1_epi8(0x53);
   for (std::uint64_t i = 0; i < loops; ++i) {
-#define STEP(n)                                                                                                  \
-  "movdqa %8, %%xmm15\n\tpand %9, %%xmm15\n\tmovdqa %" n ", %%xmm14\n\tpxor %%xmm15, %%xmm14\n\t"                \
+#define STEP(n)                                          \
+  "movdqa %8, %%xmm15\n\tpand %9, %%xmm15\n\tmovdqa %" n \
+  ", %%xmm14\n\tpxor %%xmm15, %%xmm14\n\t"               \
   "pand %" n ", %%xmm15\n\tpand %8, %%xmm14\n\tpxor %9, %" n "\n\tpor %%xmm15, %" n "\n\t"
     asm volatile(CHAINS8(STEP)
                  : "+x"(c0), "+x"(c1), "+x"(c2), "+x"(c3), "+x"(c4), "+x"(c5), "+x"(c6), "+x"(c7)
@@ -146,8 +148,9 @@ __attribute__((target("avx2"))) double bits_avx2(std::uint64_t loops) {
   ACC8(__m256i);
   __m256i a = _mm256_set1_epi8(0x35), w = _mm256_set1_epi8(0x53);
   for (std::uint64_t i = 0; i < loops; ++i) {
-#define STEP(n)                                                                                                  \
-  "vpand %8, %9, %%ymm15\n\tvpxor %%ymm15, %" n ", %%ymm14\n\tvpand %%ymm15, %" n ", %%ymm15\n\t"                \
+#define STEP(n)                                                                   \
+  "vpand %8, %9, %%ymm15\n\tvpxor %%ymm15, %" n ", %%ymm14\n\tvpand %%ymm15, %" n \
+  ", %%ymm15\n\t"                                                                 \
   "vpand %%ymm14, %8, %%ymm13\n\tvpxor %%ymm14, %9, %" n "\n\tvpor %%ymm13, %%ymm15, %%ymm15\n\t"
     asm volatile(CHAINS8(STEP)
                  : "+x"(c0), "+x"(c1), "+x"(c2), "+x"(c3), "+x"(c4), "+x"(c5), "+x"(c6), "+x"(c7)
@@ -162,7 +165,7 @@ __attribute__((target("avx512f"))) double bits_avx512(std::uint64_t loops) {
   ACC8(__m512i);
   __m512i a = _mm512_set1_epi8(0x35), w = _mm512_set1_epi8(0x53);
   for (std::uint64_t i = 0; i < loops; ++i) {
-#define STEP(n)                                                                                                  \
+#define STEP(n) \
   "vpandq %8, %9, %%zmm15\n\tvpternlogq $0x96, %%zmm15, %8, %" n "\n\tvpternlogq $0xe8, %9, %8, %%zmm15\n\t"
     asm volatile(CHAINS8(STEP) : OUT8 : "v"(a), "v"(w) : "xmm15");
 #undef STEP
@@ -198,12 +201,18 @@ bool avxvnni() { return false; }
 #endif
 
 constexpr Row kRows[] = {
-    {"i8dot", "generic", always, dot_generic},          {"i8dot", "avx2", avx2, dot_avx2},
-    {"i8dot", "avxvnni", avxvnni, dot_avxvnni},         {"i8dot", "avx512", avx512, dot_avx512},
-    {"i8dot", "avx512vnni", avx512vnni, dot_avx512vnni}, {"i8dot", "avx512vbmi", avx512vbmi, dot_avx512vnni},
-    {"bitserial", "generic", always, bits_generic},     {"bitserial", "avx2", avx2, bits_avx2},
-    {"bitserial", "avxvnni", avxvnni, bits_avx2},       {"bitserial", "avx512", avx512, bits_avx512},
-    {"bitserial", "avx512vnni", avx512vnni, bits_avx512}, {"bitserial", "avx512vbmi", avx512vbmi, bits_avx512vbmi},
+    {"i8dot", "generic", always, dot_generic},
+    {"i8dot", "avx2", avx2, dot_avx2},
+    {"i8dot", "avxvnni", avxvnni, dot_avxvnni},
+    {"i8dot", "avx512", avx512, dot_avx512},
+    {"i8dot", "avx512vnni", avx512vnni, dot_avx512vnni},
+    {"i8dot", "avx512vbmi", avx512vbmi, dot_avx512vnni},
+    {"bitserial", "generic", always, bits_generic},
+    {"bitserial", "avx2", avx2, bits_avx2},
+    {"bitserial", "avxvnni", avxvnni, bits_avx2},
+    {"bitserial", "avx512", avx512, bits_avx512},
+    {"bitserial", "avx512vnni", avx512vnni, bits_avx512},
+    {"bitserial", "avx512vbmi", avx512vbmi, bits_avx512vbmi},
 };
 
 __attribute__((target("avx2"))) std::uint64_t read_avx2(const unsigned char* data, std::size_t bytes) {

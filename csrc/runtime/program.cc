@@ -68,40 +68,11 @@ std::vector<T> elements(Bytes bytes, const char* section) {
   return out;
 }
 
-// Encoding of that name among a family's widths; false if there is none.
-bool parse_encoding(const char word[4], bool as_weight, Encoding* out) {
+// The same of a record: filled up with zeros.
+bool parse_word(const char word[4], bool as_weight, Encoding* out) {
   const std::string name(word, strnlen(word, 4));
-  if (!std::all_of(word + name.size(), word + 4, [](char c) { return c == 0; })) return false;
-  *out = Encoding{};
-  out->name = name;
-  if (name == "f32") return !as_weight;
-  if (name.size() != 2 || name[1] < '1' || name[1] > '8') return false;
-  const char family = name[0];
-  const int bits = name[1] - '0';
-  const bool field = bits == 1 || bits == 2 || bits == 4 || bits == 8;
-  if (as_weight && !field) return false;
-  out->bits = bits;
-  for (int p = 0; p < bits; ++p) out->coeffs[p] = (family == 'o' ? 2 : 1) << p;
-  switch (family) {
-    case 'u':
-      return true;
-    case 'i':
-      out->coeffs[bits - 1] = -out->coeffs[bits - 1];
-      return bits >= 2;
-    case 'o':
-      out->offset = 1 - (1 << bits);
-      return as_weight && bits >= 2;
-    case 'b':
-      out->coeffs[0] = 2;
-      out->offset = -1;
-      return as_weight && bits == 1;
-    case 't':
-      out->coeffs[0] = 1;
-      out->coeffs[1] = -1;
-      return as_weight && bits == 2;
-    default:
-      return false;
-  }
+  return std::all_of(word + name.size(), word + 4, [](char c) { return c == 0; }) &&
+         parse_encoding(name, as_weight, out);
 }
 
 // Well-formed UTF-8: no overlong forms, no surrogates, nothing above U+10FFFF.
@@ -173,7 +144,7 @@ Buffer read_buffer(const BufferRecord& r, const std::vector<std::string>& names)
   Buffer out;
   out.name = name_at(names, r.name, "buffer");
   if (r.reserved) corrupt("NonZeroPadding", "buffer " + out.name + ": reserved bytes are not zero");
-  if (!parse_encoding(r.storage, false, &out.storage))
+  if (!parse_word(r.storage, false, &out.storage))
     corrupt("BadEnum", "buffer " + out.name + ": unknown storage; known are f32, u1..u8, i2..i8");
   out.c = r.c;
   out.h = r.h;
@@ -239,7 +210,7 @@ void read_weights(const StepRecord& r, Pools* pools, Step* step) {
       corrupt("BadEnum", "step " + step->name + ": has a weight encoding or depth, but no weights");
     return;
   }
-  if (!parse_encoding(r.weight, true, &step->weight))
+  if (!parse_word(r.weight, true, &step->weight))
     corrupt("BadEnum", "step " + step->name + ": unknown weight encoding");
   step->has_weights = true;
   step->fields = pools->weights(r.weights, step->name);
@@ -339,6 +310,39 @@ int32_t Encoding::level(uint32_t code) const {
   int32_t out = offset;
   for (int p = 0; p < bits; ++p) out += coeffs[static_cast<size_t>(p)] * static_cast<int32_t>((code >> p) & 1u);
   return out;
+}
+
+bool parse_encoding(const std::string& name, bool as_weight, Encoding* out) {
+  *out = Encoding{};
+  out->name = name;
+  if (name == "f32") return !as_weight;
+  if (name.size() != 2 || name[1] < '1' || name[1] > '8') return false;
+  const char family = name[0];
+  const int bits = name[1] - '0';
+  const bool field = bits == 1 || bits == 2 || bits == 4 || bits == 8;
+  if (as_weight && !field) return false;
+  out->bits = bits;
+  for (int p = 0; p < bits; ++p) out->coeffs[p] = (family == 'o' ? 2 : 1) << p;
+  switch (family) {
+    case 'u':
+      return true;
+    case 'i':
+      out->coeffs[bits - 1] = -out->coeffs[bits - 1];
+      return bits >= 2;
+    case 'o':
+      out->offset = 1 - (1 << bits);
+      return as_weight && bits >= 2;
+    case 'b':
+      out->coeffs[0] = 2;
+      out->offset = -1;
+      return as_weight && bits == 1;
+    case 't':
+      out->coeffs[0] = 1;
+      out->coeffs[1] = -1;
+      return as_weight && bits == 2;
+    default:
+      return false;
+  }
 }
 
 const char* op_name(Op op) { return kOpRows[static_cast<uint8_t>(op)].name; }

@@ -28,6 +28,9 @@ struct Encoding {
   int32_t act_lo() const { return lo() < 0 ? -hi() : 0; }
 };
 
+// Encoding of that name, as the format allows it for weights or for stored values; false if there is none.
+bool parse_encoding(const std::string& name, bool as_weight, Encoding* out);
+
 struct Buffer {
   std::string name;
   Encoding storage;

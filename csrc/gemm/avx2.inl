@@ -1,0 +1,93 @@
+// Vocabulary of 256-bit vectors (AVX2, no FMA: multiply and add are rounded apart). Anonymous namespace.
+
+struct F {
+  static constexpr uint32_t kLanes = 8;
+  using Vec = __m256;
+  using Ints = __m256i;
+  static Vec load(const float* p) { return _mm256_loadu_ps(p); }
+  static Vec set(float x) { return _mm256_set1_ps(x); }
+  static Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+  static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+  static Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+  static Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+  static Vec from_i32(Ints a) { return _mm256_cvtepi32_ps(a); }
+  static Ints load_i32(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Ints set_i32(int32_t x) { return _mm256_set1_epi32(x); }
+  static Ints add_i32(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+  static Ints shl(Ints a, int32_t n) { return _mm256_sll_epi32(a, _mm_cvtsi32_si128(n)); }
+  static Vec load_u8(const uint8_t* p, uint32_t) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static Vec load_i8(const int8_t* p, uint32_t) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static Vec load_f32(const float* p, uint32_t) { return _mm256_loadu_ps(p); }
+  static __m256i first(uint32_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int32_t>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static Vec load_f32_exactly(const float* p, uint32_t n) { return _mm256_maskload_ps(p, first(n)); }
+  static void store_f32(float* p, Vec a, uint32_t n) {
+    if (n == kLanes) return _mm256_storeu_ps(p, a);
+    _mm256_maskstore_ps(p, first(n), a);
+  }
+  static void store_levels(uint8_t* p, Vec a, uint32_t n) {
+    const __m256i i = _mm256_cvtps_epi32(a);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+    // Levels of a u8 lie above the range of a saturating signed pack: keep the low bytes.
+    const __m128i bytes = _mm_packus_epi16(_mm_and_si128(words, _mm_set1_epi16(0xFF)), _mm_setzero_si128());
+    if (n == kLanes) return _mm_storel_epi64(reinterpret_cast<__m128i*>(p), bytes);
+    const uint64_t all = static_cast<uint64_t>(_mm_cvtsi128_si64(bytes));
+    for (uint32_t k = 0; k < n; ++k) p[k] = static_cast<uint8_t>(all >> (8 * k));
+  }
+};
+
+inline uint32_t sum_bytes(const uint8_t* p, uint32_t n, uint8_t flip) {
+  const __m256i f = _mm256_set1_epi8(static_cast<char>(flip));
+  __m256i sum = _mm256_setzero_si256();
+  uint32_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const __m256i v = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i)), f);
+    sum = _mm256_add_epi64(sum, _mm256_sad_epu8(v, _mm256_setzero_si256()));
+  }
+  const __m128i half = _mm_add_epi64(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+  uint32_t out = static_cast<uint32_t>(_mm_cvtsi128_si32(half) + _mm_extract_epi32(half, 2));
+  for (; i < n; ++i) out += static_cast<uint8_t>(p[i] ^ flip);
+  return out;
+}
+
+// Products of int16: exact for every level that the format knows.
+struct Words {
+  static constexpr uint32_t kLanes = 8;
+  static constexpr int kMax1 = 10, kMax2 = 5, kMax4 = 2;
+  static constexpr bool kDelayed = false;
+  static constexpr size_t kElementBytes = 2;
+  using Vec = __m256i;
+  static Vec zero() { return _mm256_setzero_si256(); }
+  static Vec load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Vec broadcast(const uint8_t* p) {
+    return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(p)));
+  }
+  // Tied, like all of these: gcc 12 reorders free additions, hoists the products, and spills.
+  static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) {
+    const Vec t = _mm256_madd_epi16(a, w);
+    asm("vpaddd %1, %0, %0" : "+x"(acc) : "x"(t));
+  }
+  static void store(int32_t* p, Vec v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+};
+
+// Products of bytes, summed in int16 as long as the ranges allow it (Conv::delay), widened then.
+struct Delayed : Words {
+  static constexpr int kMax1 = 10, kMax2 = 5, kMax4 = 2;
+  static constexpr bool kDelayed = true;
+  static constexpr size_t kElementBytes = 1;
+  static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) {
+    const Vec t = _mm256_maddubs_epi16(a, w);
+    asm("vpaddw %1, %0, %0" : "+x"(acc) : "x"(t));
+  }
+  static Vec widen(Vec v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
+  static void add_store(int32_t* p, Vec v) {
+    __m256i* out = reinterpret_cast<__m256i*>(p);
+    _mm256_storeu_si256(out, _mm256_add_epi32(_mm256_loadu_si256(out), v));
+  }
+  static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
+};

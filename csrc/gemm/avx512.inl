@@ -1,0 +1,88 @@
+// Vocabulary of 512-bit vectors (AVX-512 F, BW, DQ, VL). Anonymous namespace.
+
+struct F {
+  static constexpr uint32_t kLanes = 16;
+  using Vec = __m512;
+  using Ints = __m512i;
+  static __mmask16 first(uint32_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+  static Vec load(const float* p) { return _mm512_loadu_ps(p); }
+  static Vec set(float x) { return _mm512_set1_ps(x); }
+  static Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+  static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+  static Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+  static Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+  static Vec from_i32(Ints a) { return _mm512_cvtepi32_ps(a); }
+  static Ints load_i32(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static Ints set_i32(int32_t x) { return _mm512_set1_epi32(x); }
+  static Ints add_i32(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+  static Ints shl(Ints a, int32_t n) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(n)); }
+  static Vec load_u8(const uint8_t* p, uint32_t n) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
+  }
+  static Vec load_i8(const int8_t* p, uint32_t n) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
+  }
+  static Vec load_f32(const float* p, uint32_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  static Vec load_f32_exactly(const float* p, uint32_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  static void store_f32(float* p, Vec a, uint32_t n) { _mm512_mask_storeu_ps(p, first(n), a); }
+  static void store_levels(uint8_t* p, Vec a, uint32_t n) {
+    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a));
+    if (n == kLanes) return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+    _mm_mask_storeu_epi8(p, first(n), bytes);  // slow on Zen 4, so not for whole vectors
+  }
+};
+
+inline uint32_t sum_bytes(const uint8_t* p, uint32_t n, uint8_t flip) {
+  const __m512i f = _mm512_set1_epi8(static_cast<char>(flip));
+  __m512i sum = _mm512_setzero_si512();
+  for (uint32_t i = 0; i < n; i += 64) {
+    const __mmask64 mask = n - i < 64 ? (__mmask64{1} << (n - i)) - 1 : ~__mmask64{0};
+    const __m512i v = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, p + i), _mm512_maskz_mov_epi8(mask, f));
+    sum = _mm512_add_epi64(sum, _mm512_sad_epu8(v, _mm512_setzero_si512()));
+  }
+  return static_cast<uint32_t>(_mm512_reduce_add_epi64(sum));
+}
+
+// What all rows on bytes or int16 share.
+struct Block {
+  static constexpr uint32_t kLanes = 16;
+  static constexpr int kMax1 = 14, kMax2 = 14, kMax4 = 6;
+  static constexpr bool kDelayed = false;
+  using Vec = __m512i;
+  static Vec zero() { return _mm512_setzero_si512(); }
+  static Vec load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static BITPRESS_INLINE Vec broadcast(const uint8_t* p) {
+    Vec v;
+    asm("vpbroadcastd %1, %0" : "=v"(v) : "m"(*reinterpret_cast<const int32_t*>(p)));
+    return v;
+  }
+  static void store(int32_t* p, Vec v) { _mm512_storeu_si512(p, v); }
+  static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
+};
+
+// Bit planes; how bits are counted is left to the instruction set.
+struct Planes {
+  static constexpr uint32_t kLanes = 16;
+  static constexpr int kPixels = 4, kBlocks = 2;
+  using Vec = __m512i;
+  static Vec zero() { return _mm512_setzero_si512(); }
+  static Vec load(const uint32_t* p) { return _mm512_loadu_si512(p); }
+  static Vec broadcast(const uint32_t* p) { return _mm512_set1_epi32(static_cast<int32_t>(*p)); }
+  static Vec both(Vec a, Vec b) { return _mm512_and_si512(a, b); }
+  static Vec mul_add(Vec sum, int32_t coeff, Vec counts) {
+    return _mm512_add_epi32(sum, _mm512_mullo_epi32(counts, _mm512_set1_epi32(coeff)));
+  }
+  static void store(int32_t* p, Vec v) { _mm512_storeu_si512(p, v); }
+  static void pack(const uint8_t* bytes, uint32_t* planes, uint32_t bits, size_t count, uint32_t words) {
+    for (size_t i = 0; i < count; i += 64) {
+      const __m512i v = _mm512_loadu_si512(bytes + i);
+      const size_t k = i / 32;
+      for (uint32_t q = 0; q < bits; ++q) {
+        const uint64_t mask = _mm512_test_epi8_mask(v, _mm512_set1_epi8(static_cast<char>(1 << q)));
+        planes[q * words + k] = static_cast<uint32_t>(mask);
+        if (k + 1 < words) planes[q * words + k + 1] = static_cast<uint32_t>(mask >> 32);
+      }
+    }
+  }
+  static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
+};

@@ -1,0 +1,133 @@
+// What the kernels compute and what they are given. Declarations only: this is all that files compiled for an
+// instruction set may share with others (an inline function here would leak AVX-512 code into baseline objects).
+//
+// The algebra. A level is offset + sum(coeffs[p] * bit[p]) (docs/format.md 2). For row r and output pixel x
+//   acc[r, x] = sum over the window of w[r, k] * a[x, k], an exact int32; padding is level 0;
+//   out[r, x] = clamp(half_to_even(acc * m[r] + b[r] + residual * m_r)), each float32 operation rounded on its own;
+//               no rounding to an integer where floats are stored.
+// Two families compute acc.
+//   i8dot      w = 2^shift * v + factor with v a signed byte (or int16), a = byte - zero with an unsigned byte:
+//              acc = 2^shift * dot(v, byte) + factor * sum(byte) + bias[r]
+//              bias[r] = -zero * (2^shift * sum(v) + factor * K): the border holds `zero` too, so it is one constant.
+//              Steps may wrap modulo 2^32; the final sum is proved to fit (AccumulatorOverflow), hence exact.
+//   bitserial  acc = sum over planes p, q of cw[p] * ca[q] * popcount(W_p & A_q) + factor * sum(a) + bias[r], factor
+//              being the weights' offset. Activations have none, and zero bits add nothing: K is padded for free.
+//
+// Rules for all of them. Kernels are single-threaded, do not allocate, throw, keep anything or call anything but
+// memcpy; two calls may run at once if they write different rows or pixels and have scratch memory of their own. No
+// argument overlaps what is written. Vectors are read past the end of a run: every input needs kSlack readable bytes
+// behind it (their value does not matter). Floating point: the default rounding mode, no flushing of denormals.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace bitpress::gemm {
+
+constexpr size_t kSlack = 64;       // readable bytes behind any activations, and behind residual and output
+constexpr uint32_t kMaxLanes = 16;  // constants of rows are padded with zeros to a multiple of this
+
+enum class Storage : uint8_t { kU8, kI8, kF32 };
+
+// Where rows of pixels go, and by which law. Values are NHWC: row r of pixel x lies at x * channels + channel(r).
+struct Output {
+  void* data;
+  Storage storage;
+  Storage residual_storage;
+  const void* residual;         // of the output's shape; null: none
+  size_t channels;              // distance between pixels, in elements
+  const int32_t* out_channels;  // [rows]; null: row r writes channel first_channel + r
+  size_t first_channel;
+  const float* m;       // [rows, padded]
+  const float* b;       // [rows, padded]
+  const int32_t* bias;  // [rows, padded], added to the int32 sum; not read for float input
+  int32_t shift;        // sum * 2^shift + bias + factor * window sum
+  int32_t factor;       // 0: no window sums
+  float lo, hi, m_r;    // integers where levels are stored
+};
+
+// A convolution on one group of channels: `out_rows` x `out_cols` output pixels. The window of output pixel (y, x)
+// consists of `taps` runs; run t starts at in + y * row_stride + x * pixel_stride + tap_offsets[t] (bytes).
+struct Conv {
+  const uint8_t* in;  // bytes, or int16 where the row's group is 2 or 1
+  size_t row_stride, pixel_stride;
+  const uint32_t* tap_offsets;
+  uint32_t taps;
+  uint32_t run;    // elements of a run, a multiple of the row's group for i8dot
+  uint32_t valid;  // those of them that count; weights of the others are zero
+  const void* weights;
+  size_t block_stride;              // bytes between blocks of `lanes` rows
+  uint32_t rows;                    // M; blocks = ceil(M / lanes)
+  uint32_t block_begin, block_end;  // which of them to compute
+  uint32_t out_rows, out_cols;
+  size_t first_pixel, out_row_pixels;  // index of pixel (0, 0) in the output, and from one row to the next
+  // i8dot16: steps of `group` elements whose sum fits int16: floor(32767 / (2 * max|v| * max byte)), at least 1
+  uint32_t delay;
+  // bitserial
+  uint32_t w_bits, a_bits, words;  // words of 32 bits of one plane of K = taps * valid elements
+  const int32_t* coeffs;           // [w_bits, a_bits]: cw[p] * ca[q]
+  uint8_t flip;                    // 0x80 where the bytes are signed levels, for the sum of a window
+  uint8_t* scratch;                // see bitserial_scratch in session.cc
+  Output out;
+};
+
+// weights of i8dot rows: [blocks][taps * run / group][lanes][group] of int8 (group 4) or int16 (group 2); for the
+// generic row [rows][taps * run] int16. Weights of bitserial rows: uint32 [blocks][w_bits][words][lanes].
+
+// Row r reads channel r of `in` (channels already chosen and bordered with zeros) and weights[tap][r].
+struct Depthwise {
+  const uint8_t* in;  // bytes, u8 or i8
+  bool is_signed;
+  size_t row_stride, pixel_stride;
+  const uint32_t* tap_offsets;
+  uint32_t taps;
+  const int32_t* weights;  // [taps][rows padded to kMaxLanes], the low 16 bits; the high ones are zero
+  uint32_t rows;
+  uint32_t out_rows, out_cols;
+  size_t first_pixel, out_row_pixels;
+  Output out;
+};
+
+// `pixels` values of out.channels elements each, from `in` of the same shape.
+struct Requantize {
+  const void* in;
+  Storage storage;
+  size_t first_pixel, pixels;
+  Output out;
+};
+
+// Floats [channels][plane] (NCHW) of one image -> NHWC; pixels first_pixel.. of the plane.
+struct Quantize {
+  const float* in;
+  size_t plane;  // H * W
+  size_t first_pixel, pixels;
+  Output out;  // data: of this image; no residual
+};
+
+// A pool on one image, rows [row_begin, row_end) of the output. Padding adds nothing and never wins.
+struct Pool {
+  const void* in;
+  Storage storage;
+  uint32_t channels, in_h, in_w, out_h, out_w;
+  uint32_t kernel_h, kernel_w, stride_h, stride_w, top, left;
+  uint32_t row_begin, row_end;
+  int32_t* sums;  // [channels padded] scratch of sum_pool2d
+  Output out;     // max_pool2d: data and channels only
+};
+
+// out[r, y, x] = in[channels[r], y * stride_h - top, x * stride_w - left], 0 outside or where channels[r] = -1;
+// rows [row_begin, row_end) of one image.
+struct Gather {
+  const void* in;
+  void* out;
+  uint32_t element_bytes;  // 1 or 4
+  uint32_t rows;
+  const int32_t* channels;
+  const int32_t* out_channels;  // null: row r writes channel r
+  size_t in_channels, out_stride;
+  uint32_t in_h, in_w, out_w;
+  uint32_t stride_h, stride_w, top, left;
+  uint32_t row_begin, row_end;
+};
+
+}  // namespace bitpress::gemm

@@ -1,0 +1,105 @@
+// The epilogue: exact sums -> stored values, by the law of contract.h. Included inside an anonymous namespace.
+//
+// A Float vocabulary F supplies kLanes, Vec, load, set, mul, add, min, max, and
+//   from_i32(Ints) / Ints operations on int32 lanes: load_i32, set_i32, add_i32, shl
+//   load_u8 / load_i8 / load_f32 (pointer, n) -> Vec, reading n values (or more, see kSlack)
+//   store_levels(uint8_t*, Vec, n), rounding half to even (the values fit a byte); store_f32(float*, Vec, n)
+
+struct FromSums {  // int32 sums [pixel][stride]
+  static constexpr bool kSums = true;
+};
+struct FromU8 {
+  static constexpr bool kSums = false;
+  template <class F>
+  static typename F::Vec load(const void* p, size_t at, uint32_t n) {
+    return F::load_u8(static_cast<const uint8_t*>(p) + at, n);
+  }
+};
+struct FromI8 {
+  static constexpr bool kSums = false;
+  template <class F>
+  static typename F::Vec load(const void* p, size_t at, uint32_t n) {
+    return F::load_i8(static_cast<const int8_t*>(p) + at, n);
+  }
+};
+struct FromF32 {
+  static constexpr bool kSums = false;
+  template <class F>
+  static typename F::Vec load(const void* p, size_t at, uint32_t n) {
+    return F::load_f32(static_cast<const float*>(p) + at, n);
+  }
+};
+
+template <class F>
+inline typename F::Vec load_stored(const void* p, Storage storage, size_t at, uint32_t n) {
+  if (storage == Storage::kU8) return F::load_u8(static_cast<const uint8_t*>(p) + at, n);
+  if (storage == Storage::kI8) return F::load_i8(static_cast<const int8_t*>(p) + at, n);
+  return F::load_f32(static_cast<const float*>(p) + at, n);
+}
+
+inline float stored_at(const void* p, Storage storage, size_t at) {
+  if (storage == Storage::kU8) return static_cast<float>(static_cast<const uint8_t*>(p)[at]);
+  if (storage == Storage::kI8) return static_cast<float>(static_cast<const int8_t*>(p)[at]);
+  return static_cast<const float*>(p)[at];
+}
+
+// Rows [row, row + rows) of `pixels` pixels from index `pixel` on. Value of row row+i, pixel j: in[j * stride + i].
+// `window`: sum of each pixel's window, null where out.factor is 0.
+template <class F, class From>
+void finish(const Output& o, const void* in, size_t stride, uint32_t row, uint32_t rows, size_t pixel, uint32_t pixels,
+            const int32_t* window) {
+  constexpr uint32_t L = F::kLanes;
+  const typename F::Vec lo = F::set(o.lo), hi = F::set(o.hi), m_r = F::set(o.m_r);
+  for (uint32_t i = 0; i < rows; i += L) {
+    const uint32_t n = rows - i < L ? rows - i : L;
+    const typename F::Vec m = F::load(o.m + row + i), b = F::load(o.b + row + i);
+    typename F::Ints bias = F::set_i32(0);
+    if constexpr (From::kSums) bias = F::load_i32(o.bias + row + i);
+    const bool scattered = o.out_channels != nullptr;
+    for (uint32_t j = 0; j < pixels; ++j) {
+      typename F::Vec t;
+      if constexpr (From::kSums) {
+        typename F::Ints acc = F::load_i32(static_cast<const int32_t*>(in) + j * stride + i);
+        acc = F::add_i32(F::shl(acc, o.shift), bias);
+        if (window) acc = F::add_i32(acc, F::set_i32(window[j]));
+        t = F::from_i32(acc);
+      } else {
+        t = From::template load<F>(in, j * stride + i, n);
+      }
+      t = F::add(F::mul(t, m), b);
+      const size_t at = (pixel + j) * o.channels + (scattered ? 0 : o.first_channel + row + i);
+      if (o.residual) {
+        typename F::Vec r;
+        if (scattered) {
+          float some[L] = {};
+          for (uint32_t k = 0; k < n; ++k)
+            some[k] = stored_at(o.residual, o.residual_storage, at + static_cast<size_t>(o.out_channels[row + i + k]));
+          r = F::load(some);
+        } else {
+          r = load_stored<F>(o.residual, o.residual_storage, at, n);
+        }
+        t = F::add(t, F::mul(r, m_r));
+      }
+      t = F::min(F::max(t, lo), hi);  // before rounding: the bounds of levels are integers, so the order is free
+      if (o.storage == Storage::kF32) {
+        float* out = static_cast<float*>(o.data) + at;
+        if (!scattered) {
+          F::store_f32(out, t, n);
+        } else {
+          float some[L];
+          F::store_f32(some, t, L);
+          for (uint32_t k = 0; k < n; ++k) out[o.out_channels[row + i + k]] = some[k];
+        }
+      } else {
+        uint8_t* out = static_cast<uint8_t*>(o.data) + at;
+        if (!scattered) {
+          F::store_levels(out, t, n);
+        } else {
+          uint8_t some[L];
+          F::store_levels(some, t, L);
+          for (uint32_t k = 0; k < n; ++k) out[o.out_channels[row + i + k]] = some[k];
+        }
+      }
+    }
+  }
+}

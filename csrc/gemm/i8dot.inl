@@ -1,0 +1,135 @@
+// i8dot: convolution by multiply-add instructions on bytes or int16. One template; the leaf is the vocabulary V:
+//   kLanes            output channels of a vector
+//   kMax1/2/4         most pixels of a tile that is 1, 2, 4 blocks of channels high: accumulators must fit registers
+//   kDelayed          dot() accumulates in int16 and widen() makes int32 of it, every Conv::delay steps
+//   zero, load(w), broadcast(4 bytes), dot(&acc, a, w), widen(acc), store(int32*, v), add_store(int32*, v)
+//   window_sum(bytes, n, flip): sum of bytes ^ flip
+// A step takes 4 bytes of activations (4 levels, or 2 of int16), and kLanes * 4 bytes of weights of each block.
+
+// Address of pixel J: at most 14 pixels from seven odd multiples, by x86's scaled index; a pointer for each would
+// spill.
+struct Strides {
+  size_t s1, s3, s5, s7, s9, s11, s13;
+};
+
+template <int J>
+BITPRESS_INLINE inline const uint8_t* pixel_at(const uint8_t* p, const Strides& s) {
+  static_assert(J < 14, "one more odd multiple is needed");
+  if constexpr (J == 0) return p;
+  if constexpr (J == 1) return p + s.s1;
+  if constexpr (J == 2) return p + 2 * s.s1;
+  if constexpr (J == 3) return p + s.s3;
+  if constexpr (J == 4) return p + 4 * s.s1;
+  if constexpr (J == 5) return p + s.s5;
+  if constexpr (J == 6) return p + 2 * s.s3;
+  if constexpr (J == 7) return p + s.s7;
+  if constexpr (J == 8) return p + 8 * s.s1;
+  if constexpr (J == 9) return p + s.s9;
+  if constexpr (J == 10) return p + 2 * s.s5;
+  if constexpr (J == 11) return p + s.s11;
+  if constexpr (J == 12) return p + 4 * s.s3;
+  if constexpr (J == 13) return p + s.s13;
+}
+
+// MB blocks of channels x NB pixels -> out [NB][MB * kLanes].
+template <class V, int MB, int NB>
+void i8dot_tile(const Conv& c, const uint8_t* in, const uint8_t* w, int32_t* out) {
+  struct {
+    typename V::Vec v[MB * NB];
+  } acc;
+  unroll<MB * NB>([&](auto i) BITPRESS_INLINE { acc.v[i] = V::zero(); });
+  Strides s{c.pixel_stride,     3 * c.pixel_stride,  5 * c.pixel_stride, 7 * c.pixel_stride,
+            9 * c.pixel_stride, 11 * c.pixel_stride, 13 * c.pixel_stride};
+  asm("" : "+r"(s.s3), "+r"(s.s5), "+r"(s.s7), "+r"(s.s9), "+r"(s.s11), "+r"(s.s13));  // not to be computed again
+  const size_t block = c.block_stride;
+  const uint32_t steps = c.run * static_cast<uint32_t>(V::kElementBytes) / 4;
+  [[maybe_unused]] uint32_t left = c.delay;
+  const auto flush = [&]() BITPRESS_INLINE {
+    if constexpr (V::kDelayed)
+      unroll<MB * NB>([&](auto i) BITPRESS_INLINE {
+        V::add_store(out + i * static_cast<int>(V::kLanes), V::widen(acc.v[i]));
+        acc.v[i] = V::zero();
+      });
+  };
+  if constexpr (V::kDelayed)
+    unroll<MB * NB>([&](auto i) BITPRESS_INLINE { V::store(out + i * static_cast<int>(V::kLanes), V::zero()); });
+  for (uint32_t t = 0; t < c.taps; ++t) {
+    const uint8_t* p = in + c.tap_offsets[t];
+    uint32_t todo = steps;
+    while (todo) {
+      uint32_t n = todo;
+      if constexpr (V::kDelayed) n = todo < left ? todo : left;
+      todo -= n;
+      for (uint32_t k = 0; k < n; ++k) {
+        typename V::Vec wv[MB];
+        unroll<MB>([&](auto i) BITPRESS_INLINE { wv[i] = V::load(w + static_cast<size_t>(i) * block); });
+        unroll<NB>([&](auto j) BITPRESS_INLINE {
+          const typename V::Vec a = V::broadcast(pixel_at<j>(p, s));
+          unroll<MB>([&](auto i) BITPRESS_INLINE { V::dot(acc.v[j * MB + i], a, wv[i]); });
+        });
+        p += 4;
+        w += V::kLanes * 4;
+      }
+      if constexpr (V::kDelayed) {
+        left -= n;
+        if (left == 0) {
+          flush();
+          left = c.delay;
+        }
+      }
+    }
+  }
+  if constexpr (V::kDelayed) {
+    flush();
+  } else {
+    unroll<MB * NB>([&](auto i) BITPRESS_INLINE { V::store(out + i * static_cast<int>(V::kLanes), acc.v[i]); });
+  }
+}
+
+template <class V, int MB, int NB>
+void i8dot_tiles(uint32_t pixels, const Conv& c, const uint8_t* in, const uint8_t* w, int32_t* out) {
+  if constexpr (NB > 1)
+    if (pixels < NB) return i8dot_tiles<V, MB, NB - 1>(pixels, c, in, w, out);
+  i8dot_tile<V, MB, NB>(c, in, w, out);
+}
+
+// factor * sum of the bytes of each pixel's window.
+template <class V>
+void window_sums(const Conv& c, const uint8_t* in, uint32_t pixels, int32_t* window) {
+  for (uint32_t j = 0; j < pixels; ++j) {
+    uint32_t sum = 0;
+    for (uint32_t t = 0; t < c.taps; ++t) sum += V::window_sum(in + j * c.pixel_stride + c.tap_offsets[t], c.valid, 0);
+    window[j] = static_cast<int32_t>(sum * static_cast<uint32_t>(c.out.factor));
+  }
+}
+
+// MB blocks from `block` on, all pixels. Rows of pixels are cut into tiles of nearly equal width.
+template <class V, class F, int MB, int NB>
+void i8dot_blocks(const Conv& c, uint32_t block) {
+  alignas(64) int32_t acc[NB * MB * V::kLanes + 16];
+  int32_t window[NB];
+  const uint8_t* w = static_cast<const uint8_t*>(c.weights) + block * c.block_stride;
+  const uint32_t row = block * V::kLanes, end = row + MB * V::kLanes;
+  const uint32_t rows = (end < c.rows ? end : c.rows) - row;
+  const uint32_t parts = (c.out_cols + NB - 1) / NB;
+  for (uint32_t y = 0; y < c.out_rows; ++y) {
+    for (uint32_t part = 0; part < parts; ++part) {
+      const uint32_t x = c.out_cols * part / parts, pixels = c.out_cols * (part + 1) / parts - x;
+      const uint8_t* in = c.in + y * c.row_stride + x * c.pixel_stride;
+      i8dot_tiles<V, MB, NB>(pixels, c, in, w, acc);
+      if constexpr (V::kElementBytes == 1)  // int16 holds every level, and needs no factor
+        if (c.out.factor) window_sums<V>(c, in, pixels, window);
+      finish<F, FromSums>(c.out, acc, MB * V::kLanes, row, rows, c.first_pixel + y * c.out_row_pixels + x, pixels,
+                          c.out.factor ? window : nullptr);
+    }
+  }
+}
+
+template <class V, class F>
+void i8dot(const Conv& c) {
+  uint32_t block = c.block_begin;
+  if (c.out_cols <= V::kMax4)
+    for (; c.block_end - block >= 4; block += 4) i8dot_blocks<V, F, 4, V::kMax4>(c, block);
+  for (; c.block_end - block >= 2; block += 2) i8dot_blocks<V, F, 2, V::kMax2>(c, block);
+  if (block < c.block_end) i8dot_blocks<V, F, 1, V::kMax1>(c, block);
+}

@@ -1,0 +1,28 @@
+// Loops that are unrolled in the source, because accumulators must stay in registers. Anonymous namespace.
+// gcc 12 keeps arrays of accumulators in memory otherwise, which costs a factor of four.
+
+template <int I>
+struct Index {
+  constexpr operator int() const { return I; }
+};
+template <int... I>
+struct Indices {};
+template <int N, int... I>
+struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeIndices<0, I...> {
+  using type = Indices<I...>;
+};
+
+#define BITPRESS_INLINE __attribute__((always_inline))
+
+template <class Body, int... I>
+BITPRESS_INLINE inline void unroll_over(const Body& body, Indices<I...>) {
+  (body(Index<I>{}), ...);
+}
+
+// body(Index<0>), ..., body(Index<N - 1>)
+template <int N, class Body>
+BITPRESS_INLINE inline void unroll(const Body& body) {
+  unroll_over(body, typename MakeIndices<N>::type{});
+}

@@ -1,0 +1,135 @@
+// Everything that is no matrix product: depthwise convolution, quantize, requantize, pools. Anonymous namespace.
+// Depthwise vocabulary V: kLanes, Vec, zero, load_act(bytes, is_signed) -> int32 lanes, load_w, madd(acc, a, w), store.
+
+template <class V, class F>
+void depthwise(const Depthwise& d) {
+  constexpr uint32_t L = V::kLanes;
+  constexpr uint32_t kPixels = 4;
+  alignas(64) int32_t acc[kPixels * L + 16];
+  const size_t padded = (d.rows + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
+  for (uint32_t row = 0; row < d.rows; row += L) {
+    const uint32_t rows = d.rows - row < L ? d.rows - row : L;
+    for (uint32_t y = 0; y < d.out_rows; ++y) {
+      for (uint32_t x = 0; x < d.out_cols; x += kPixels) {
+        const uint32_t pixels = d.out_cols - x < kPixels ? d.out_cols - x : kPixels;
+        const uint8_t* in = d.in + y * d.row_stride + x * d.pixel_stride + row;
+        typename V::Vec s0 = V::zero(), s1 = s0, s2 = s0, s3 = s0;
+        const size_t p1 = pixels > 1 ? d.pixel_stride : 0, p2 = pixels > 2 ? 2 * d.pixel_stride : 0,
+                     p3 = pixels > 3 ? 3 * d.pixel_stride : 0;
+        for (uint32_t t = 0; t < d.taps; ++t) {
+          const typename V::Vec w = V::load_w(d.weights + t * padded + row);
+          const uint8_t* p = in + d.tap_offsets[t];
+          s0 = V::madd(s0, V::load_act(p, d.is_signed), w);
+          s1 = V::madd(s1, V::load_act(p + p1, d.is_signed), w);
+          s2 = V::madd(s2, V::load_act(p + p2, d.is_signed), w);
+          s3 = V::madd(s3, V::load_act(p + p3, d.is_signed), w);
+        }
+        V::store(acc, s0);
+        V::store(acc + L, s1);
+        V::store(acc + 2 * L, s2);
+        V::store(acc + 3 * L, s3);
+        finish<F, FromSums>(d.out, acc, L, row, rows, d.first_pixel + y * d.out_row_pixels + x, pixels, nullptr);
+      }
+    }
+  }
+}
+
+template <class F>
+void requantize(const Requantize& r) {
+  const uint32_t rows = static_cast<uint32_t>(r.out.channels);
+  const size_t at = r.first_pixel * r.out.channels;
+  const uint32_t pixels = static_cast<uint32_t>(r.pixels);
+  if (r.storage == Storage::kU8)
+    finish<F, FromU8>(r.out, static_cast<const uint8_t*>(r.in) + at, rows, 0, rows, r.first_pixel, pixels, nullptr);
+  else if (r.storage == Storage::kI8)
+    finish<F, FromI8>(r.out, static_cast<const int8_t*>(r.in) + at, rows, 0, rows, r.first_pixel, pixels, nullptr);
+  else
+    finish<F, FromF32>(r.out, static_cast<const float*>(r.in) + at, rows, 0, rows, r.first_pixel, pixels, nullptr);
+}
+
+// Channels are few and pixels many, so the lanes are pixels here, and the results are interleaved afterwards.
+template <class F>
+void quantize(const Quantize& q) {
+  constexpr uint32_t L = F::kLanes;
+  const typename F::Vec lo = F::set(q.out.lo), hi = F::set(q.out.hi);
+  const size_t channels = q.out.channels, end = q.first_pixel + q.pixels;
+  for (size_t c = 0; c < channels; ++c) {
+    const typename F::Vec m = F::set(q.out.m[c]), b = F::set(q.out.b[c]);
+    const float* in = q.in + c * q.plane;
+    for (size_t x = q.first_pixel; x < end; x += L) {
+      const uint32_t n = end - x < L ? static_cast<uint32_t>(end - x) : L;
+      const typename F::Vec t = F::min(F::max(F::add(F::mul(F::load_f32_exactly(in + x, n), m), b), lo), hi);
+      if (q.out.storage == Storage::kF32) {
+        float some[L];
+        F::store_f32(some, t, L);
+        for (uint32_t k = 0; k < n; ++k) static_cast<float*>(q.out.data)[(x + k) * channels + c] = some[k];
+      } else {
+        uint8_t some[L];
+        F::store_levels(some, t, L);
+        for (uint32_t k = 0; k < n; ++k) static_cast<uint8_t*>(q.out.data)[(x + k) * channels + c] = some[k];
+      }
+    }
+  }
+}
+
+// The part of a window, along one axis, that lies inside of the input: [begin, end) of its taps.
+struct Inside {
+  uint32_t begin, end;
+};
+inline Inside inside(uint32_t at, uint32_t stride, uint32_t pad, uint32_t kernel, uint32_t size) {
+  const int64_t first = static_cast<int64_t>(at) * stride - pad;
+  const int64_t room = static_cast<int64_t>(size) - first;
+  const uint32_t begin = first < 0 ? static_cast<uint32_t>(-first) : 0;
+  const uint32_t end = room <= 0 ? 0 : room < kernel ? static_cast<uint32_t>(room) : kernel;
+  return {begin < end ? begin : end, end};
+}
+
+template <class T, class Visit>
+inline void window(const Pool& p, uint32_t y, uint32_t x, const Visit& visit) {
+  const Inside v = inside(y, p.stride_h, p.top, p.kernel_h, p.in_h),
+               h = inside(x, p.stride_w, p.left, p.kernel_w, p.in_w);
+  for (uint32_t ky = v.begin; ky < v.end; ++ky)
+    for (uint32_t kx = h.begin; kx < h.end; ++kx)
+      visit(static_cast<const T*>(p.in) +
+            (static_cast<size_t>(y * p.stride_h + ky - p.top) * p.in_w + (x * p.stride_w + kx - p.left)) * p.channels);
+}
+
+template <class T>
+void max_pool_as(const Pool& p) {
+  for (uint32_t y = p.row_begin; y < p.row_end; ++y)
+    for (uint32_t x = 0; x < p.out_w; ++x) {
+      T* out = static_cast<T*>(p.out.data) + (static_cast<size_t>(y) * p.out_w + x) * p.channels;
+      bool first = true;
+      window<T>(p, y, x, [&](const T* in) {
+        if (first)
+          for (uint32_t c = 0; c < p.channels; ++c) out[c] = in[c];
+        else
+          for (uint32_t c = 0; c < p.channels; ++c) out[c] = out[c] < in[c] ? in[c] : out[c];
+        first = false;
+      });
+    }
+}
+
+inline void max_pool2d(const Pool& p) {
+  if (p.storage == Storage::kU8) return max_pool_as<uint8_t>(p);
+  if (p.storage == Storage::kI8) return max_pool_as<int8_t>(p);
+  max_pool_as<float>(p);
+}
+
+template <class T, class F>
+void sum_pool_as(const Pool& p) {
+  for (uint32_t y = p.row_begin; y < p.row_end; ++y)
+    for (uint32_t x = 0; x < p.out_w; ++x) {
+      for (uint32_t c = 0; c < p.channels; ++c) p.sums[c] = 0;
+      window<T>(p, y, x, [&](const T* in) {
+        for (uint32_t c = 0; c < p.channels; ++c) p.sums[c] += in[c];
+      });
+      finish<F, FromSums>(p.out, p.sums, p.channels, 0, p.channels, static_cast<size_t>(y) * p.out_w + x, 1, nullptr);
+    }
+}
+
+template <class F>
+void sum_pool2d(const Pool& p) {
+  if (p.storage == Storage::kU8) return sum_pool_as<uint8_t, F>(p);
+  sum_pool_as<int8_t, F>(p);
+}

@@ -1,0 +1,258 @@
+#include "dispatch.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include "../runtime/error.h"
+#include "rows.h"
+
+namespace bitpress {
+namespace {
+
+// Names of the surface whose rows belong to other hosts, or to numpy.
+constexpr const char* kElsewhere[] = {"reference", "neon", "neon_dotprod", "neon_i8mm"};
+
+std::vector<std::string> words(const char* text) {
+  std::vector<std::string> out;
+  for (const char* end = text; *text; text = *end ? end + 1 : end) {
+    end = std::strchr(text, '|') ? std::strchr(text, '|') : text + std::strlen(text);
+    out.emplace_back(text, end);
+  }
+  return out;
+}
+
+std::string joined(const std::vector<std::string>& items) {
+  std::string out;
+  for (const std::string& item : items) out += (out.empty() ? "" : ", ") + item;
+  return out;
+}
+
+// __builtin_cpu_supports takes literals only. It asks the operating system too, whether it saves the registers.
+bool supports(const std::string& feature) {
+#if defined(__x86_64__)
+#define FEATURE(name) \
+  if (feature == name) return __builtin_cpu_supports(name);
+  FEATURE("avx2")
+  FEATURE("fma")
+#if __GNUC__ >= 11 || defined(__clang__)
+  FEATURE("avxvnni")
+#endif
+  FEATURE("avx512f")
+  FEATURE("avx512bw")
+  FEATURE("avx512dq")
+  FEATURE("avx512vl")
+  FEATURE("avx512vnni")
+  FEATURE("avx512vbmi")
+  FEATURE("avx512vbmi2")
+  FEATURE("avx512bitalg")
+  FEATURE("avx512vpopcntdq")
+#undef FEATURE
+#endif
+  return false;
+}
+
+Isa make_isa(const char* name, const char* contains, const char* features) {
+  std::vector<std::string> missing;
+  for (const std::string& feature : words(features))
+    if (!supports(feature)) missing.push_back(feature);
+  return {name, words(contains), joined(missing)};
+}
+
+const Isa* isa_named(const std::string& name) {
+  for (const Isa& isa : isas())
+    if (name == isa.name) return &isa;
+  return nullptr;
+}
+
+const char* variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value && *value ? value : nullptr;
+}
+
+Op op_named(const char* name) {
+  for (uint8_t i = 0; i < kOps; ++i)
+    if (std::strcmp(op_name(static_cast<Op>(i)), name) == 0) return static_cast<Op>(i);
+  throw Error(Code::kUsage, std::string("unknown op ") + name);
+}
+
+// Empty if the row computes the problem exactly.
+std::string misfit(const Row& r, const Problem& p) {
+  if (r.op != p.op) return std::string("computes ") + op_name(r.op) + ", not " + op_name(p.op);
+  const int w = p.weight.bits, a = p.act.is_float() ? 32 : p.act.bits;
+  auto range = [](char side, int from, int to, int bits) {
+    const std::string s(1, side);
+    return "has " + s + std::to_string(from) + ".." + s + std::to_string(to) + ", not " + s + std::to_string(bits);
+  };
+  if (w < r.w_from || w > r.w_to) return range('w', r.w_from, r.w_to, w);
+  if (a < r.a_from || a > r.a_to) return range('a', r.a_from, r.a_to, a);
+  if (r.delayed() && delay_of(p.weight, p.act) < 2)
+    return "two steps of " + p.weight.name + " x " + p.act.name + " products leave int16";
+  return "";
+}
+
+uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
+
+// Microseconds for one image. Beside the row's cost per product, three terms of bitserial: planes are packed once for
+// every pixel (kPack picoseconds a bit), and every pair of planes ends in a multiplication per output (kPair).
+double estimate(const Row& r, const Problem& p) {
+  constexpr double kPack = 4, kPair = 3;
+  const double pixels = static_cast<double>(p.pixels);
+  if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
+  const double rows = static_cast<double>(p.groups * padded(p.rows / p.groups, r.lanes));
+  if (!r.bitserial()) return r.cost * rows * static_cast<double>(padded(p.depth, r.group)) * pixels * 1e-6;
+  const double planes = p.weight.bits * p.act.bits, depth = static_cast<double>(padded(p.depth, r.group));
+  return (r.cost * planes * rows * depth + kPair * planes * rows +
+          kPack * p.act.bits * depth * static_cast<double>(p.groups)) *
+         pixels * 1e-6;
+}
+
+std::string number(double x) {
+  char text[32];
+  std::snprintf(text, sizeof text, x < 10 ? "%.2g" : "%.0f", x);
+  return text;
+}
+
+}  // namespace
+
+bool Row::delayed() const { return std::strcmp(family, "i8dot16") == 0; }
+
+const std::vector<Isa>& isas() {
+  static const std::vector<Isa> all = {
+#define ISA(name, contains, features) make_isa(#name, contains, features),
+#include "../../kernels/isa.def"
+#undef ISA
+  };
+  return all;
+}
+
+const std::vector<Row>& rows() {
+  static const std::vector<Row> all = [] {
+    std::vector<Row> out;
+#if defined(__x86_64__)
+    constexpr bool kBuilt = true;
+#define BITPRESS_SYMBOL(family, isa) gemm::family##_##isa
+#else
+    constexpr bool kBuilt = false;
+#define BITPRESS_SYMBOL(family, isa) gemm::family##_generic
+#endif
+#define KERNEL(family, isa, op, w_from, w_to, a_from, a_to, lanes, group, cost)                              \
+  if (kBuilt || std::strcmp(#isa, "generic") == 0)                                                           \
+    out.push_back({#family, #isa, #family "_" #isa, op_named(#op), w_from, w_to, a_from, a_to, lanes, group, \
+                   static_cast<double>(cost), reinterpret_cast<void (*)()>(BITPRESS_SYMBOL(family, isa))});
+#include "../../kernels/kernels.def"
+#undef KERNEL
+#undef BITPRESS_SYMBOL
+    return out;
+  }();
+  return all;
+}
+
+Problem problem_of(const Step& s, const Program& p) {
+  const Buffer& out = p.buffers[s.output];
+  const uint64_t window = s.op == Op::kMaxPool2d || s.op == Op::kSumPool2d ? uint64_t{s.kernel_h} * s.kernel_w : 1;
+  return {s.op, s.weight, p.buffers[s.data].storage, s.rows, s.has_weights ? s.depth : window, out.h * out.w, s.groups};
+}
+
+Split split_weight(const Encoding& w) {
+  const auto magnitude = [](int32_t lo, int32_t hi) { return std::max(std::abs(lo), std::abs(hi)); };
+  if (w.lo() >= -128 && w.hi() <= 127) return {0, 0, magnitude(w.lo(), w.hi())};
+  if (w.lo() >= 0) return {0, 128, 128};                         // u8: v = w - 128
+  return {1, 1, magnitude((w.lo() - 1) / 2, (w.hi() - 1) / 2)};  // odd levels: v = (w - 1) / 2
+}
+
+int32_t zero_byte(const Encoding& act) { return act.is_signed() ? act.hi() : 0; }
+
+int64_t delay_of(const Encoding& weight, const Encoding& act) {
+  const int64_t pair = 2LL * split_weight(weight).largest * (act.hi() + zero_byte(act));
+  return 32767 / std::max<int64_t>(pair, 1);
+}
+
+Choice Choice::from_environment() {
+  Choice out;
+  for (const Isa& isa : isas())
+    if (isa.missing.empty()) out.isa_ = isa.name;
+  if (const char* cap = variable("BITPRESS_FORCE_ISA")) {
+    const Isa* isa = isa_named(cap);
+    if (!isa) {
+      std::vector<std::string> known(std::begin(kElsewhere), std::end(kElsewhere));
+      if (std::find(known.begin(), known.end(), cap) != known.end())
+        throw Error(Code::kEnvironment, std::string("BITPRESS_FORCE_ISA=") + cap +
+                                            ": this host's native module has no " +
+                                            "rows of it; usable here is at most " + out.isa_);
+      for (const Isa& each : isas()) known.emplace_back(each.name);
+      throw Error(Code::kUsage, std::string("BITPRESS_FORCE_ISA=") + cap + ": valid values are " + joined(known));
+    }
+    if (!isa->missing.empty())
+      throw Error(Code::kEnvironment, std::string("BITPRESS_FORCE_ISA=") + cap + ": this host lacks " + isa->missing +
+                                          "; usable here is " + out.isa_);
+    out.isa_ = out.cap_ = cap;
+  }
+  if (const char* kernel = variable("BITPRESS_FORCE_KERNEL")) {
+    const auto row = std::find_if(rows().begin(), rows().end(), [&](const Row& r) { return r.name == kernel; });
+    if (row == rows().end()) {
+      std::vector<std::string> known;
+      for (const Row& r : rows()) known.push_back(r.name);
+      throw Error(Code::kUsage, std::string("BITPRESS_FORCE_KERNEL=") + kernel + ": valid values are " + joined(known));
+    }
+    const std::string why = out.why_unusable(*row);
+    if (!why.empty()) throw Error(Code::kEnvironment, std::string("BITPRESS_FORCE_KERNEL=") + kernel + ": " + why);
+    out.kernel_ = kernel;
+  }
+  return out;
+}
+
+std::string Choice::why_unusable(const Row& row) const {
+  const Isa* isa = isa_named(row.isa);
+  if (!isa->missing.empty()) return "the host lacks " + isa->missing;
+  if (cap_.empty() || cap_ == row.isa) return "";
+  const std::vector<std::string>& within = isa_named(cap_)->contains;
+  if (std::find(within.begin(), within.end(), row.isa) != within.end()) return "";
+  return std::string(row.isa) + " is not part of BITPRESS_FORCE_ISA=" + cap_;
+}
+
+std::vector<Choice::Verdict> Choice::explain(const Problem& problem) const {
+  std::vector<Verdict> out;
+  for (const Row& row : rows()) {
+    std::string why = misfit(row, problem);
+    if (why.empty()) why = why_unusable(row);
+    if (why.empty()) {
+      const double cost = estimate(row, problem);
+      out.push_back({&row, cost, "about " + number(cost) + " us"});
+    } else {
+      out.push_back({&row, -1, why});
+    }
+  }
+  if (kernel_.empty()) return out;
+  const bool fits =
+      std::any_of(out.begin(), out.end(), [&](const Verdict& v) { return v.cost >= 0 && v.row->name == kernel_; });
+  for (Verdict& v : out)
+    if (fits && v.cost >= 0 && v.row->name != kernel_) v = {v.row, -1, "BITPRESS_FORCE_KERNEL=" + kernel_ + " fits"};
+  return out;
+}
+
+Choice::Verdict Choice::find(const Problem& problem) const {
+  std::vector<Verdict> fitting;
+  std::string reasons;
+  for (const Verdict& v : explain(problem)) {
+    if (v.cost >= 0)
+      fitting.push_back(v);
+    else if (v.row->op == problem.op)
+      reasons += "; " + v.row->name + ": " + v.why;
+  }
+  if (fitting.empty())
+    throw Error(Code::kUnsupported, std::string("no kernel for ") + op_name(problem.op) + " of " + problem.weight.name +
+                                        " weights and " + problem.act.name + " activations" + reasons);
+  std::stable_sort(fitting.begin(), fitting.end(), [](const Verdict& a, const Verdict& b) { return a.cost < b.cost; });
+  Verdict best = fitting[0];
+  if (best.row->name == kernel_)
+    best.why = "BITPRESS_FORCE_KERNEL=" + kernel_;
+  else if (fitting.size() == 1)
+    best.why = "the only row that fits";
+  else
+    best.why = best.why + ", " + fitting[1].row->name + " " + fitting[1].why;
+  return best;
+}
+
+}  // namespace bitpress

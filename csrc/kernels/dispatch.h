@@ -1,0 +1,78 @@
+// Which kernel row computes a step on this host, and why. The one list is kernels/kernels.def.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../runtime/program.h"
+
+namespace bitpress {
+
+struct Isa {
+  const char* name;
+  std::vector<std::string> contains;  // sets whose rows it may also run
+  std::string missing;                // features that the host lacks; empty: usable
+};
+
+struct Row {
+  const char *family, *isa;
+  std::string name;  // family_isa
+  Op op;
+  int w_from, w_to, a_from, a_to;  // bits
+  uint32_t lanes, group;
+  double cost;
+  void (*function)();
+
+  // Arguments are of the op's struct in csrc/gemm/contract.h.
+  template <class Arguments>
+  void run(const Arguments& arguments) const {
+    reinterpret_cast<void (*)(const Arguments&)>(function)(arguments);
+  }
+  bool bitserial() const { return op == Op::kConv2d && group == 32; }
+  bool delayed() const;  // sums products in int16
+};
+
+// What the choice depends on. `weight` has no bits where there are none; `rows`, `depth` and `pixels` of one image.
+struct Problem {
+  Op op;
+  Encoding weight, act;
+  uint64_t rows = 1, depth = 1, pixels = 1, groups = 1;
+};
+Problem problem_of(const Step& step, const Program& program);
+
+// How i8dot spells a weight in a signed byte: w = 2^shift * v + factor, |v| <= largest.
+struct Split {
+  int32_t shift, factor, largest;
+};
+Split split_weight(const Encoding& weight);
+// Level 0 of an activation as i8dot's unsigned byte.
+int32_t zero_byte(const Encoding& act);
+// Steps of i8dot16 whose sum of products cannot leave int16.
+int64_t delay_of(const Encoding& weight, const Encoding& act);
+
+// What BITPRESS_FORCE_ISA and BITPRESS_FORCE_KERNEL allow, read when it is made. Unknown values are Error(kUsage) and
+// list the valid ones; what the host lacks is Error(kEnvironment).
+class Choice {
+ public:
+  static Choice from_environment();
+
+  const std::string& isa() const { return isa_; }  // best usable set
+  std::string why_unusable(const Row& row) const;  // empty: usable
+
+  struct Verdict {
+    const Row* row;
+    double cost;      // estimated microseconds; negative: does not fit
+    std::string why;  // why it does not fit, or how it was chosen
+  };
+  std::vector<Verdict> explain(const Problem& problem) const;  // all rows, in the order of the list
+  Verdict find(const Problem& problem) const;                  // Error(kUnsupported), with the reasons
+
+ private:
+  std::string isa_, cap_, kernel_;
+};
+
+const std::vector<Isa>& isas();
+const std::vector<Row>& rows();
+
+}  // namespace bitpress

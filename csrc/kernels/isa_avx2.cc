@@ -1,0 +1,74 @@
+// Rows for AVX2: 256-bit integer vectors without a dot-product instruction.
+#include <immintrin.h>
+
+#include "rows.h"
+
+namespace bitpress::gemm {
+namespace {
+
+#include "../gemm/avx2.inl"
+#include "../gemm/unroll.inl"
+
+// Bits of a vector, counted by nibbles with a shuffle (Mula), added as bytes.
+struct Planes {
+  static constexpr uint32_t kLanes = 8, kSteps = 31;
+  static constexpr int kPixels = 4,
+                       kBlocks = 1;  // sums, counts, tables and temporaries of more do not fit 16 registers
+  using Vec = __m256i;
+  static Vec zero() { return _mm256_setzero_si256(); }
+  static Vec load(const uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Vec broadcast(const uint32_t* p) { return _mm256_set1_epi32(static_cast<int32_t>(*p)); }
+  static Vec both(Vec a, Vec b) { return _mm256_and_si256(a, b); }
+  static Vec count(Vec x) {
+    const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2,
+                                           2, 3, 2, 3, 3, 4);
+    const __m256i low = _mm256_set1_epi8(15);
+    return _mm256_add_epi8(_mm256_shuffle_epi8(table, _mm256_and_si256(x, low)),
+                           _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), low)));
+  }
+  static Vec add(Vec a, Vec b) { return _mm256_add_epi8(a, b); }
+  static Vec reduce(Vec x) {
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(x, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
+  }
+  static Vec mul_add(Vec sum, int32_t coeff, Vec counts) {
+    return _mm256_add_epi32(sum, _mm256_mullo_epi32(counts, _mm256_set1_epi32(coeff)));
+  }
+  static void store(int32_t* p, Vec v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  static void pack(const uint8_t* bytes, uint32_t* planes, uint32_t bits, size_t, uint32_t words) {
+    for (uint32_t k = 0; k < words; ++k) {
+      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 32 * static_cast<size_t>(k)));
+      for (uint32_t q = 0; q < bits; ++q)
+        planes[q * words + k] = static_cast<uint32_t>(
+            _mm256_movemask_epi8(_mm256_sll_epi16(v, _mm_cvtsi32_si128(static_cast<int32_t>(7 - q)))));
+    }
+  }
+  static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
+};
+
+// One int16 product a lane; the weights' high halves are zero.
+struct Dots : Words {
+  static Vec load_act(const uint8_t* p, bool is_signed) {
+    const __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return is_signed ? _mm256_cvtepi8_epi32(v) : _mm256_cvtepu8_epi32(v);
+  }
+  static Vec load_w(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Vec madd(Vec acc, Vec a, Vec w) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, w)); }
+};
+
+#include "../gemm/bitserial.inl"
+#include "../gemm/finish.inl"
+#include "../gemm/i8dot.inl"
+#include "../gemm/values.inl"
+
+}  // namespace
+
+void i8dot_avx2(const Conv& c) { i8dot<Words, F>(c); }
+void i8dot16_avx2(const Conv& c) { i8dot<Delayed, F>(c); }
+void bitserial_avx2(const Conv& c) { bitserial<Planes, F>(c); }
+void depthwise_avx2(const Depthwise& d) { depthwise<Dots, F>(d); }
+void quantize_avx2(const Quantize& q) { quantize<F>(q); }
+void requantize_avx2(const Requantize& r) { requantize<F>(r); }
+void max_pool2d_avx2(const Pool& p) { max_pool2d(p); }
+void sum_pool2d_avx2(const Pool& p) { sum_pool2d<F>(p); }
+
+}  // namespace bitpress::gemm

@@ -1,0 +1,27 @@
+// Rows for AVX-VNNI: AVX2 and a dot product of bytes.
+#include <immintrin.h>
+
+#include "rows.h"
+
+namespace bitpress::gemm {
+namespace {
+
+#include "../gemm/avx2.inl"
+#include "../gemm/unroll.inl"
+
+struct Dot : Delayed {
+  static constexpr int kMax1 = 12, kMax2 = 6, kMax4 = 2;
+  static constexpr bool kDelayed = false;
+  static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) {
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(a), "x"(w));
+  }
+};
+
+#include "../gemm/finish.inl"
+#include "../gemm/i8dot.inl"
+
+}  // namespace
+
+void i8dot_avxvnni(const Conv& c) { i8dot<Dot, F>(c); }
+
+}  // namespace bitpress::gemm

@@ -1,0 +1,208 @@
+// Rows that every host can run: plain C++, no instruction set assumed. Also the plainest text of what the others do.
+#include "../gemm/contract.h"
+#include "rows.h"
+
+namespace bitpress::gemm {
+namespace {
+
+#include "../gemm/unroll.inl"
+
+struct F {
+  static constexpr uint32_t kLanes = 4;
+  struct Vec {
+    float v[kLanes];
+  };
+  struct Ints {
+    uint32_t v[kLanes];  // wraps
+  };
+  template <class Op>
+  static Vec each(const Op& op) {
+    Vec out;
+    for (uint32_t i = 0; i < kLanes; ++i) out.v[i] = op(i);
+    return out;
+  }
+  static Vec load(const float* p) {
+    return each([&](uint32_t i) { return p[i]; });
+  }
+  static Vec set(float x) {
+    return each([&](uint32_t) { return x; });
+  }
+  static Vec mul(Vec a, Vec b) {
+    return each([&](uint32_t i) { return a.v[i] * b.v[i]; });
+  }
+  static Vec add(Vec a, Vec b) {
+    return each([&](uint32_t i) { return a.v[i] + b.v[i]; });
+  }
+  static Vec min(Vec a, Vec b) {
+    return each([&](uint32_t i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static Vec max(Vec a, Vec b) {
+    return each([&](uint32_t i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static Vec from_i32(Ints a) {
+    return each([&](uint32_t i) { return static_cast<float>(static_cast<int32_t>(a.v[i])); });
+  }
+  static Ints load_i32(const int32_t* p) {
+    Ints out;
+    for (uint32_t i = 0; i < kLanes; ++i) out.v[i] = static_cast<uint32_t>(p[i]);
+    return out;
+  }
+  static Ints set_i32(int32_t x) {
+    Ints out;
+    for (uint32_t i = 0; i < kLanes; ++i) out.v[i] = static_cast<uint32_t>(x);
+    return out;
+  }
+  static Ints add_i32(Ints a, Ints b) {
+    for (uint32_t i = 0; i < kLanes; ++i) a.v[i] += b.v[i];
+    return a;
+  }
+  static Ints shl(Ints a, int32_t n) {
+    for (uint32_t i = 0; i < kLanes; ++i) a.v[i] <<= n;
+    return a;
+  }
+  template <class T>
+  static Vec load_some(const T* p, uint32_t n) {
+    return each([&](uint32_t i) { return i < n ? static_cast<float>(p[i]) : 0.0f; });
+  }
+  static Vec load_u8(const uint8_t* p, uint32_t n) { return load_some(p, n); }
+  static Vec load_i8(const int8_t* p, uint32_t n) { return load_some(p, n); }
+  static Vec load_f32(const float* p, uint32_t n) { return load_some(p, n); }
+  static Vec load_f32_exactly(const float* p, uint32_t n) { return load_some(p, n); }
+  static void store_f32(float* p, Vec a, uint32_t n) {
+    for (uint32_t i = 0; i < n; ++i) p[i] = a.v[i];
+  }
+  // Adding 1.5 * 2^23 leaves no bits behind the point, so that the addition itself rounds half to even.
+  static void store_levels(uint8_t* p, Vec a, uint32_t n) {
+    constexpr float kMagic = 12582912.0f;
+    for (uint32_t i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(static_cast<int32_t>((a.v[i] + kMagic) - kMagic));
+  }
+};
+
+// Two rows of 32-bit words in one of 64; counts of bytes by the classic additions within a word.
+struct Bits {
+  static constexpr uint32_t kLanes = 2, kSteps = 31;
+  static constexpr int kPixels = 2, kBlocks = 2;
+  using Vec = uint64_t;
+  static Vec zero() { return 0; }
+  static Vec load(const uint32_t* p) { return p[0] | static_cast<uint64_t>(p[1]) << 32; }
+  static Vec broadcast(const uint32_t* p) { return *p * 0x100000001u; }
+  static Vec both(Vec a, Vec b) { return a & b; }
+  static Vec count(Vec x) {
+    x -= (x >> 1) & 0x5555555555555555u;
+    x = (x & 0x3333333333333333u) + ((x >> 2) & 0x3333333333333333u);
+    return (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0Fu;
+  }
+  static Vec add(Vec a, Vec b) { return a + b; }
+  static Vec reduce(Vec x) {
+    x = (x & 0x00FF00FF00FF00FFu) + ((x >> 8) & 0x00FF00FF00FF00FFu);
+    return (x & 0x0000FFFF0000FFFFu) + ((x >> 16) & 0x0000FFFF0000FFFFu);
+  }
+  static Vec mul_add(Vec sum, int32_t coeff, Vec counts) {
+    const uint32_t k = static_cast<uint32_t>(coeff);
+    const uint32_t low = static_cast<uint32_t>(sum) + k * static_cast<uint32_t>(counts);
+    const uint32_t high = static_cast<uint32_t>(sum >> 32) + k * static_cast<uint32_t>(counts >> 32);
+    return low | static_cast<uint64_t>(high) << 32;
+  }
+  static void store(int32_t* p, Vec v) {
+    p[0] = static_cast<int32_t>(static_cast<uint32_t>(v));
+    p[1] = static_cast<int32_t>(static_cast<uint32_t>(v >> 32));
+  }
+  static void pack(const uint8_t* bytes, uint32_t* planes, uint32_t bits, size_t, uint32_t words) {
+    for (uint32_t q = 0; q < bits; ++q)
+      for (uint32_t k = 0; k < words; ++k) {
+        uint32_t word = 0;
+        for (uint32_t i = 0; i < 32; ++i) word |= static_cast<uint32_t>((bytes[32 * k + i] >> q) & 1) << i;
+        planes[q * words + k] = word;
+      }
+  }
+  static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) {
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < n; ++i) sum += p[i] ^ flip;
+    return sum;
+  }
+};
+
+struct Dots {
+  static constexpr uint32_t kLanes = 4;
+  struct Vec {
+    int32_t v[kLanes];
+  };
+  static Vec zero() { return Vec{}; }
+  static Vec load_act(const uint8_t* p, bool is_signed) {
+    Vec out;
+    for (uint32_t i = 0; i < kLanes; ++i) out.v[i] = is_signed ? static_cast<int8_t>(p[i]) : p[i];
+    return out;
+  }
+  static Vec load_w(const int32_t* p) {
+    Vec out;
+    for (uint32_t i = 0; i < kLanes; ++i) out.v[i] = static_cast<int16_t>(p[i]);
+    return out;
+  }
+  static Vec madd(Vec acc, Vec a, Vec w) {
+    for (uint32_t i = 0; i < kLanes; ++i) acc.v[i] += a.v[i] * w.v[i];
+    return acc;
+  }
+  static void store(int32_t* p, Vec v) {
+    for (uint32_t i = 0; i < kLanes; ++i) p[i] = v.v[i];
+  }
+};
+
+#include "../gemm/bitserial.inl"
+#include "../gemm/finish.inl"
+#include "../gemm/values.inl"
+
+// Loops that compilers turn into multiply-adds of int16 by themselves: no tile, four rows of weights at once.
+void i8dot(const Conv& c) {
+  const size_t depth = static_cast<size_t>(c.taps) * c.run;
+  for (uint32_t block = c.block_begin; block < c.block_end; ++block) {
+    const int16_t* w = static_cast<const int16_t*>(c.weights) + block * 4 * depth;
+    const uint32_t rows = c.rows - 4 * block < 4 ? c.rows - 4 * block : 4;
+    for (uint32_t y = 0; y < c.out_rows; ++y) {
+      for (uint32_t x = 0; x < c.out_cols; ++x) {
+        int32_t acc[4] = {};
+        for (uint32_t r = 0; r < 4; ++r) {
+          const int16_t* wr = w + r * depth;
+          int32_t sum = 0;
+          for (uint32_t t = 0; t < c.taps; ++t, wr += c.run) {
+            const int16_t* in =
+                reinterpret_cast<const int16_t*>(c.in + y * c.row_stride + x * c.pixel_stride + c.tap_offsets[t]);
+            for (uint32_t k = 0; k < c.run; ++k) sum += static_cast<int32_t>(wr[k]) * in[k];
+          }
+          acc[r] = sum;
+        }
+        finish<F, FromSums>(c.out, acc, 4, 4 * block, rows, c.first_pixel + y * c.out_row_pixels + x, 1, nullptr);
+      }
+    }
+  }
+}
+
+template <class T>
+void gather_as(const Gather& g) {
+  for (uint32_t y = g.row_begin; y < g.row_end; ++y) {
+    const int64_t in_y = static_cast<int64_t>(y) * g.stride_h - g.top;
+    for (uint32_t x = 0; x < g.out_w; ++x) {
+      const int64_t in_x = static_cast<int64_t>(x) * g.stride_w - g.left;
+      const bool here = in_y >= 0 && in_y < g.in_h && in_x >= 0 && in_x < g.in_w;
+      const T* in =
+          static_cast<const T*>(g.in) + (here ? static_cast<size_t>(in_y * g.in_w + in_x) * g.in_channels : 0);
+      T* out = static_cast<T*>(g.out) + (static_cast<size_t>(y) * g.out_w + x) * g.out_stride;
+      for (uint32_t r = 0; r < g.rows; ++r) {
+        const int32_t from = g.channels[r];
+        out[g.out_channels ? g.out_channels[r] : static_cast<int32_t>(r)] = here && from >= 0 ? in[from] : T{0};
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void i8dot_generic(const Conv& c) { i8dot(c); }
+void bitserial_generic(const Conv& c) { bitserial<Bits, F>(c); }
+void depthwise_generic(const Depthwise& d) { depthwise<Dots, F>(d); }
+void quantize_generic(const Quantize& q) { quantize<F>(q); }
+void requantize_generic(const Requantize& r) { requantize<F>(r); }
+void max_pool2d_generic(const Pool& p) { max_pool2d(p); }
+void sum_pool2d_generic(const Pool& p) { sum_pool2d<F>(p); }
+void gather_generic(const Gather& g) { g.element_bytes == 1 ? gather_as<uint8_t>(g) : gather_as<uint32_t>(g); }
+
+}  // namespace bitpress::gemm

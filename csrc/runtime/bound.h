@@ -1,0 +1,111 @@
+// A step bound to a kernel row: private weight layout, padded constants, and how its work is cut into items.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../gemm/contract.h"
+#include "../kernels/dispatch.h"
+#include "program.h"
+
+namespace bitpress {
+
+// Zeroed bytes, aligned to cache lines, with gemm::kSlack more behind them.
+class Memory {
+ public:
+  Memory() = default;
+  explicit Memory(size_t size);
+  uint8_t* data() const { return data_.get(); }
+  size_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(uint8_t* p) const { std::free(p); }
+  };
+  std::unique_ptr<uint8_t[], Free> data_;
+  size_t size_ = 0;
+};
+
+// Where a step's buffers lie for the images at hand; `residual` may be null.
+struct Place {
+  const uint8_t* data;
+  const uint8_t* residual;
+  uint8_t* output;
+  size_t images;
+};
+
+// Rounded windows of a convolution, one group: see gemm::Conv.
+struct Windows {
+  bool flat = false;  // output pixels of all images form one line, and each window is one contiguous run
+  bool copy = false;  // through scratch memory, where borders are written and levels shifted or widened
+  uint32_t element = 1;
+  uint8_t zero = 0;       // byte of level 0 in scratch memory
+  uint32_t channels = 0;  // of the group
+  uint32_t taps = 0, run = 0, valid = 0;
+  std::vector<uint32_t> offsets;
+  size_t row_bytes = 0;  // of the (bordered) input
+  uint32_t band = 0;     // output rows (flat: pixels) of one pass through scratch memory
+  size_t scratch = 0;    // bytes of that
+};
+
+class Bound {
+ public:
+  // Lays everything out; `step.fields` is not read again. Error(kUnsupported) where no row fits.
+  Bound(const Step& step, const Program& program, const Choice& choice);
+
+  const Row& row() const { return *row_; }
+  const std::string& why() const { return why_; }
+  size_t scratch_bytes() const { return scratch_; }
+  size_t weight_bytes() const { return weights_.size(); }
+  // Rough number of operations, to tell whether threads are worth waking.
+  double work(size_t images) const;
+
+  // The work on `images` images falls into items(images) parts that may run in any order and at the same time; or, for
+  // matrix products, into blocks() parts, each for all items.
+  size_t items(size_t images) const;
+  uint32_t blocks() const { return blocks_; }
+  void run(const Place& place, size_t begin, size_t end, uint8_t* scratch) const {
+    run(place, begin, end, 0, blocks_, scratch);
+  }
+  void run(const Place& place, size_t begin, size_t end, uint32_t block_begin, uint32_t block_end,
+           uint8_t* scratch) const;
+
+ private:
+  void bind_epilogue(const Step& step, uint32_t per_group);
+  void bind_convolution(const Step& step);
+  void bind_depthwise(const Step& step);
+  void plan_windows(bool channels_chosen);
+  void plan_bands(size_t weight_bytes);
+  gemm::Output output(const Place& place) const;
+  void copy_band(const uint8_t* image, uint32_t group, int64_t row, uint32_t rows, uint8_t* to) const;
+  void copy_line(const uint8_t* from, size_t elements, uint8_t* to) const;
+  void run_convolution(const Place&, size_t begin, size_t end, uint32_t block_begin, uint32_t block_end,
+                       uint8_t* scratch) const;
+  void run_line(const Place&, size_t begin, size_t end, gemm::Conv conv, uint8_t* scratch) const;
+  void run_depthwise(const Place&, size_t begin, size_t end, uint8_t* scratch) const;
+  void run_pool(const Place&, size_t begin, size_t end, uint8_t* scratch) const;
+  void run_gather(const Place&, size_t begin, size_t end) const;
+  void run_values(const Place&, size_t begin, size_t end) const;
+
+  Step step_;
+  Buffer in_, out_;
+  Encoding residual_;
+  const Row* row_ = nullptr;
+  std::string why_;
+  Memory weights_;
+  std::vector<float> m_, b_;
+  std::vector<int32_t> bias_, coeffs_;
+  uint32_t padded_rows_ = 0;  // of one group's constants
+  uint32_t blocks_ = 1;       // of one group
+  size_t block_bytes_ = 0, group_bytes_ = 0;
+  int32_t shift_ = 0, factor_ = 0;
+  uint32_t delay_ = 0, words_ = 0;
+  Windows windows_;
+  size_t scratch_ = 0;
+};
+
+}  // namespace bitpress

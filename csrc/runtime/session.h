@@ -1,0 +1,50 @@
+// A program bound to kernels of this host and run on batches. Knows no file and no Python.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "program.h"
+
+namespace bitpress {
+
+struct StepInfo {
+  std::string name, layer, op, kernel, isa, why;
+};
+
+// All steps' results on a batch, by buffer, in the order in which they are first written: NCHW, levels or floats.
+struct Value {
+  std::string name;
+  uint64_t c, h, w;
+  bool is_float;
+  std::vector<int32_t> levels;
+  std::vector<float> floats;
+};
+
+// Thread rule: calls from several threads wait for each other. Results do not depend on threads or batch.
+class Session {
+ public:
+  // Reads and checks the bytes of a .bpk (which may be freed afterwards), binds kernel rows as the environment allows,
+  // and lays out the weights for them. Error: kCorrupt, kUsage, kEnvironment, kUnsupported.
+  Session(Bytes file, int threads);
+  ~Session();
+
+  const Buffer& in() const;
+  const Buffer& out() const;
+  const std::string& isa() const;
+  std::vector<StepInfo> steps() const;
+
+  // x: n normalised images, float32 NCHW; y: n rows of out().elements() floats.
+  void run(const float* x, size_t n, float* y);
+  // The same, and the milliseconds of each step are added to `ms` [steps].
+  void profile(const float* x, size_t n, float* y, double* ms);
+  std::vector<Value> values(const float* x, size_t n);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace bitpress
