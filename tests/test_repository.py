@@ -149,6 +149,18 @@ def test_documents_link_to_files_that_exist() -> None:
     assert not missing, "\n".join(missing)
 
 
+def test_comments_point_to_sections_that_exist() -> None:
+    """ "methods A.1.3" in a comment is a heading of docs/methods.md; so with numerics and format."""
+    missing = []
+    for document in ("methods", "numerics", "format", "bitgemm"):
+        headings = set(re.findall(r"^#+ ([A-Z\d][\d.]*\d|[A-Z\d])[. ]", texts()[f"docs/{document}.md"], re.MULTILINE))
+        pointer = re.compile(rf"\b{document}(?:\.md)?,? (?:section )?([A-F](?:\.\d+)*|\d+(?:\.\d+)*)\b(?! bit)")
+        for name, text in texts().items():
+            if name.endswith((".py", ".cc", ".h", ".inl", ".def")):
+                missing += [f"{name}: {document} {n}" for n in pointer.findall(text) if n not in headings]
+    assert not missing, "\n".join(missing)
+
+
 def test_make_help_names_every_target() -> None:
     text = texts()["Makefile"]
     phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
