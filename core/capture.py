@@ -185,24 +185,29 @@ def _value(tracer: _Tracer, arg: Any) -> Any:
     return arg
 
 
+def _target(node: fx.Node) -> str:
+    """ "aten.add.Tensor", "aten.relu": a default overload is not spelled out."""
+    name = str(node.target)
+    return name.removesuffix(".default") if name.startswith("aten.") else str(getattr(node.target, "__name__", name))
+
+
 def _call(tracer: _Tracer, node: fx.Node) -> None:
-    target = str(node.target)
-    overload = target if target.startswith("aten.") else getattr(node.target, "__name__", target)
+    target = _target(node)
     args = _Args(tracer, node)
-    if overload in _SILENT:
+    if target in _SILENT:
         return
-    if overload == "getitem":
+    if target == "getitem":
         source, index = _value(tracer, node.args[0]), node.args[1]
         if isinstance(source, tuple) and isinstance(index, int) and index < len(source):
             tracer.made[node.name] = source[index]
         return
-    rule = _RULES.get(overload.removesuffix(".default"))
+    rule = _RULES.get(target)
     try:
         if rule is None:
             raise _NoRow
         tracer.made[node.name] = rule(tracer, args)
     except _NoRow:
-        tracer.made[node.name] = _unknown(tracer, node, overload.removesuffix(".default"))
+        tracer.made[node.name] = _unknown(tracer, node, target)
 
 
 def _unknown(tracer: _Tracer, node: fx.Node, target: str) -> _Value:
@@ -321,7 +326,8 @@ def _addmm(tracer: _Tracer, args: _Args) -> str:
 
 
 def _mm(tracer: _Tracer, args: _Args) -> str:
-    return _dense(tracer, args.value("self"), tracer.const(args["mat2"], transposed=True), None)
+    other = args.get("mat2") if args.get("mat2") is not None else args.get("other")
+    return _dense(tracer, args.value("self"), tracer.const(other, transposed=True), None)
 
 
 def _dense(tracer: _Tracer, x: str, weight: str, bias: _Value | None) -> str:
@@ -449,11 +455,14 @@ def _mean(tracer: _Tracer, args: _Args) -> str:
 
 
 def _view(tracer: _Tracer, args: _Args) -> str:
-    """flatten, view, reshape, squeeze: nothing, or everything behind the batch in one axis."""
+    """flatten, view, reshape, squeeze: nothing, or everything behind the batch in one axis.
+
+    A view that only views read is passed over: the last of them says what it comes to.
+    """
     x, out = args.value("self"), args.fake_shape()
     if int(args.node.meta["val"].shape[0]) != BATCH:
         raise _NoRow
-    if out == tracer.shape(x):
+    if out == tracer.shape(x) or all(_target(user) in _VIEWS for user in args.node.users):
         return x
     if out != (int(np.prod(tracer.shape(x))),):
         raise _NoRow
@@ -512,11 +521,15 @@ def _same_value(_tracer: _Tracer, args: _Args) -> _Value:
 
 
 _SILENT = frozenset({
-    "aten._assert_tensor_metadata.default", "aten._assert_scalar.default", "aten.sym_constrain_range_for_size.default",
+    "aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range_for_size",
 })  # fmt: skip
+_VIEWS = (
+    "aten.flatten.using_ints", "aten.view", "aten._unsafe_view", "aten.reshape", "aten.squeeze", "aten.squeeze.dim",
+    "aten.squeeze.dims",
+)  # fmt: skip
 _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("aten.conv2d", "aten.conv2d.padding", "aten.convolution"), _conv),
-    "aten.linear": _linear, "aten.addmm": _addmm, "aten.mm": _mm,
+    "aten.linear": _linear, "aten.addmm": _addmm, "aten.mm": _mm, "aten.matmul": _mm,
     **dict.fromkeys(("aten.t", "aten.permute", "aten.numpy_T"), _turn),
     **dict.fromkeys(("aten._native_batch_norm_legit_no_training", "aten._native_batch_norm_legit",
                      "aten.native_batch_norm"), _batch_norm),
@@ -530,8 +543,7 @@ _RULES: Mapping[str, _Rule] = {
     "aten.avg_pool2d": _avg_pool,
     "aten.adaptive_avg_pool2d": _adaptive("avg_pool2d"), "aten._adaptive_avg_pool2d": _adaptive("avg_pool2d"),
     "aten.mean.dim": _mean,
-    **dict.fromkeys(("aten.flatten.using_ints", "aten.view", "aten._unsafe_view", "aten.reshape", "aten.squeeze",
-                     "aten.squeeze.dim", "aten.squeeze.dims"), _view),
+    **dict.fromkeys(_VIEWS, _view),
     "aten.slice.Tensor": _slice,
     **dict.fromkeys(("aten.constant_pad_nd", "aten.pad"), _pad),
     "aten.cat": _cat,
