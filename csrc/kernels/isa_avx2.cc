@@ -6,8 +6,8 @@
 namespace bitpress::gemm {
 namespace {
 
-#include "../gemm/avx2.inl"
 #include "../gemm/unroll.inl"
+#include "../gemm/avx2.inl"
 
 // Bits of a vector, counted by nibbles with a shuffle (Mula), added as bytes.
 struct Planes {
@@ -55,8 +55,8 @@ struct Dots : Words {
   static Vec madd(Vec acc, Vec a, Vec w) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, w)); }
 };
 
-#include "../gemm/bitserial.inl"
 #include "../gemm/finish.inl"
+#include "../gemm/bitserial.inl"
 #include "../gemm/i8dot.inl"
 #include "../gemm/values.inl"
 

@@ -6,8 +6,8 @@
 namespace bitpress::gemm {
 namespace {
 
-#include "../gemm/avx512.inl"
 #include "../gemm/unroll.inl"
+#include "../gemm/avx512.inl"
 
 struct Words : Block {
   static constexpr size_t kElementBytes = 2;
@@ -52,8 +52,8 @@ struct Dots : Block {
   static Vec madd(Vec acc, Vec a, Vec w) { return _mm512_add_epi32(acc, _mm512_madd_epi16(a, w)); }
 };
 
-#include "../gemm/bitserial.inl"
 #include "../gemm/finish.inl"
+#include "../gemm/bitserial.inl"
 #include "../gemm/i8dot.inl"
 #include "../gemm/values.inl"
 

@@ -6,8 +6,8 @@
 namespace bitpress::gemm {
 namespace {
 
-#include "../gemm/avx512.inl"
 #include "../gemm/unroll.inl"
+#include "../gemm/avx512.inl"
 
 struct Popcount : Planes {
   static constexpr uint32_t kSteps = 1u << 26;  // counts are int32 already, so never
@@ -16,8 +16,8 @@ struct Popcount : Planes {
   static Vec reduce(Vec x) { return x; }
 };
 
-#include "../gemm/bitserial.inl"
 #include "../gemm/finish.inl"
+#include "../gemm/bitserial.inl"
 
 }  // namespace
 

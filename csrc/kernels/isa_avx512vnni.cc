@@ -6,8 +6,8 @@
 namespace bitpress::gemm {
 namespace {
 
-#include "../gemm/avx512.inl"
 #include "../gemm/unroll.inl"
+#include "../gemm/avx512.inl"
 
 struct Dot : Block {
   static constexpr size_t kElementBytes = 1;

@@ -6,8 +6,8 @@
 namespace bitpress::gemm {
 namespace {
 
-#include "../gemm/avx2.inl"
 #include "../gemm/unroll.inl"
+#include "../gemm/avx2.inl"
 
 struct Dot : Delayed {
   static constexpr int kMax1 = 12, kMax2 = 6, kMax4 = 2;

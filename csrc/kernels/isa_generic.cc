@@ -147,8 +147,8 @@ struct Dots {
   }
 };
 
-#include "../gemm/bitserial.inl"
 #include "../gemm/finish.inl"
+#include "../gemm/bitserial.inl"
 #include "../gemm/values.inl"
 
 // Loops that compilers turn into multiply-adds of int16 by themselves: no tile, four rows of weights at once.
