@@ -1,0 +1,95 @@
+"""What the compiler made: no symbol that could leak between instruction sets, the right registers, small C++ tests."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from bitpress.kernels import native
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+OBJECTS = {path.stem.removesuffix(".cc").removeprefix("isa_"): path for path in BUILD.rglob("isa_*.o")}
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif(not OBJECTS, reason="no objects in build/: the native module was not built in this checkout"),
+]
+REGISTERS = {"generic": "xmm", "avx2": "ymm", "avxvnni": "ymm"}
+
+
+def tool(name: str, *arguments: str | Path) -> str:
+    """Output of a binary utility; skips where it is absent."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, check=True).stdout
+
+
+def test_every_isa_has_an_object() -> None:
+    assert set(OBJECTS) == set(native.isas())
+
+
+@pytest.mark.parametrize("isa", OBJECTS)
+def test_no_weak_symbols(isa: str) -> None:
+    """A weak function compiled for AVX-512 may be the one that the linker keeps for everybody."""
+    lines = tool("nm", "-C", OBJECTS[isa]).splitlines()
+    weak = [line for line in lines if re.match(r"^[0-9a-f ]{16,17}[WwVvu] ", line)]
+    assert not weak, weak
+    outside = {line.split(maxsplit=1)[1] for line in lines if re.match(r"^\s+U ", line)}
+    assert outside <= {"memcpy", "memset", "memmove", "_GLOBAL_OFFSET_TABLE_"}, outside
+
+
+@pytest.mark.parametrize("isa", OBJECTS)
+def test_kernels_use_the_registers_of_their_set(isa: str) -> None:
+    code = tool("objdump", "-d", "--no-show-raw-insn", OBJECTS[isa])
+    widest = "zmm" if "%zmm" in code else "ymm" if "%ymm" in code else "xmm"
+    assert widest == REGISTERS.get(isa, "zmm")
+    assert not re.search(r"vfn?m(add|sub)\d+", code), "multiply and add are fused: results would differ between hosts"
+
+
+@pytest.mark.parametrize(
+    ("isa", "instruction"),
+    [("avxvnni", "vpdpbusd"), ("avx512vnni", "vpdpbusd"), ("avx512vbmi", "vpopcnt"), ("avx2", "vpmaddubsw"),
+     ("avx512", "vpmaddubsw")],
+)  # fmt: skip
+def test_the_instruction_that_a_set_is_for(isa: str, instruction: str) -> None:
+    if isa not in OBJECTS:
+        pytest.skip(f"{isa} is not built for this processor")
+    assert instruction in tool("objdump", "-d", "--no-show-raw-insn", OBJECTS[isa])
+
+
+@pytest.mark.parametrize("isa", ["avx512vnni"])
+def test_accumulators_stay_in_registers(isa: str) -> None:
+    """No zmm is stored to the stack between two dot products: that halved the speed once."""
+    if isa not in OBJECTS:
+        pytest.skip(f"{isa} is not built for this processor")
+    code = tool("objdump", "-d", "--no-show-raw-insn", OBJECTS[isa]).splitlines()
+    at = [i for i, line in enumerate(code) if "vpdpbusd" in line]
+    spills = [
+        line
+        for before, after in pairwise(at)
+        if after - before < 12
+        for line in code[before:after]
+        if re.search(r"vmovdq\w+\s+%zmm\d+,.*\(%r[sb]p", line)
+    ]
+    assert not spills, spills[:5]
+
+
+@pytest.mark.parametrize("name", ["ties", "pool"])
+def test_program(name: str, tmp_path: Path) -> None:
+    """tests/csrc/NAME.cc, linked with the runtime as it was built."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    library = BUILD / "libbitpress_runtime.a"
+    if compiler is None or not library.exists():
+        pytest.skip("no C++ compiler, or no libbitpress_runtime.a in build/")
+    source = ROOT / "tests" / "csrc" / f"{name}.cc"
+    command = [compiler, "-std=c++17", "-O1", f"-I{ROOT / 'csrc'}", str(source), str(library), "-pthread"]
+    subprocess.run([*command, "-o", str(tmp_path / name)], check=True, capture_output=True, text=True)
+    done = subprocess.run([str(tmp_path / name)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,264 @@
+"""Every native row that this host can run, against the oracle: encodings, shapes by risk, extremes, empty batches."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pytest
+
+from bitpress.compiler import artifact
+from bitpress.compiler.program import Buffer, Epilogue, Program, Step
+from bitpress.core.encoding import ENCODINGS, FIELD_BITS, parse
+from bitpress.core.quant import act_bounds
+from bitpress.kernels import registry
+from bitpress.kernels.kernel import Problem
+from bitpress.kernels.packed import pack
+
+from . import oracle
+from .oracle import Window
+
+_native = pytest.importorskip("bitpress._native", reason="the native module is not built")
+pytestmark = pytest.mark.native
+
+WEIGHTS = tuple(e.name for e in ENCODINGS if e.bits in FIELD_BITS)
+ACTS = tuple(e.name for e in ENCODINGS if e.name[0] in "ui")
+TABLE = {row["name"]: row for row in _native.kernels()}
+USABLE = [name for name, row in TABLE.items() if row["usable"]]
+CONVOLUTIONS = [name for name in USABLE if TABLE[name]["op"] == "conv2d"]
+DEPTHWISE = [name for name in USABLE if TABLE[name]["op"] == "depthwise_conv2d"]
+SAME = Window((3, 3), padding=(1, 1, 1, 1))
+
+Case = tuple[np.ndarray, np.ndarray, np.ndarray]  # levels x, levels w, exact sums
+
+
+def one_step(
+    x_shape: tuple[int, int, int], act: str, w: np.ndarray, weight: str, g: Window, op: str = "conv2d"
+) -> Program:
+    """quantize (the identity on levels), then the step under test with m = 1, b = 0 into floats."""
+    rows = w.shape[0]
+    sides = g.out(*x_shape[1:])
+    size = int(np.prod(x_shape))
+    lo, hi = act_bounds(parse(act))
+    made = rows * sides[0] * sides[1] * 4
+    ones, zeros = np.ones(max(rows, x_shape[0]), np.float32), np.zeros(max(rows, x_shape[0]), np.float32)
+    c = x_shape[0]
+    start = -(-size // 64) * 64
+    buffers = (
+        Buffer("image", x_shape, "f32", 0, 4 * size),
+        Buffer("levels", x_shape, act, 0, size),
+        Buffer("sums", (rows, *sides), "f32", start, made),
+    )
+    steps = (
+        Step("quantize", "levels", (0,), 1, epilogue=Epilogue(ones[:c], zeros[:c], lo, hi)),
+        Step(
+            op,
+            "sums",
+            (1,),
+            2,
+            kernel=g.kernel,
+            stride=g.stride,
+            padding=g.padding,
+            dilation=g.dilation,
+            groups=g.groups,
+            weight=pack(w.reshape(rows, -1), parse(weight)),
+            epilogue=Epilogue(ones[:rows], zeros[:rows], -np.inf, np.inf),
+        ),
+    )
+    stats = np.full(c, 0.5, np.float32)
+    return Program(steps, buffers, 0, 2, start + -(-made // 64) * 64, stats, stats)
+
+
+def seed_of(*what: object) -> int:
+    """The same numbers for every row, so that the oracle's are computed once."""
+    return zlib.crc32(repr(what).encode())
+
+
+@lru_cache(maxsize=512)
+def case(weight: str, act: str, c: int, side: tuple[int, int], rows: int, g: Window, batch: int = 1) -> Case:
+    """Random levels, the extremes among them."""
+    rng = np.random.default_rng(seed_of(weight, act, c, side, rows, g))
+    lo, hi = act_bounds(parse(act))
+    x = rng.integers(lo, hi + 1, (batch, c, *side))
+    x.flat[:2] = lo, hi
+    levels = parse(weight).levels()
+    w = levels[rng.integers(0, len(levels), (rows, *g.kernel, c // g.groups))].astype(np.int64)
+    w[0] = levels.max()
+    w[-1] = levels.min()
+    return x, w, oracle.convolve(x, w, g)
+
+
+def session_of(program: Program, kernel: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    """A session whose last step runs on `kernel`; None where its int16 sums could overflow, the one reason allowed."""
+    step = program.steps[-1]
+    assert step.weight is not None
+    act = parse(program.buffers[1].storage)
+    problem = Problem(step.op, step.weight.encoding, act, *step.weight.shape)
+    reason = next(v.why for v in registry.explain(problem) if v.kernel.name == kernel)
+    monkeypatch.setenv("BITPRESS_FORCE_KERNEL", kernel)
+    session = _native.Session(artifact.encode(program))
+    used = session.steps()[-1]["kernel"]
+    if used != kernel:
+        assert "int16" in reason, f"{kernel} was not used ({used}), and only int16 ranges are a reason: {reason}"
+        return None
+    return session
+
+
+def check(
+    kernel: str, weight: str, act: str, given: Case, g: Window, monkeypatch: pytest.MonkeyPatch, op: str = "conv2d"
+) -> None:
+    """One row on one case, every sum compared."""
+    x, w, sums = given
+    session = session_of(one_step(x.shape[1:], act, w, weight, g, op=op), kernel, monkeypatch)
+    if session is None:
+        return
+    got = session.run(x.astype(np.float32)).reshape(sums.shape)  # type: ignore[attr-defined]
+    want = sums.astype(np.int32).astype(np.float32)
+    bad = np.argwhere(got != want)
+    assert not len(bad), (
+        f"{kernel} {weight} x {act} {x.shape} {w.shape} {g}: {len(bad)} of {want.size} differ, first at "
+        f"{bad[0].tolist()}: {got[tuple(bad[0])]} instead of {want[tuple(bad[0])]}"
+    )
+
+
+@pytest.mark.parametrize("kernel", CONVOLUTIONS)
+def test_every_pair_of_encodings(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for weight in WEIGHTS:
+        for act in ACTS:
+            check(kernel, weight, act, case(weight, act, 5, (3, 2), 5, SAME), SAME, monkeypatch)
+
+
+@pytest.mark.parametrize("kernel", DEPTHWISE)
+def test_every_pair_of_encodings_depthwise(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    g = Window((3, 3), padding=(1, 1, 1, 1), groups=5)
+    for weight in WEIGHTS:
+        for act in ACTS:
+            check(kernel, weight, act, case(weight, act, 5, (3, 2), 5, g), g, monkeypatch, "depthwise_conv2d")
+
+
+PAIRS = (("i8", "u8"), ("o8", "i8"), ("u8", "u8"), ("o2", "i2"), ("b1", "u1"), ("i4", "u4"), ("t2", "i4"))
+GEOMETRIES = (
+    (1, (1, 1), 1, Window()),
+    (63, (1, 1), 15, Window()),
+    (64, (1, 2), 16, Window()),
+    (65, (1, 3), 17, Window()),
+    (3, (7, 9), 33, Window((3, 3), padding=(1, 1, 1, 1))),  # a first layer
+    (4, (1, 13), 65, Window((1, 3), padding=(0, 1, 0, 1))),
+    (4, (1, 14), 31, Window((1, 3), padding=(0, 1, 0, 1))),
+    (4, (1, 15), 32, Window((1, 3), padding=(0, 1, 0, 1))),
+    (2, (1, 29), 49, Window((1, 2))),
+    (5, (6, 7), 8, Window((3, 2), (2, 3), (2, 0, 1, 3), (2, 1))),
+    (5, (9, 8), 9, Window((2, 3), (1, 1), (0, 2, 2, 0), (1, 3))),
+    (6, (5, 5), 9, Window((3, 3), (1, 2), (1, 1, 1, 1), groups=3)),
+    (8, (4, 3), 4, Window((4, 3))),  # a linear layer after flatten
+    (9, (5, 5), 7, Window((5, 5), padding=(2, 2, 2, 2))),
+    (7, (6, 6), 3, Window((1, 1), (2, 2))),
+)
+
+
+@pytest.mark.parametrize("kernel", CONVOLUTIONS)
+@pytest.mark.parametrize(("weight", "act"), PAIRS)
+def test_shapes_by_risk(kernel: str, weight: str, act: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for c, side, rows, g in GEOMETRIES:
+        check(kernel, weight, act, case(weight, act, c, side, rows, g, batch=2), g, monkeypatch)
+
+
+@pytest.mark.parametrize("kernel", DEPTHWISE)
+@pytest.mark.parametrize(("weight", "act"), PAIRS)
+def test_depthwise_shapes(kernel: str, weight: str, act: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for c, side, g in (
+        (1, (1, 1), Window()),
+        (17, (5, 6), Window((3, 3), (2, 2), (1, 1, 0, 1), groups=17)),
+        (33, (4, 9), Window((2, 3), (1, 1), (0, 0, 1, 2), (2, 2), groups=33)),
+    ):
+        check(kernel, weight, act, case(weight, act, c, side, c, g, batch=2), g, monkeypatch, "depthwise_conv2d")
+
+
+@pytest.mark.parametrize("kernel", CONVOLUTIONS)
+@pytest.mark.parametrize(
+    ("weight", "act"),
+    [("o8", "u8"), ("o8", "i8"), ("i8", "u8"), ("i8", "i8"), ("u8", "u8"), ("o4", "u8"), ("i8", "u4")],
+)
+@pytest.mark.parametrize("shape", [(1, 1), (8, 8)])
+def test_extremes_at_the_largest_depth(
+    kernel: str, weight: str, act: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K as deep as int32 allows (or 100,000), every product of the same sign and as large as it can be."""
+    w_top, w_low = parse(weight).hi, parse(weight).lo
+    a_low, a_top = act_bounds(parse(act))
+    area = shape[0] * shape[1]
+    deepest = min((2**31 - 1) // (max(w_top, -w_low) * a_top), 100_000)
+    c = deepest // area
+    w = np.stack([np.full((*shape, c), w_top), np.full((*shape, c), w_low)]).astype(np.int64)
+    x = np.full((2, c, *shape), a_top, np.int64)
+    x[1] = a_low
+    sums = np.stack([(w.reshape(2, -1) * level).sum(axis=1) for level in (a_top, a_low)]).reshape(2, 2, 1, 1)
+    check(kernel, weight, act, (x, w, sums), Window(shape), monkeypatch)
+
+
+@pytest.mark.parametrize("kernel", [*CONVOLUTIONS, *DEPTHWISE])
+def test_ties_and_bounds_of_the_epilogue(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halves of odd sums, half to even; clamped; 21 channels, so that every vector has a tail."""
+    depthwise = kernel in DEPTHWISE
+    g = Window((3, 3), padding=(1, 1, 1, 1), groups=21 if depthwise else 1)
+    op = "depthwise_conv2d" if depthwise else "conv2d"
+    x, w, sums = case("i2", "i3", 21, (3, 5), 21, g)
+    m, b = np.resize(np.float32([0.5, -0.5, 0.25]), 21), np.resize(np.float32([0.0, 1.0, 0.5, -2.5]), 21)
+    plain = one_step(x.shape[1:], "i3", w, "i2", g, op=op)
+    base = plain.arena_bytes
+    levels = Buffer("stored", (21, 3, 5), "i4", base, 21 * 15)
+    out = Buffer("out", (21, 3, 5), "f32", base + 320, 4 * 21 * 15)
+    ones = np.ones(21, np.float32)
+    program = replace(
+        plain,
+        buffers=(*plain.buffers[:2], levels, out),
+        steps=(
+            plain.steps[0],
+            replace(plain.steps[1], name="stored", output=2, epilogue=Epilogue(m, b, -6.0, 7.0)),
+            Step("requantize", "out", (2,), 3, epilogue=Epilogue(ones, 0 * ones, -np.inf, np.inf)),
+        ),
+        output=3,
+        arena_bytes=base + 320 + 4 * 320,
+    )
+    monkeypatch.setenv("BITPRESS_FORCE_KERNEL", kernel)
+    got = _native.Session(artifact.encode(program)).run(x.astype(np.float32)).reshape(sums.shape)
+    np.testing.assert_array_equal(got, oracle.store(sums, m, b, -6, 7))
+
+
+@pytest.mark.parametrize("kernel", [*CONVOLUTIONS, *DEPTHWISE])
+def test_empty_batch(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    g = SAME if kernel in CONVOLUTIONS else Window((3, 3), padding=(1, 1, 1, 1), groups=5)
+    op = "conv2d" if kernel in CONVOLUTIONS else "depthwise_conv2d"
+    x, w, _ = case("i8", "u8", 5, (3, 2), 5, g)
+    session = session_of(one_step(x.shape[1:], "u8", w, "i8", g, op=op), kernel, monkeypatch)
+    if session is not None:
+        assert session.run(np.empty((0, 5, 3, 2), np.float32)).shape == (0, 30)  # type: ignore[attr-defined]
+
+
+def test_python_and_native_read_the_same_list() -> None:
+    """kernels.def through the compiler and through Python's eyes."""
+    native = [row for row in registry.ROWS if row.isa != "reference"]
+    assert [row.name for row in native] == list(TABLE)
+    for row in native:
+        table = TABLE[row.name]
+        assert (table["op"], table["isa"]) == (row.op, row.isa)
+        assert (row.w_bits.start, row.w_bits.stop - 1) == table["w_bits"]
+        assert (row.a_bits.start, row.a_bits.stop - 1) == table["a_bits"]
+
+
+def test_int16_sums_are_refused_exactly_where_they_could_overflow() -> None:
+    for weight in WEIGHTS:
+        for act in ACTS:
+            e, a = parse(weight), parse(act)
+            lo, hi = act_bounds(a)
+            v = np.arange(e.lo, e.hi + 1)
+            if e.lo >= 0 and e.hi > 127:
+                v = v - 128
+            elif e.hi > 127:
+                v = (v[::2] - 1) // 2
+            safe = 2 * 2 * int(np.abs(v).max()) * (hi - lo) <= 32767  # two steps of two products
+            for verdict in registry.explain(Problem("conv2d", e, a, 16, 64, 16)):
+                if verdict.kernel.name == "i8dot16_avx2" and verdict.kernel.name in USABLE:
+                    assert (verdict.cost is not None) == safe, (weight, act, verdict)

@@ -1,0 +1,157 @@
+"""The native session against the numpy executor, bit by bit: every ISA of this host, threads, batches, errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from bitpress.compiler import artifact
+from bitpress.compiler.execute import execute, values
+from bitpress.compiler.program import Program
+from bitpress.core.errors import CorruptError, EnvironmentMissing, UsageError
+
+from . import samples
+
+_native = pytest.importorskip("bitpress._native", reason="the native module is not built")
+pytestmark = pytest.mark.native
+
+ISAS = _native.cpu_isas()
+PROGRAMS: dict[str, Program] = {
+    "straight": samples.straight(),
+    "odd": samples.straight("o2", "u2", channels=33),
+    "odd 8 bit": samples.straight("o8", "u8"),
+    "bipolar": samples.straight("b1", "i2", channels=65),
+    **{f"everything {seed}": samples.everything(seed) for seed in range(3)},
+    "deep": samples.deep(),
+}
+
+
+def images(program: Program, n: int, seed: int = 5) -> np.ndarray:
+    """float32 [n, C, H, W] about the size that the samples expect."""
+    return np.random.default_rng(seed).normal(size=(n, *program.buffers[0].shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_value_on_every_isa(isa: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITPRESS_FORCE_ISA", isa)
+    program = PROGRAMS[name]
+    session = _native.Session(artifact.encode(program))
+    assert session.isa == isa
+    x = images(program, 2)
+    want, got = values(program, x), session.values(x)
+    assert [key for key, _ in got] == list(want)
+    for key, value in got:
+        assert value.dtype == want[key].dtype
+        np.testing.assert_array_equal(value, want[key], f"{isa}: {key}")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("name", ["straight", "everything 0", "deep"])
+def test_threads_and_batches_change_nothing(name: str, threads: int) -> None:
+    program = PROGRAMS[name]
+    session = _native.Session(artifact.encode(program), threads=threads)
+    x = images(program, 16)
+    want = execute(program, x)
+    for batch in (0, 1, 3, 16):
+        got = session.run(x[:batch])
+        assert got.shape == (batch, want.shape[1]) and got.dtype == np.float32
+        np.testing.assert_array_equal(got, want[:batch])
+
+
+def wide(threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """A net with enough work a step that threads really wake, rows and (in the linear layer) blocks shared out."""
+    m = samples.Maker((3, 24, 24))
+    x = m.conv("conv", m.quantize("i8"), (48, "u8"), "i8")
+    x = m.conv("grouped", x, (48, "u8"), "i4", groups=3)
+    x = m.conv("dw", x, (48, "u8"), "i8", stride=(2, 2), depthwise=True)
+    program = m.program(m.conv("fc", x, (256, "f32"), "i8", kernel=(12, 12), padding=(0, 0, 0, 0)), labels=())
+    x = images(program, 3)
+    return _native.Session(artifact.encode(program), threads=threads).run(x), execute(program, x)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_threads_share_out_rows_and_blocks(threads: int) -> None:
+    got, want = wide(threads)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_calls_from_many_threads_wait_for_each_other() -> None:
+    program = PROGRAMS["everything 0"]
+    session = _native.Session(artifact.encode(program), threads=2)
+    x = images(program, 8)
+    want = execute(program, x)
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(20):
+            if not np.array_equal(session.run(x[i : i + 1]), want[i : i + 1]):
+                wrong.append(i)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_profile_and_steps_speak_of_the_same_steps() -> None:
+    program = PROGRAMS["everything 0"]
+    session = _native.Session(artifact.encode(program))
+    times = session.profile(images(program, 2))
+    assert times.shape == (len(program.steps),) and (times >= 0).all() and times.sum() > 0
+    for step, row in zip(program.steps, session.steps(), strict=True):
+        assert (row["name"], row["layer"], row["op"]) == (step.name, step.layer, step.op)
+        assert row["kernel"].endswith("_" + row["isa"]) and row["why"]
+
+
+def test_errors_are_the_package_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = artifact.encode(PROGRAMS["straight"])
+    with pytest.raises(CorruptError, match=r"^BadMagic"):
+        _native.Session(b"nothing of ours, and of some length")
+    session = _native.Session(data)
+    with pytest.raises(UsageError, match=r"\[1, 3, 8, 9\]"):
+        session.run(np.zeros((1, 3, 8, 9), np.float32))
+    with pytest.raises(TypeError):
+        session.run(np.zeros((1, 3, 8, 8), np.float64))
+    with pytest.raises(UsageError, match="threads=0"):
+        _native.Session(data, threads=0)
+    for value, error, says in (
+        ("avx3", UsageError, "generic, avx2"),
+        ("neon", EnvironmentMissing, "neon"),
+    ):
+        monkeypatch.setenv("BITPRESS_FORCE_ISA", value)
+        with pytest.raises(error, match=says):
+            _native.Session(data)
+    monkeypatch.delenv("BITPRESS_FORCE_ISA")
+    monkeypatch.setenv("BITPRESS_FORCE_KERNEL", "i8dot_z80")
+    with pytest.raises(UsageError, match="i8dot_generic"):
+        _native.Session(data)
+    monkeypatch.setenv("BITPRESS_FORCE_KERNEL", "bitserial_generic")
+    kernels = [row["kernel"] for row in _native.Session(data).steps()]
+    assert kernels.count("bitserial_generic") == 2 and kernels[0].startswith("quantize")
+
+
+@pytest.mark.skipif("avx2" not in ISAS, reason="this host has generic rows only")
+def test_a_forced_isa_is_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITPRESS_FORCE_ISA", "avx2")
+    rows = {row["name"]: row for row in _native.kernels()}
+    assert rows["i8dot_generic"]["usable"] and rows["i8dot_avx2"]["usable"] and not rows["i8dot_avx512"]["usable"]
+    used = {row["isa"] for row in _native.Session(artifact.encode(PROGRAMS["everything 0"])).steps()}
+    assert "avx2" in used and used <= {"generic", "avx2"}
+    monkeypatch.setenv("BITPRESS_FORCE_KERNEL", "i8dot_avx512vnni")
+    with pytest.raises(EnvironmentMissing):
+        _native.Session(artifact.encode(PROGRAMS["straight"]))
+
+
+def test_an_unknown_isa_ends_a_process_with_a_usage_error() -> None:
+    code = "from bitpress import _native; _native.kernels()"
+    env = os.environ | {"BITPRESS_FORCE_ISA": "sse9"}
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "UsageError" in done.stderr and "avx512vnni" in done.stderr
