@@ -5,7 +5,6 @@ A post-training RUN holds what a searched one holds; nothing is written before e
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -157,18 +156,20 @@ def quantise(model: str, recipe: Recipe, *, progress: Progress = lambda _what, _
 def keep(run: str | Path, model: str, made: _Source, recipe: Recipe, seconds: float) -> None:
     """Writes what a recipe made as a RUN: graph, plan, tensors, result and the values that made it."""
     from .core.bops import count
+    from .core.job import RUN_SCHEMA, RUN_VERSION
     from .core.rundir import RESULT, SETTINGS, write_json, write_run
 
     totals = count(made.graph, made.plan).totals
     result = {
-        **head("bitpress.result"),
+        **head("bitpress.search"),
         "method": PTQ, "baseline_top1": None, "top1": None, "bops": totals.bops, "bops_fp32": totals.bops_fp32,
         "bops_ratio": totals.bops_ratio, "bops_convention": totals.bops_convention,
         "weight_bytes": totals.weight_bytes, "latency": None, "budget": [], "epochs": 0, "seconds": seconds,
         "data": made.meta["data"], "seed": recipe.seed,
     }  # fmt: skip
     values = {
-        "method": PTQ, "model": model, "quantize": recipe.quantize, "calibrate": recipe.calibrate,
+        "schema": RUN_SCHEMA, "schema_version": RUN_VERSION, "method": PTQ, "model": model,
+        "quantize": recipe.quantize, "calibrate": recipe.calibrate,
         "calibration_images": recipe.images, "residual": recipe.residual, "classes": made.meta["classes"],
         "in_shape": made.meta["in_shape"], "mean": made.meta["mean"], "std": made.meta["std"], "seed": recipe.seed,
         "data": made.meta["data"], "files": _digests(recipe.weights),
@@ -180,7 +181,9 @@ def keep(run: str | Path, model: str, made: _Source, recipe: Recipe, seconds: fl
 
 
 def _digests(weights: str | None) -> dict[str, str]:
-    return {} if weights is None else {"weights": hashlib.sha256(Path(weights).read_bytes()).hexdigest()}
+    from .core.job import sha256
+
+    return {} if weights is None else {"weights": sha256(Path(weights))}
 
 
 def _figures(made: _Source) -> dict[str, Any]:

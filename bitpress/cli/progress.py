@@ -40,11 +40,23 @@ class Progress:
         now = time.monotonic()
         self._started = self._started or now
         if self._terminal:
-            self._show(what, share)
+            self._show(what, share, self._left(share, now))
         elif what != self._what or now - self._printed > LINE_SECONDS:
             self._printed = now
             print(f"{what}: {100 * share:.0f} %{self._left(share, now)}", file=sys.stderr, flush=True)
         self._what = what
+
+    def epoch(self, at: Any) -> None:
+        """What training reports (core.train.Progress): a moving bar, and a line when an epoch has ended."""
+        if self._quiet:
+            return
+        what = f"{at.phase}, epoch {min(at.epoch + 1, at.epochs)}/{at.epochs}"
+        left = f", {duration(at.eta)} left"
+        if at.fields:
+            figures = ", ".join(f"{key} {value:.4g}" for key, value in at.fields.items())
+            self.line(f"{at.phase}, epoch {at.epoch}/{at.epochs}: {figures}{left}")
+        elif self._terminal:
+            self._show(what, (at.epoch * at.steps + at.step) / max(1, at.epochs * at.steps), left)
 
     def line(self, text: str) -> None:
         """A sentence of its own: an epoch that has ended, a decision that was taken."""
@@ -61,19 +73,19 @@ class Progress:
             return ""
         return f", {duration(spent * (1 - share) / share)} left"
 
-    def _show(self, what: str, share: float) -> None:
+    def _show(self, what: str, share: float, left: str) -> None:
         if self._bar is None:
             from rich import progress as bars
             from rich.console import Console
 
             columns = (
                 bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.TaskProgressColumn(),
-                bars.TimeElapsedColumn(), bars.TextColumn("left"), bars.TimeRemainingColumn(),
+                bars.TimeElapsedColumn(), bars.TextColumn("{task.fields[left]}"),
             )  # fmt: skip
             self._bar = bars.Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(what, total=1.0)
+            self._task = self._bar.add_task(what, total=1.0, left="")
             self._bar.start()
-        self._bar.update(self._task, description=what, completed=share)
+        self._bar.update(self._task, description=what, completed=share, left=left.removeprefix(", "))
 
 
 def duration(seconds: float) -> str:

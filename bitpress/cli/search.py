@@ -1,0 +1,107 @@
+"""`bitpress search`: pruning and bit-widths together, under a budget; leaves a RUN that can be resumed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..host import head
+from .command import Common, Names, Result, verb
+from .model import model_options, normal_options
+from .tables import Column, Table, si
+
+RESULT = (
+    Column("what", "network"), Column("top1", "top-1 %", "float"), Column("bops", "BOPs", "count"),
+    Column("share", "of fp32"), Column("weight_bytes", "weight bytes", "int"),
+)  # fmt: skip
+PLAN = (
+    Column("name", "layer"), Column("w", "w"), Column("a_bits", "a", "int"), Column("channels", "channels"),
+    Column("macs", "MACs", "count"), Column("bops", "BOPs", "count"), Column("weight_bytes", "bytes", "int"),
+)  # fmt: skip
+
+
+@verb("search")
+@click.argument("model")
+@click.option(
+    "--data", required=True, metavar="DATA", help="digits, cifar10:DIR, imagefolder:DIR, file.py:factory, ..."
+)
+@click.option("--budget", multiple=True, required=True, metavar="KIND=VALUE", help="bops=1.5%, bops=630M, size=120kB.")
+@click.option("--out", required=True, metavar="RUN", help="Folder of the run; an unfinished one is resumed.")
+@click.option("--method", default="sbs", help="sbs; djpq, ajpq, bayesian-bits, two-stage and uniform are to come.")
+@click.option("--residual", type=Names("int8", "float32"), default="int8", help="How residual streams are held.")
+@click.option("--epochs-float", type=int, help="Epochs of the float network, where no weights are given.")
+@click.option("--epochs-search", type=int, help="Epochs of the search.")
+@click.option("--epochs-finetune", type=int, help="Epochs of the fine-tuning.")
+@click.option("--lr-float", type=float, help="Learning rate of the float network.")
+@click.option("--lr-search", type=float, help="Learning rate of weights and clips in the search.")
+@click.option("--lr-thresholds", type=float, help="Learning rate of the gates.")
+@click.option("--lr-finetune", type=float, help="Learning rate of the fine-tuning.")
+@click.option("--batch", type=int, help="Images a step.")
+@click.option("--group-size", type=int, help="Filters a pruning gate.")
+@click.option("--max-pruning-ratio", type=float, help="Share of a group's channels that may go.")
+@click.option("--distill", type=float, help="Share of the loss that comes from the float network.")
+@normal_options
+@model_options
+def command(common: Common, model: str, data: str, budget: tuple[str, ...], out: str, **options: Any) -> Result:
+    """Searches pruning and bit-widths of MODEL together until the budget holds, fine-tunes, and leaves RUN.
+
+    Schedules default to what suits the data set. The same command continues a run that was interrupted.
+    """
+    from ..core.search import search
+
+    resumed = (Path(out) / "run.json").exists() and not (Path(out) / "result.json").exists()
+    if resumed:
+        common.progress.line(f"resuming {out}")
+    asked = "threads" in common.given or "BITPRESS_NUM_THREADS" in os.environ
+    result = search(
+        model, data=data, budgets=budget, out=out, seed=common.seed, threads=common.thread if asked else None,
+        progress=common.progress.epoch, **{key: value for key, value in options.items() if value is not None},
+    )  # fmt: skip
+    settings = {key: value for key, value in result.items() if key not in ("schema", "schema_version")}
+    threads = common.thread if asked else len(os.sched_getaffinity(0))
+    document = {**head("bitpress.search", threads=threads), "run": out, **settings}
+    return Result(document, _tables(document), _notes(document))
+
+
+def _tables(document: dict[str, Any]) -> list[Table]:
+    from ..core.bops import count
+    from ..core.rundir import load_run
+
+    run = load_run(document["run"])
+    counts = count(run.graph, run.plan)
+    layers = [
+        {
+            "name": row.name, "w": _widths(row), "a_bits": row.a_bits,
+            "channels": f"{row.channels_kept}/{row.channels_total}", "macs": row.macs, "bops": row.bops,
+            "weight_bytes": row.weight_bytes,
+        }
+        for row in counts.layers
+    ]  # fmt: skip
+    totals = counts.totals
+    foot = {"name": "total", "macs": totals.macs, "bops": totals.bops, "weight_bytes": totals.weight_bytes}
+    rows = [
+        {"what": "float", "top1": document["baseline_top1"], "bops": document["bops_fp32"], "share": "100 %",
+         "weight_bytes": totals.fp32_bytes},
+        {"what": document["method"], "top1": document["top1"], "bops": document["bops"],
+         "share": f"{100 / document['bops_ratio']:.3g} %", "weight_bytes": document["weight_bytes"]},
+    ]  # fmt: skip
+    return [Table("Plan", PLAN, layers, foot), Table("Result, test part", RESULT, rows)]
+
+
+def _widths(row: Any) -> str:
+    if row.w_bits is not None:
+        return str(row.w_bits)
+    return " ".join(f"{bits}:{count}" for bits, count in sorted(row.bits_hist.items()))
+
+
+def _notes(document: dict[str, Any]) -> list[str]:
+    from .progress import duration
+
+    return [
+        f"{document['run']}: budget {', '.join(document['budget'])} met, 1/{document['bops_ratio']:.1f} of the float "
+        f"network's BOPs ({si(document['bops'])}), in {duration(document['seconds'])}; "
+        f"next: bitpress compile {document['run']} -o X.bpk"
+    ]
