@@ -16,7 +16,7 @@ from .encoding import Encoding, twos
 from .errors import CorruptError, UnsupportedError, UsageError
 from .graph import Graph, Node
 from .plan import BitConfig, CompressionPlan, LayerId, Segment
-from .quant import act_bounds, quantize_weight, round_half_even
+from .quant import act_bounds, round_half_even
 from .storage import LAYERS, Point, act_encoding, analyse
 from .supernet import FloatNet
 
@@ -24,7 +24,10 @@ WEIGHT_BITS = (2, 4, 8)  # what the format packs and the search knows
 END_BITS = 8
 BINS = 2048
 FRACTIONS = np.linspace(0.02, 1.0, 99)  # of the largest magnitude: candidates for a clip
-WEIGHT_FRACTIONS = np.linspace(0.2, 1.2, 51)  # above 1: a 2-bit grid reaches further below zero than above
+WEIGHT_FRACTIONS = {  # of a filter's largest weight; above 1: two's complement reaches further below zero than above
+    4: np.linspace(0.4, 1.2, 41, dtype=np.float32),
+    2: np.linspace(0.2, 1.2, 51, dtype=np.float32),
+}
 BATCH_VALUES = 1 << 24  # pixels x channels of images that go through the network at once, at most
 
 
@@ -77,23 +80,27 @@ def weight_clips(node: Node, weight: np.ndarray) -> dict[str, np.ndarray]:
 
     All three are there whatever the plan says, so that its bits may be edited afterwards.
     """
-    rows = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
-    out = {f"{node.name}.weight_clip": rows.astype(np.float32)}
-    for bits in (4, 2):
-        best, least = rows.copy(), np.full(len(rows), np.inf)
-        for fraction in WEIGHT_FRACTIONS:
-            clip = (rows * fraction).astype(np.float32)
-            error = _weight_error(weight, clip, twos(bits))
+    table = np.ascontiguousarray(weight.reshape(len(weight), -1), np.float32)
+    rows = np.abs(table).max(axis=1)
+    out = {f"{node.name}.weight_clip": rows}
+    for bits, fractions in WEIGHT_FRACTIONS.items():
+        best, least = rows.copy(), np.full(len(rows), np.inf, np.float32)
+        for fraction in fractions:
+            clip = rows * fraction
+            error = _weight_error(table, clip, twos(bits))
             best, least = np.where(error < least, clip, best), np.minimum(error, least)
-        out[f"{node.name}.weight_clip.{bits}"] = best.astype(np.float32)
+        out[f"{node.name}.weight_clip.{bits}"] = best
     return out
 
 
-def _weight_error(weight: np.ndarray, clip: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """Squared error of every filter, float64 [O]."""
-    scale = np.where(clip > 0, clip.astype(np.float64) / encoding.hi, 1.0).reshape(-1, *(1,) * (weight.ndim - 1))
-    rest = quantize_weight(weight, scale, encoding) * scale - weight
-    return np.square(rest).reshape(len(weight), -1).sum(axis=1)
+def _weight_error(table: np.ndarray, clip: np.ndarray, encoding: Encoding) -> np.ndarray:
+    """Squared error of every filter, float32 [O]; float32 is enough for a choice."""
+    scale = np.where(clip > 0, clip / np.float32(encoding.hi), np.float32(1))[:, None]
+    levels = np.rint(table / scale)
+    np.clip(levels, encoding.lo, encoding.hi, out=levels)
+    levels *= scale
+    levels -= table
+    return np.einsum("rk,rk->r", levels, levels)
 
 
 def act_clips(
