@@ -99,17 +99,21 @@ def from_json(doc: Mapping[str, Any]) -> CompressionPlan:
             target=str(doc.get("target", "")),
             bits={
                 LayerId(layer): BitConfig(
-                    weight=tuple(
-                        Segment(parse(s["encoding"]), tuple(int(f) for f in s["filters"])) for s in row["weight"]
-                    ),
+                    weight=tuple(Segment(parse(s["encoding"]), _numbers(s["filters"])) for s in row["weight"]),
                     act=parse(row["act"]),
                 )
                 for layer, row in doc["bits"].items()
             },
-            keep={GroupId(g): tuple(int(c) for c in k) for g, k in doc["keep"].items()},
+            keep={GroupId(g): _numbers(k) for g, k in doc["keep"].items()},
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CorruptError(f"plan document is damaged: {error}") from error
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(v) is int for v in value):
+        raise TypeError(f"{value!r} is no list of whole numbers")
+    return tuple(value)
 
 
 def validate(plan: CompressionPlan, graph: Graph, found: tuple[Group, ...] | None = None) -> None:
