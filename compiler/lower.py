@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -186,7 +187,7 @@ def _layer(low: _Lowering, node: Node) -> None:
 
 def _pool(low: _Lowering, node: Node) -> None:
     inputs, out = low.inputs(node), low.buffer(node)
-    window = {k: tuple(node.attrs[k]) for k in ("kernel", "stride", "padding")}
+    window: dict[str, Any] = {k: tuple(node.attrs[k]) for k in ("kernel", "stride", "padding")}
     if node.op == "max_pool2d":
         low.steps.append(Step("max_pool2d", node.name, inputs, out, **window))
     else:
@@ -197,7 +198,7 @@ def _gather(low: _Lowering, node: Node) -> None:
     inputs = low.inputs(node)
     _whole(low, node)
     out = low.buffer(node)
-    attrs = {k: tuple(node.attrs[k]) for k in ("stride", "padding")}
+    attrs: dict[str, Any] = {k: tuple(node.attrs[k]) for k in ("stride", "padding")}
     channels = np.array(node.attrs["channels"], np.int32)
     low.steps.append(Step("gather", node.name, inputs, out, **attrs, channels=channels))
 

@@ -37,10 +37,21 @@ Stage = Graph | Packed | Program
 class Source(Protocol):
     """What compilation takes from a RUN (core.rundir.Run)."""
 
-    graph: Graph  # float, constants filled
-    plan: CompressionPlan
-    tensors: Mapping[str, np.ndarray]
-    meta: Mapping[str, Any]
+    @property
+    def graph(self) -> Graph:
+        """Float, constants filled."""
+
+    @property
+    def plan(self) -> CompressionPlan:
+        """Bits and channels."""
+
+    @property
+    def tensors(self) -> Mapping[str, np.ndarray]:
+        """Weights, batch norms and clips by name."""
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """Model, data, mean and std, labels."""
 
 
 @overload

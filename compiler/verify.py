@@ -183,8 +183,10 @@ def _torch_stage(program: Program, run: Source | str | Path) -> _Stage:
     if isinstance(run, str | Path):
         from ..core.rundir import load_run
 
-        run = load_run(run)
-    graph = integer(run.graph, run.plan, run.tensors)
+        loaded: Source = load_run(run)
+    else:
+        loaded = run
+    graph = integer(loaded.graph, loaded.plan, loaded.tensors)
     shapes = {b.name: b.shape for b in program.buffers}
     return _Stage(
         TORCH,

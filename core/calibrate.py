@@ -127,7 +127,7 @@ def act_clips(
         progress((1 + share) / 2)
     encodings = {p.clip: p.encoding for p in points}
     return {
-        clip: np.float32(best_clip(counts[clip].numpy(), top, encodings[clip])).reshape(())
+        clip: np.array(best_clip(counts[clip].numpy(), top, encodings[clip]), np.float32)
         for clip, top in largest.items()
     }
 

@@ -71,9 +71,9 @@ def kept_channels(graph: Graph, keep: Mapping[GroupId, tuple[int, ...]]) -> dict
             raise CorruptError(f"plan: group {name} cannot be pruned ({group.why}), but loses channels")
     out = {}
     for value, name in channel_group(graph).items():
-        group = known.get(name)
-        if group is None or len(keep.get(name, range(group.channels))) == group.channels:
+        if name not in known or len(keep.get(name, range(known[name].channels))) == known[name].channels:
             continue
+        group = known[name]
         spread = graph.value(value).shape[0] // group.channels
         out[value] = tuple(c * spread + i for c in sorted(keep[name]) for i in range(spread))
     return out

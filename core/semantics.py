@@ -69,7 +69,7 @@ class Semantics:
 @contextmanager
 def _exact(threads: int) -> Iterator[None]:
     """Nothing that trades exactness for speed: no TF32, no bf16, no Winograd (NNPACK's)."""
-    conv = torch.backends.mkldnn.conv
+    conv = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
     before = torch.get_num_threads(), torch.get_float32_matmul_precision(), conv.fp32_precision
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")

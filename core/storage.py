@@ -2,7 +2,7 @@
 
 The float graph is cut into *chains*: something that makes accumulators (a conv, a linear, a pool) or a stored value
 that is taken up again, then batch norms, a sum, activations; each chain ends in one *stored* value, and everything
-between is never rounded. A stored code is the value: each consumer requantises from the code (contract, section 4).
+between is never rounded. A stored code is the value: each consumer requantises from the code.
 Knows bits of activations, nothing of weights, torch or kernels.
 """
 
@@ -133,10 +133,11 @@ def _chains(graph: Graph) -> tuple[Chain, ...]:
             first, second = node.inputs
             if first not in open_ and second in open_:
                 first, second = second, first
-            chain = open_.pop(first, None) or Chain("", first, (), "", "", (), first)
+            chain = open_.pop(first) if first in open_ else Chain("", first, (), "", "", (), first)
             chain = Chain(chain.start, chain.source, chain.norms, node.name, second, (), node.name)
         elif node.op in ACTS | {"batch_norm"}:
-            chain = open_.pop(node.inputs[0], None) or Chain("", node.inputs[0], (), "", "", (), node.inputs[0])
+            source = node.inputs[0]
+            chain = open_.pop(source) if source in open_ else Chain("", source, (), "", "", (), source)
             norms = (*chain.norms, node.name) if node.op == "batch_norm" else chain.norms
             acts = (*chain.acts, node.name) if node.op in ACTS else chain.acts
             chain = Chain(chain.start, chain.source, norms, chain.add, chain.residual, acts, node.name)

@@ -55,7 +55,7 @@ class Result:
     failure: str = ""
 
 
-class Names(click.ParamType):
+class Names(click.ParamType):  # type: ignore[type-arg]
     """One of some names; the error offers the nearest and lists all."""
 
     name = "name"
@@ -76,7 +76,7 @@ class Names(click.ParamType):
         return "|".join(self.valid)
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType):  # type: ignore[type-arg]
     """Whole numbers by comma, each within bounds; also a TOML list."""
 
     name = "N,N"
@@ -94,7 +94,7 @@ class Numbers(click.ParamType):
         return tuple(int(p) for p in parts)
 
 
-class Floats(click.ParamType):
+class Floats(click.ParamType):  # type: ignore[type-arg]
     """Numbers by comma; also a TOML list."""
 
     name = "X,X"
@@ -108,7 +108,7 @@ class Floats(click.ParamType):
             self.fail(f"{value!r}: numbers by comma expected.", param, ctx)
 
 
-class Words(click.ParamType):
+class Words(click.ParamType):  # type: ignore[type-arg]
     """Words by comma; also a TOML list."""
 
     name = "A,B"
