@@ -32,7 +32,8 @@ def command(common: Common) -> Result:
 
     native, said = _native()
     isas = [_isa(row, native) for row in environment.isas()]
-    kernels = [_kernel(row, native, {isa["name"]: isa["why"] for isa in isas}) for row in ROWS]
+    verdicts = {} if native is None else {str(row["name"]): row for row in native.kernels()}
+    kernels = [_kernel(row, verdicts) for row in ROWS]
     libraries = [{"name": name, "version": _version(name), "extra": extra or None} for name, extra in LIBRARIES.items()]
     document = {
         **head("bitpress.doctor", isa=_isa_in_use(isas), threads=common.thread, gpu=_gpu()),
@@ -86,23 +87,18 @@ def _isa_in_use(isas: list[dict[str, Any]]) -> str:
     return next((str(isa["name"]) for isa in reversed(isas) if isa["usable"]), environment.REFERENCE)
 
 
-def _kernel(row: Any, native: ModuleType | None, isas: dict[str, str]) -> dict[str, Any]:
-    forced = os.environ.get("BITPRESS_FORCE_KERNEL", "")
-    why = isas.get(row.isa, "")
-    if row.isa == environment.REFERENCE and native is not None:
-        why = "native rows are in use"
-    elif not why and forced and forced != row.name and any(r == forced for r in _rivals(row)):
-        why = f"BITPRESS_FORCE_KERNEL={forced} wherever that fits"
+def _kernel(row: Any, verdicts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """`verdicts`: what the native module says of its rows, by name; empty where it is not in use."""
+    if row.isa == environment.REFERENCE:
+        why = "native rows are in use" if verdicts else ""
+    elif row.name in verdicts:
+        why = "" if verdicts[row.name]["usable"] else str(verdicts[row.name]["why"])
+    else:
+        why = "the native module is not in use"
     return {
         "name": row.name, "op": row.op, "isa": row.isa, "w_bits": _bits(row.w_bits), "a_bits": _bits(row.a_bits),
         "usable": not why, "why": why,
     }  # fmt: skip
-
-
-def _rivals(row: Any) -> list[str]:
-    from ..kernels.registry import ROWS
-
-    return [other.name for other in ROWS if other.op == row.op]
 
 
 def _bits(bits: range) -> list[int]:

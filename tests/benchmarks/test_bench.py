@@ -1,0 +1,139 @@
+"""The bench document of real artifacts; what is refused; the demo's promises and the README's tables."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bitpress.benchmarks import demo, report
+from bitpress.benchmarks.bench import bench
+from bitpress.compiler import artifact
+from bitpress.core.errors import CheckFailed, UsageError
+
+from ..runtime import samples
+from ..schema.schemas import check
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "x.bpk"
+    artifact.write(samples.everything(), path)
+    return path
+
+
+def test_document(sample: Path) -> None:
+    said: list[float] = []
+    document = check(
+        bench(sample, vs=(), batches=(1, 2), seconds=0.05, progress=lambda _what, share: said.append(share))
+    )
+    assert [(run["batch"], run["threads"]) for run in document["runs"]] == [(1, 1), (2, 1)]
+    assert said == sorted(said) and said[-1] == pytest.approx(1)
+    run = document["runs"][0]
+    assert run["total"]["min"] <= run["total"]["median"] <= run["total"]["p90"]
+    steps = {s.layer or s.name for s in samples.everything().steps}
+    assert {row["name"] for row in run["layers"]} == steps
+    assert all(row["bops"] >= row["macs"] for row in run["layers"])
+
+
+@pytest.mark.native
+def test_native_layers_have_times_and_bounds(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BITPRESS_NATIVE", "BITPRESS_FORCE_ISA", "BITPRESS_FORCE_KERNEL"):
+        monkeypatch.delenv(name, raising=False)
+    (run,) = bench(sample, vs=(), seconds=0.05)["runs"]
+    assert all(row["median"] > 0 and row["bound"] > 0 for row in run["layers"])
+    assert all(row["efficiency"] == pytest.approx(row["bound"] / row["median"]) for row in run["layers"])
+    assert run["unattributed"] == pytest.approx(run["total"]["median"] - sum(r["median"] for r in run["layers"]))
+
+
+def test_peers_answer_as_we_do(sample: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    document = check(bench(sample, vs=("onnxruntime",), seconds=0.05))
+    peers = {peer["name"]: peer for peer in document["runs"][0]["peers"]}
+    assert set(peers) == {"onnxruntime-fp32", "onnxruntime-int8"}
+    assert all(peer["ratio"] > 0 and 0 <= peer["output_matches"] <= 1 for peer in peers.values())
+    assert "rebuilt from the artifact" in document["peer_source"] and "golden input" in document["images"]
+
+
+def test_nothing_wrong_is_timed(tmp_path: Path) -> None:
+    program = samples.everything()
+    assert program.golden_output is not None
+    program.golden_output[...] += np.float32(1)
+    artifact.write(program, tmp_path / "x.bpk")
+    with pytest.raises(CheckFailed, match="nothing is timed"):
+        bench(tmp_path / "x.bpk", vs=())
+
+
+def test_what_is_refused(sample: Path) -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        bench(sample, vs=(), batches=(0,))
+    with pytest.raises(UsageError, match="give one of them"):
+        bench(sample, vs=(), against="run", model="resnet20")
+    with pytest.raises(UsageError, match="unknown"):
+        bench(sample, vs=("tvm",))
+
+
+def test_report_is_markdown_with_its_command(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps(bench(sample, vs=(), seconds=0.05)), encoding="utf-8")
+    assert report.main([str(path)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("`bitpress bench x.bpk --vs '' --batch 1 --threads 1`, ")
+    assert "| layer | ms | share | BOPs | bytes |" in out and "| total |" in out
+    path.write_text("{}", encoding="utf-8")
+    assert (report.main([str(path)]), report.main([]), report.main([str(tmp_path / "no")])) == (2, 2, 2)
+    path.write_text("{", encoding="utf-8")
+    assert report.main([str(path)]) == 4
+
+
+def _documents() -> dict[str, Any]:
+    """What a demo that keeps every promise would have found."""
+
+    def layer(name: str, w: int, kept: int, total: int, depth: int) -> dict[str, Any]:
+        return {
+            "name": name, "w_bits": w, "channels_kept": kept, "channels_total": total, "in_shape": [depth, 8, 8],
+        }  # fmt: skip
+
+    digest = {"predictions_sha256": "a" * 64, "top1": 97.5, "n": 500}
+    return {
+        "search": {"baseline_top1": 98.5, "top1": 97.5, "bops": 2, "bops_fp32": 100},
+        "inspect": {
+            "layers": [
+                layer("conv1", 8, 8, 16, 1), layer("conv2", 2, 32, 32, 8), layer("conv3", 4, 32, 32, 32),
+                layer("linear", 8, 10, 10, 32),
+            ],
+            "totals": {"bops_ratio": 50.0, "file_bytes": 30_000, "weight_bytes": 25_000, "fp32_bytes": 400_000},
+        },
+        "verify": {"exact": True, "stages": ["torch", "reference"], "first_difference": None},
+        "eval_run": digest, "eval_artifact": dict(digest),
+        "bench": {"runs": [{"total": {"median": 0.01}, "peers": [{"name": "p", "median": 0.02, "ratio": 2.0}]}]},
+    }  # fmt: skip
+
+
+def test_the_demo_checks_its_promises() -> None:
+    demo.check(_documents())
+    said = demo.summary(_documents(), 100.0)
+    assert "1/50.0" in said and "conv1 8/16" in said and "p 0.0200 ms (2.00x ours)" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: d["search"].update(top1=96.0), "2.50 points"),
+        (lambda d: d["search"].update(bops=3), "more than 2%"),
+        (lambda d: d["inspect"]["layers"][1].update(w_bits=4), "not mixed"),
+        (lambda d: d["inspect"]["layers"][1].update(in_shape=[16, 8, 8]), "whose consumer"),
+        (lambda d: d["eval_artifact"].update(predictions_sha256="b" * 64), "differ in their predictions"),
+        (lambda d: d["verify"].update(exact=False), "not exact"),
+    ],
+)
+def test_the_demo_names_a_broken_promise(change: Callable[[dict[str, Any]], None], says: str) -> None:
+    documents = copy.deepcopy(_documents())
+    change(documents)
+    with pytest.raises(CheckFailed, match=says):
+        demo.check(documents)
