@@ -205,7 +205,7 @@ class Costs:
 
     def __init__(self, graph: Graph, space: Space) -> None:
         self.space = space
-        self.whole = dict(zip(("bops", "size"), _totals(graph, None), strict=True))
+        self.whole = _float_figures(graph)
         self.terms = tuple(_term(graph, space, row) for row in bops.count(graph).layers)
 
     def channels(self, choice: Choice, group: str, whole: int) -> int:
@@ -256,14 +256,16 @@ def _term(graph: Graph, space: Space, row: bops.LayerCount) -> Term:
     return Term(LayerId(row.name), unit, inside, group_of[row.name], c_in, weight[0], depth // c_in)
 
 
-def _totals(graph: Graph, plan: CompressionPlan | None) -> tuple[int, int]:
-    totals = bops.count(graph, plan).totals
-    return (totals.bops_fp32, totals.fp32_bytes) if plan is None else (totals.bops, totals.weight_bytes)
+def _float_figures(graph: Graph) -> dict[str, int]:
+    totals = bops.count(graph).totals
+    return {"bops": totals.bops_fp32, "size": totals.fp32_bytes}
 
 
 def plan_cost(graph: Graph, plan: CompressionPlan) -> dict[str, int]:
     """`bops` (convention sbs) and `size` of a plan, as `core.bops` counts them."""
-    return dict(zip(("bops", "size"), _totals(graph, plan), strict=True))
+    totals = bops.count(graph, plan).totals
+    assert totals.bops is not None, "every layer counts, a float one 32 x 32"
+    return {"bops": totals.bops, "size": totals.weight_bytes}
 
 
 def check_reachable(graph: Graph, budgets: Iterable[Budget], space: Space) -> None:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cost import END_BITS, Choice, Costs, Space, to_plan
+from .cost import END_BITS, WIDTHS, Choice, Costs, Gate, Space, to_plan
+from .encoding import Encoding, odd
+from .errors import UnsupportedError
 from .graph import Graph, Node
 from .groups import channel_group, groups
 from .plan import CompressionPlan, GroupId, LayerId
@@ -26,6 +28,8 @@ from .torch_ops import TORCH_OPS
 BATCH_NORM_MOMENTUM = 0.1
 RESIDUAL_MOMENTUM = 0.02  # of the running means that activation gates read; ours (methods F)
 TINY = 1e-12
+SAMPLE = 1 << 15  # values looked at to choose a clip
+CANDIDATES = 60  # clips tried between nothing and the largest magnitude
 
 # Normalised domains. unit: activations that are never negative, [0, 1]; odd: weights, [0, 1] before 2D - 1, no zero;
 # even: signed activations, [-1, 1] on the symmetric grid, zero exact.
@@ -46,7 +50,7 @@ class Round(torch.autograd.Function):
         return torch.round(z * n) / n
 
     @staticmethod
-    def backward(_ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(_ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Straight through."""
         return grad, None
 
@@ -66,11 +70,23 @@ class Decompose(torch.autograd.Function):
         return z2 + g4 * (e4 + g8 * e8)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """To z unchanged; to the gates what they let through."""
         e4, e8, g4, g8 = ctx.saved_tensors
         through4, through8 = (grad * e4).sum(), (grad * e8).sum()
         return grad, through4 + g8 * through8, g4 * through8, None
+
+
+def rounded_to(z: Tensor, n: int) -> Tensor:
+    """`Round`, typed."""
+    out: Tensor = Round.apply(z, n)  # type: ignore[no-untyped-call]
+    return out
+
+
+def decomposed(z: Tensor, g4: Tensor, g8: Tensor, domain: str) -> Tensor:
+    """`Decompose`, typed."""
+    out: Tensor = Decompose.apply(z, g4, g8, domain)  # type: ignore[no-untyped-call]
+    return out
 
 
 def residuals(z: Tensor, domain: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,6 +122,27 @@ def width(gates: tuple[Tensor, Tensor]) -> Tensor:
     return 2 + 2 * g4 + 4 * g4 * g8
 
 
+def best_clip(values: Tensor, domain: str, bits: int) -> float:
+    """The clip of least squared rounding error on `values`, among `CANDIDATES` shares of the largest magnitude."""
+    flat = values.detach().flatten()
+    flat = flat[:: max(1, flat.numel() // SAMPLE)].double()
+    top = float(flat.abs().max())
+    if top == 0:
+        return 1.0
+    n = steps(domain, bits)
+    best, least = top, float("inf")
+    for i in range(CANDIDATES, 0, -1):
+        v = top * i / CANDIDATES
+        if domain == ODD:
+            rounded = v * (2 * torch.round((torch.clamp(flat / v, -1, 1) + 1) / 2 * n) / n - 1)
+        else:
+            rounded = v * torch.round(torch.clamp(flat / v, -1.0 if domain == EVEN else 0.0, 1) * n) / n
+        error = float(((rounded - flat) ** 2).sum())
+        if error < least:
+            best, least = v, error
+    return best
+
+
 @dataclass
 class Gates:
     """What the last forward decided: layer -> (g_4, g_8) of weights and activations, group -> gates of its parts."""
@@ -122,6 +159,7 @@ class FloatNet(nn.Module):
         super().__init__()
         self.graph = graph
         self.momentum = BATCH_NORM_MOMENTUM  # of running statistics; `train.reestimate` averages instead
+        self.tree = nn.Module()  # a tree of its own: a layer may be called as one of our attributes
         self._tensors: dict[str, tuple[nn.Module, str]] = {}
         self._last_use = _last_use(graph)
         roles = {const: role for n in graph.nodes for role, const in n.consts.items()}
@@ -131,7 +169,7 @@ class FloatNet(nn.Module):
     def _hold(self, name: str, value: Tensor, *, learnt: bool) -> None:
         """Registers `value` so that its key in `state_dict` is `name`, dots and all."""
         *path, leaf = name.split(".")
-        module: nn.Module = self
+        module = self.tree
         for part in path:
             if part not in module._modules:
                 module.add_module(part, nn.Module())
@@ -141,6 +179,14 @@ class FloatNet(nn.Module):
         else:
             module.register_buffer(leaf, value)
         self._tensors[name] = (module, leaf)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """By the names of the graph's constants."""
+        return self.tree.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Inverse of `state_dict`."""
+        return self.tree.load_state_dict(state_dict, strict, assign)
 
     def tensor(self, name: str) -> Tensor:
         """The parameter or buffer of that name."""
@@ -230,7 +276,9 @@ class SuperNet(FloatNet):
 
     def _plan_storage(self) -> None:
         """Which clip rounds which value, where it is stored and where it is read."""
-        act = {name: act_encoding(self.graph, name, END_BITS) for name in self.layers}  # widths do not move the points
+        act: dict[str, Encoding] = {
+            name: act_encoding(self.graph, name, END_BITS) for name in self.layers
+        }  # widths do not move the points
         storage = analyse(self.graph, act, self.residual)
         ends = {n.name for n in self.graph.inputs} | {c.end for c in storage.chains}
         self._stored = {v: s.clip for v, s in storage.stored.items() if v in ends and s.encoding is not None}
@@ -275,6 +323,10 @@ class SuperNet(FloatNet):
                 out.append(value)
         return out
 
+    def stored_clip(self, value: str) -> str | None:
+        """The clip that a stored value is rounded by; None where it is no end of a chain, or held in floats."""
+        return self._stored.get(value)
+
     def layer_of(self, clip: str) -> LayerId | None:
         """The layer whose input a clip rounds; None for streams and pools."""
         return self._layer_of.get(clip)
@@ -316,14 +368,14 @@ class SuperNet(FloatNet):
         layer = self._layer_of.get(clip)
         if layer is None or layer not in self.space.searched or self.frozen:
             bits = STREAM_BITS if layer is None else int(self.tensor(f"{layer}.bits")[1])
-            return Round.apply(z, steps(domain, bits))  # type: ignore[no-any-return]
+            return rounded_to(z, steps(domain, bits))
         if self.training:
             self.tensor(f"{layer}.mean_residual").lerp_(mean_residuals(z, domain), RESIDUAL_MOMENTUM)
         gates = self.act_gates(layer)
         self.last.act[layer] = gates
         if not self.training:
-            return Round.apply(z, steps(domain, _bits(gates)))  # type: ignore[no-any-return]
-        return Decompose.apply(z, *gates, domain)  # type: ignore[no-any-return]
+            return rounded_to(z, steps(domain, _bits(gates)))
+        return decomposed(z, *gates, domain)
 
     def consts(self, node: Node) -> dict[str, Tensor]:
         """As stored, but for a layer's weight, which comes rounded."""
@@ -337,12 +389,12 @@ class SuperNet(FloatNet):
         z, scale = self.normalised_weight(layer)
         u = (torch.clamp(z, -1.0, 1.0) + 1) / 2
         if layer not in self.space.searched or self.frozen:
-            rounded = Round.apply(u, steps(ODD, int(self.tensor(f"{layer}.bits")[0])))
+            rounded = rounded_to(u, steps(ODD, int(self.tensor(f"{layer}.bits")[0])))
         else:
             gates = self.weight_gates(layer, u)
             self.last.weight[layer] = gates
             direct = not self.training
-            rounded = Round.apply(u, steps(ODD, _bits(gates))) if direct else Decompose.apply(u, *gates, ODD)
+            rounded = rounded_to(u, steps(ODD, _bits(gates))) if direct else decomposed(u, *gates, ODD)
         return scale * (2 * rounded - 1)
 
     def normalised_weight(self, layer: LayerId) -> tuple[Tensor, Tensor]:
@@ -392,7 +444,7 @@ class SuperNet(FloatNet):
         for layer in gate.scored:
             w = self.tensor(self.graph.value(layer).consts["weight"])
             rows = (w.abs() / w.detach().abs().max().clamp_min(TINY)).flatten(1).mean(1)
-            scores = scores + torch.stack([part.mean() for part in rows.split(list(gate.sizes))])
+            scores = scores + torch.stack([part.mean() for part in torch.split(rows, list(gate.sizes))])
         return scores / len(gate.scored)
 
     def part_gates(self, group: str) -> Tensor:
@@ -415,8 +467,11 @@ class SuperNet(FloatNet):
         """What the gates say now, or the frozen choice."""
         with torch.no_grad():
             self.last.prune = {g: self.part_gates(g) for g in self.space.gates}
-            parts = {g: tuple(int(i) for i in torch.nonzero(v > 0.5).flatten()) for g, v in self.last.prune.items()}
-            weight, act = {}, {}
+            parts = {
+                GroupId(g): tuple(int(i) for i in torch.nonzero(v > 0.5).flatten()) for g, v in self.last.prune.items()
+            }
+            weight: dict[LayerId, int] = {}
+            act: dict[LayerId, int] = {}
             for layer in self.layers:
                 fixed = self.tensor(f"{layer}.bits")
                 if layer not in self.space.searched or self.frozen:
@@ -468,18 +523,86 @@ class SuperNet(FloatNet):
     # -- out ----------------------------------------------------------------------------------------------------
 
     def extract(self) -> tuple[CompressionPlan, dict[str, np.ndarray]]:
-        """Plan and float32 tensors of what the gates say now: the constants, the clips, and no threshold."""
-        plan = to_plan(self.graph, self.space, self.choice(), residual=self.residual)
+        """Plan and float32 tensors of what the gates say now: the constants, the clips, and no threshold.
+
+        "{layer}.weight_clip.{bits}" are clips of least squared error for the widths that were not chosen, for whoever
+        edits the plan.
+        """
+        choice = self.choice()
+        plan = to_plan(self.graph, self.space, choice, residual=self.residual)
         tensors = self.float_tensors()
         clips = (*self.domains, *(f"{name}.weight_clip" for name in self.layers))
         tensors |= {name: self.tensor(name).detach().abs().cpu().numpy().astype(np.float32) for name in clips}
+        for layer in self.layers:
+            with torch.no_grad():
+                z, _ = self.normalised_weight(layer)
+                wide = z * self.tensor(f"{layer}.weight_clip").abs()
+            for bits in WIDTHS:
+                if bits != choice.weight[layer]:
+                    tensors[f"{layer}.weight_clip.{bits}"] = np.array(best_clip(wide, ODD, bits), np.float32)
         return plan, tensors
 
 
+def from_plan(graph: Graph, plan: CompressionPlan, tensors: Mapping[str, np.ndarray]) -> SuperNet:
+    """The frozen net of a plan on odd weight grids, one width a layer: the training forward of a searched RUN.
+
+    UnsupportedError for any other plan: it has no training forward.
+    """
+    channels = {g.id: g.channels for g in groups(graph)}
+    gates = {g: Gate(g, channels[g], 1, 0, ()) for g in plan.keep}
+    for layer, bits in plan.bits.items():
+        if len(bits.weight) != 1 or bits.weight[0].encoding != odd(bits.weight[0].encoding.bits):
+            raise UnsupportedError(f"{layer} ({bits}): only plans with one odd weight grid a layer have been trained")
+    layers = tuple(LayerId(n.name) for n in graph.nodes if n.op in LAYERS)
+    ends = tuple(dict.fromkeys((layers[0], layers[-1])))
+    space = Space(tuple(name for name in layers if name not in ends), ends, gates)
+    net = SuperNet(graph, space, residual=plan.residual)
+    weight = {name: plan.bits[name].weight[0].encoding.bits for name in layers}
+    act = {name: plan.bits[name].act.bits for name in layers}
+    with torch.no_grad():
+        for name in net.domains:
+            net.tensor(name).copy_(torch.from_numpy(np.asarray(tensors[name], np.float32)))
+        for name in layers:
+            special = tensors.get(f"{name}.weight_clip.{weight[name]}", tensors[f"{name}.weight_clip"])
+            net.tensor(f"{name}.weight_clip").copy_(torch.from_numpy(np.asarray(special, np.float32)))
+    net.freeze(Choice(weight, act, dict(plan.keep)))
+    return net.eval()
+
+
+def stored_levels(net: SuperNet, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Stored value -> its levels in a frozen net's forward, int32; what is held in floats is left out."""
+    out = {}
+    with torch.no_grad():
+        for name, value in net.walk(torch.from_numpy(np.ascontiguousarray(x))):
+            clip = net.stored_clip(name)
+            if clip is not None:
+                layer = net.layer_of(clip)
+                bits = STREAM_BITS if layer is None else int(net.tensor(f"{layer}.bits")[1])
+                top = steps(net.domains[clip], bits)
+                out[name] = torch.round(value * (top / net.tensor(clip).abs())).to(torch.int32).numpy()
+    return out
+
+
+def differing_codes(
+    graph: Graph, plan: CompressionPlan, tensors: Mapping[str, np.ndarray], integers: Mapping[str, np.ndarray],
+    x: np.ndarray,
+) -> dict[str, float]:  # fmt: skip
+    """Stored value -> share of codes that the training forward and the integer semantics give differently.
+
+    `integers`: the integer graph's values on `x` (core.semantics). Not zero: floats are rounded in another order, and a
+    residual sum starts from them. UnsupportedError where a plan has no training forward.
+    """
+    image = graph.inputs[0].name
+    return {
+        name: float((levels != integers[f"{image}.q" if name == image else name]).mean())
+        for name, levels in stored_levels(from_plan(graph, plan, tensors), x).items()
+    }
+
+
 def _bits(gates: tuple[Tensor, Tensor]) -> int:
-    if float(gates[0]) < 0.5:
+    if float(gates[0].detach()) < 0.5:
         return 2
-    return 4 if float(gates[1]) < 0.5 else 8
+    return 4 if float(gates[1].detach()) < 0.5 else 8
 
 
 def _kind(name: str, graph: Graph) -> str:

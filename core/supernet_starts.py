@@ -15,33 +15,10 @@ from torch.nn import functional as F
 from .cost import END_BITS, Choice, largest
 from .plan import LayerId
 from .storage import STREAM_BITS
-from .supernet import EVEN, ODD, FloatNet, SuperNet, mean_residuals, steps
+from .supernet import EVEN, ODD, SAMPLE, FloatNet, SuperNet, best_clip, mean_residuals
 
 START_BITS = 4  # clips of searched tensors start as 4 bits like them: between what 2 and 8 bits want
 _Distance = Callable[[Choice], float]
-SAMPLE = 1 << 15  # values looked at to choose a clip
-CANDIDATES = 60  # clips tried between nothing and the largest magnitude
-
-
-def best_clip(values: Tensor, domain: str, bits: int) -> float:
-    """The clip with the least squared rounding error on `values`, among `CANDIDATES` shares of the largest magnitude."""
-    flat = values.detach().flatten()
-    flat = flat[:: max(1, flat.numel() // SAMPLE)].double()
-    top = float(flat.abs().max())
-    if top == 0:
-        return 1.0
-    n = steps(domain, bits)
-    best, least = top, float("inf")
-    for i in range(CANDIDATES, 0, -1):
-        v = top * i / CANDIDATES
-        if domain == ODD:
-            rounded = v * (2 * torch.round((torch.clamp(flat / v, -1, 1) + 1) / 2 * n) / n - 1)
-        else:
-            rounded = v * torch.round(torch.clamp(flat / v, -1.0 if domain == EVEN else 0.0, 1) * n) / n
-        error = float(((rounded - flat) ** 2).sum())
-        if error < least:
-            best, least = v, error
-    return best
 
 
 @contextmanager
@@ -108,6 +85,7 @@ def fit(net: SuperNet, batches: Sequence[Tensor], choice: Choice | None = None) 
 def sensitivities(net: SuperNet, teacher: FloatNet, images: Tensor) -> dict[str, float]:
     """How far the outputs move when one thing alone is made cheaper: mean KL(float || rounded), beyond that of 8/8.
 
+    Batch norms use the statistics of `images`, as they would after they are estimated anew.
     Keys: "{layer}.w4", "{layer}.w2", "{layer}.a4", "{layer}.a2" with clips fitted to that width, "{group}.p" for the
     weakest part of a group removed. Leaves the net as it was.
     """
@@ -121,6 +99,7 @@ def sensitivities(net: SuperNet, teacher: FloatNet, images: Tensor) -> dict[str,
 
         def distance(choice: Choice) -> float:
             net.freeze(choice)
+            net.train()
             return float(F.kl_div(F.log_softmax(net(images), 1), target, reduction="batchmean"))
 
         with observed(net, rounding=False) as seen:

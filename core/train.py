@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import pickle
 import signal
 import threading
 import time
@@ -57,7 +58,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a caller may show. `fields` are an epoch's figures, empty within an epoch; `eta` in seconds, of all phases."""
+    """What a caller may show. `fields`: an epoch's figures, empty within it; `eta`: seconds, of all phases."""
 
     phase: str
     epoch: int
@@ -154,7 +155,7 @@ class Loop:
                     raise CorruptError(f"{self.checkpoint}: version {saved['version']}, this is {CHECKPOINT_VERSION}")
                 self.carry, self._pending = saved["carry"], saved["pending"]
                 self._before, size = saved["seconds"], saved["events"]
-            except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
+            except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
                 raise CorruptError(f"{self.checkpoint} is damaged ({error}); remove the RUN and start again") from error
         if self.events.exists() and self.events.stat().st_size > size:
             os.truncate(self.events, size)
@@ -178,7 +179,15 @@ class Loop:
         self.carry[name] = result
         self._pending = None
         self._save(None)
+        self.check()
         return result
+
+    def check(self) -> None:
+        """Raises `Interrupted` if a signal has come; for work between phases, which is done again on resume."""
+        if self._stop:
+            raise Interrupted(
+                f"{self._stop}: the state is saved in {self.checkpoint.parent}; the same command continues"
+            )
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -190,6 +199,8 @@ class Loop:
             return
 
         def note(number: int, _frame: Any) -> None:
+            if self._stop:
+                raise KeyboardInterrupt  # asked twice: at once
             self._stop = signal.Signals(number).name
 
         before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -309,7 +320,7 @@ def objective(outputs: Tensor, labels: Tensor, teacher: Tensor | None, distill: 
 
 def check_finite(loss: Tensor, net: FloatNet, x: Tensor, phase: str) -> None:
     """CheckFailed naming the first value of `net` that is NaN or infinite, if the loss is."""
-    if math.isfinite(float(loss)):
+    if math.isfinite(float(loss.detach())):
         return
     where = "the loss"
     with torch.no_grad():
@@ -318,8 +329,8 @@ def check_finite(loss: Tensor, net: FloatNet, x: Tensor, phase: str) -> None:
                 where = f"layer {name}"
                 break
     raise CheckFailed(
-        f"{phase}: the loss is {float(loss)}; {where} is the first with NaN or infinity. The last good state is kept; "
-        "lower the learning rate, or look at the weights and images that it started from"
+        f"{phase}: the loss is {float(loss.detach())}; {where} is the first with NaN or infinity. The last good state "
+        "is kept; lower the learning rate, or look at the weights and images that it started from"
     )
 
 
@@ -399,7 +410,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        return {"loss": float(loss)}
+        return {"loss": float(loss.detach())}
 
     def epoch_end(self) -> dict[str, float]:
         """Validation; keeps the best state."""

@@ -104,9 +104,13 @@ def search(
             open_run(folder, settings)
             if (folder / RESULT).exists():
                 return read_json(folder / RESULT)
-            job = Job(settings, graph, space, found, _samples(images, settings), None, None)  # type: ignore[arg-type]
-            names = images.labels or loaded.labels
-            return _work(folder, job, images, run, progress, names)
+            samples = _samples(images, settings)
+            loop = _loop(folder, graph, samples, settings, progress)
+            with loop.signals():
+                teacher = _float(graph, samples, settings, loop)
+                trained = graph.with_nodes(graph.nodes, teacher.float_tensors())
+                job = Job(settings, trained, space, found, samples, loop, teacher)
+                return _finish(folder, job, run(job), images, images.labels or loaded.labels)
 
 
 def method_of(name: str) -> Method:
@@ -172,15 +176,14 @@ def _samples(images: Data, settings: Settings) -> Samples:
     return Samples(len(train), draw, (normalised, held.labels))
 
 
-def _work(
-    folder: Path, job: Job, images: Data, run: Method, progress: Callable[[Progress], None] | None,
-    labels: tuple[str, ...],
-) -> dict[str, Any]:  # fmt: skip
-    """Everything that takes time."""
-    settings, plan = job.settings, job.settings.schedule
-    macs = bops.count(job.graph).totals.macs
-    loop = Loop(
-        folder, job.samples, batch=plan.batch, seed=settings.seed, work=TRAINING_COST * macs * plan.batch,
+def _loop(
+    folder: Path, graph: Graph, samples: Samples, settings: Settings, progress: Callable[[Progress], None] | None
+) -> Loop:
+    """The loop over the three phases, where a checkpoint left it."""
+    plan = settings.schedule
+    return Loop(
+        folder, samples, batch=plan.batch, seed=settings.seed,
+        work=TRAINING_COST * bops.count(graph).totals.macs * plan.batch,
         agenda=(
             ("float", plan.epochs_float, 1.0),
             ("search", plan.epochs_search, sbs.SEARCH_COST),
@@ -188,22 +191,16 @@ def _work(
         ),
         progress=progress,
     )  # fmt: skip
-    with loop.signals():
-        teacher = _float(job, loop)
-        trained = job.graph.with_nodes(job.graph.nodes, teacher.float_tensors())
-        job = replace(job, loop=loop, teacher=teacher, graph=trained)
-        net = run(job)
-        return _finish(folder, job, net, images, labels)
 
 
-def _float(job: Job, loop: Loop) -> FloatNet:
+def _float(graph: Graph, samples: Samples, settings: Settings, loop: Loop) -> FloatNet:
     """The float network, trained unless its weights were given; in evaluation mode."""
-    net, plan = FloatNet(job.graph), job.settings.schedule
+    net, plan = FloatNet(graph), settings.schedule
     if "float" in loop.carry:
         net.load_state_dict(loop.carry["float"])
     elif plan.epochs_float:
         groups = [{"params": list(net.parameters())}]
-        phase = Training("float", net, groups, epochs=plan.epochs_float, lr=plan.lr_float, samples=job.samples)
+        phase = Training("float", net, groups, epochs=plan.epochs_float, lr=plan.lr_float, samples=samples)
         loop.run(phase)
         net.load_state_dict(phase.best)
         loop.finish("float", net.state_dict())
@@ -224,6 +221,7 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
         if figures[budget.kind] > budget.bound(whole):
             raise CheckFailed(f"budget {budget.text} is missed: {figures[budget.kind]} of {budget.bound(whole):.0f}")
     test = images.test()
+    pictures: Any = test.images  # an ndarray, or files that are decoded batch by batch
     semantics = Semantics(integer(graph, plan, tensors), settings.threads)
 
     def prepare(x: np.ndarray) -> np.ndarray:
@@ -231,10 +229,14 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
 
     def run_float(x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return job.teacher(torch.from_numpy(x)).numpy()  # type: ignore[no-any-return]
+            outputs: np.ndarray = job.teacher(torch.from_numpy(x)).numpy()
+            return outputs
 
-    before = accuracy(run_float, test.images, test.labels, prepare=prepare)
-    after = accuracy(semantics.run, test.images, test.labels, prepare=prepare)
+    def check(_done: int) -> None:
+        job.loop.check()
+
+    before = accuracy(run_float, pictures, test.labels, prepare=prepare, progress=check)
+    after = accuracy(semantics.run, pictures, test.labels, prepare=prepare, progress=check)
     meta = {
         "model": settings.model, "in_shape": list(settings.in_shape), "classes": settings.classes,
         "mean": list(settings.mean), "std": list(settings.std), "labels": list(labels),
@@ -257,4 +259,4 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
     return result
 
 
-__all__ = ["PROMISED", "SEARCHES", "Graph", "Method", "method_of", "search"]
+__all__ = ["PROMISED", "SEARCHES", "Method", "method_of", "search"]

@@ -26,7 +26,7 @@ from ..train import Job, Training, check_finite, cosine, evaluate, objective, re
 RAMP = 0.8  # share of the search after which the target has come down to the budget
 DEADLINE = 0.9  # share after which the gates freeze though the budget is not met: the projection does the rest
 CONTROL = 0.2  # lambda *= (figure / target) ** CONTROL after each step
-LAMBDA_START, LAMBDA_LEAST, LAMBDA_MOST = 0.05, 0.001, 2.0
+LAMBDA_START, LAMBDA_LEAST, LAMBDA_MOST = 0.01, 0.001, 2.0
 RATE_LEAST = 0.2  # of the cosine schedule: gates still move at the end
 REACH = 1 / 12  # mean residual of 2 bits on uniform values (methods E): the distance of what hurts most
 NEAREST = 0.05  # of its residual or score: the least distance of a threshold at the start
@@ -108,7 +108,7 @@ class Searching:
         if not frozen:
             for kind in self.bounds:
                 figure = net.cost(kind, weights=on_weights, acts=not on_weights)
-                figures[kind] = float(figure)
+                figures[kind] = float(figure.detach())
                 loss = loss + self.weights[kind] * torch.log(figure).float()
         check_finite(loss, net, x, self.name)
         self.optimizer.zero_grad(set_to_none=True)
@@ -120,9 +120,10 @@ class Searching:
             self._steer(figures, share)
             if share >= DEADLINE or all(figures[k] <= bound for k, bound in self.bounds.items()):
                 self.settle()
-        out = {"loss": float(ce)}
+        out = {"loss": float(ce.detach())}
         for kind, bound in self.bounds.items():
-            out |= {f"lambda_{kind}": self.weights[kind], f"{kind}_of_budget": figures.get(kind, bound) / bound}
+            now = self.costs.figure(kind, net.choice()) if net.frozen else figures[kind]
+            out |= {f"lambda_{kind}": self.weights[kind], f"{kind}_of_budget": now / bound}
         return out
 
     def _rest(self, leaf: str) -> None:
@@ -193,11 +194,12 @@ def place_thresholds(net: SuperNet, hurts: Mapping[str, float]) -> None:
     """Each threshold so far below its residual or score as the step that it guards hurts, relative to the worst.
 
     A threshold moves by lambda * d ln(figure)/d(gate), so with distances proportional to the harm, gates close in the
-    order of harm per ln(figure) saved. A pruning threshold guards all parts of a group and is pulled by all of them,
-    while one part saves their share: its distance is multiplied by their number. Between `NEAREST` of the residual and
-    all of it (threshold 0, the paper's start).
+    order of harm per ln(figure) saved. A pruning threshold is pulled by all parts of its group although the first to go
+    saves only its share; that is the paper's gradient, and we let it stand: removed channels save bytes, memory and
+    time in every kernel, which BOPs do not tell. Distances lie between `NEAREST` of the residual or score and all of it
+    (threshold 0, the paper's start).
     """
-    worst = max([v for k, v in hurts.items() if k.endswith(("2", ".p"))], default=0.0) or 1.0
+    worst = max([v for k, v in hurts.items() if k.endswith("2")], default=0.0) or 1.0
 
     def below(level: float, harm: float) -> float:
         return level - min(max(REACH * harm / worst, NEAREST * level), level)
@@ -209,13 +211,13 @@ def place_thresholds(net: SuperNet, hurts: Mapping[str, float]) -> None:
                 harm4, harm2 = hurts[f"{layer}.{side}4"], hurts[f"{layer}.{side}2"]
                 threshold[0] = below(float(levels[0]), max(harm2 - harm4, 0.0))
                 threshold[1] = below(float(levels[1]), harm4)
-        for group, gate in net.space.gates.items():
+        for group in net.space.gates:
             score = float(net.part_scores(group).min())
-            net.tensor(f"{group}.threshold_p").fill_(below(score, len(gate.sizes) * hurts[f"{group}.p"]))
+            net.tensor(f"{group}.threshold_p").fill_(below(score, hurts[f"{group}.p"]))
 
 
 def margins_of(net: SuperNet) -> dict[str, float]:
-    """How far each gate is open, at least 0; a part's margin is divided by their number (see `place_thresholds`)."""
+    """How far each gate is open, at least 0."""
     out = {}
     with torch.no_grad():
         for layer in net.space.searched:
@@ -225,8 +227,8 @@ def margins_of(net: SuperNet) -> dict[str, float]:
             ):
                 open_ = (levels - net.tensor(f"{layer}.threshold_{side[0]}")).clamp_min(0)
                 out[f"{side} {layer} 2"], out[f"{side} {layer} 4"] = float(open_[0]), float(open_[1])
-        for group, gate in net.space.gates.items():
-            scores = (net.part_scores(group) - net.tensor(f"{group}.threshold_p")).clamp_min(0) / len(gate.sizes)
+        for group in net.space.gates:
+            scores = (net.part_scores(group) - net.tensor(f"{group}.threshold_p")).clamp_min(0)
             out |= {f"prune {group} {i}": float(s) for i, s in enumerate(scores)}
     return out
 

@@ -1,0 +1,222 @@
+"""Budgets, spaces, prices: what is said before any time is spent."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from bitpress.core import bops
+from bitpress.core.cost import (
+    Choice,
+    Costs,
+    Move,
+    Space,
+    check_reachable,
+    fill,
+    largest,
+    lowering,
+    parse_budget,
+    plan_cost,
+    project,
+    search_space,
+    smallest,
+    to_plan,
+)
+from bitpress.core.errors import CheckFailed, UnsupportedError, UsageError
+from bitpress.core.graph import Graph
+from bitpress.core.models import load
+from bitpress.core.plan import GroupId, LayerId
+
+from ..benchmarks.graphs import Maker, residual
+
+
+def chain(seed: int = 0) -> Graph:
+    """conv, conv, max pool, conv, flatten, two linears: a plain chain with features spread behind a flatten."""
+    m = Maker((3, 8, 8), seed)
+    x = m.add("relu", "a.relu", m.norm("a.bn", m.conv("a", "image", 10)))
+    x = m.add("relu", "b.relu", m.norm("b.bn", m.conv("b", x, 12)))
+    x = m.add("max_pool2d", "max", x, kernel=(2, 2), stride=(2, 2), padding=(0, 0, 0, 0))
+    x = m.add("relu", "c.relu", m.norm("c.bn", m.conv("c", x, 8)))
+    x = m.add("relu", "hidden.relu", m.linear("hidden", m.add("flatten", "flat", x), 20))
+    return m.graph(m.linear("fc", x, 10))
+
+
+def depthwise(seed: int = 0) -> Graph:
+    """Stem, an inverted residual, a last convolution."""
+    m = Maker((3, 8, 8), seed)
+    x = m.norm("stem.bn", m.conv("stem", "image", 8))
+    y = m.add("clip", "expand.act", m.norm("expand.bn", m.conv("expand", x, 16, 1)), lo=0.0, hi=6.0)
+    y = m.add("clip", "dw.act", m.norm("dw.bn", m.conv("dw", y, 16, groups=16)), lo=0.0, hi=6.0)
+    x = m.add("add", "sum", m.norm("project.bn", m.conv("project", y, 8, 1)), x)
+    x = m.add("clip", "last.act", m.norm("last.bn", m.conv("last", x, 16, 1)), lo=0.0, hi=6.0)
+    x = m.add("flatten", "flat", m.add("global_avg_pool", "pool", x))
+    return m.graph(m.linear("fc", x, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "relative"),
+    [
+        ("bops=2%", 0.02, True), ("bops=630M", 630e6, False), ("bops=1.5%", 0.015, True), ("bops=5e8", 5e8, False),
+        ("size=120kB", 120e3, False), ("size=20%", 0.2, True), ("size=1.5MB", 1.5e6, False), ("size=999", 999, False),
+    ],
+)  # fmt: skip
+def test_budgets_are_read(text: str, value: float, relative: bool) -> None:
+    budget = parse_budget(text)
+    assert budget.value == pytest.approx(value)
+    assert budget.relative is relative
+    assert budget.bound(1000) == pytest.approx(1000 * value if relative else value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("bops", "not a number"), ("flops=2%", "none of bops, size, latency"), ("bops=2kB", "not a number"),
+        ("size=2M", "not a number"), ("bops=0", "above zero"), ("bops=-3", "not a number"), ("size=", "not a number"),
+        ("latency=0.8ms", "latency table"), ("bops=nan", "not a number"),
+    ],
+)  # fmt: skip
+def test_budgets_that_make_no_sense_are_refused(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_budget(text)
+
+
+def test_in_a_chain_every_convolution_but_the_last_is_gated() -> None:
+    space = search_space(chain(), group_size=4)
+    assert list(space.gates) == ["a", "b"]
+    assert space.ends == ("a", "fc")
+    assert space.searched == ("b", "c", "hidden")
+    assert space.gates[GroupId("a")].sizes == (4, 4, 2)
+    assert space.gates[GroupId("a")].removable == 1  # half of 10 channels is one part of 4
+    assert space.gates[GroupId("a")].kept((0, 2)) == (0, 1, 2, 3, 8, 9)
+
+
+def test_in_residual_networks_streams_stay_whole() -> None:
+    assert list(search_space(residual()).gates) == ["a"]
+    gates = search_space(_captured("resnet20")).gates
+    assert sorted(gates) == sorted(f"layer{k}.{i}.conv1" for k in (1, 2, 3) for i in (0, 1, 2))
+    gates = search_space(_captured("preresnet20")).gates
+    assert sorted(gates) == sorted(f"layer{k}.{i}.conv1" for k in (1, 2, 3) for i in (0, 1, 2))
+
+
+def test_inverted_residuals_are_scored_on_the_depthwise_weights() -> None:
+    gates = search_space(depthwise()).gates
+    assert {g: gate.scored for g, gate in gates.items()} == {"expand": ("dw",)}
+
+
+def _captured(name: str) -> Graph:
+    from bitpress.core.capture import capture
+
+    loaded = load(name)
+    return capture(loaded.module, loaded.in_shape)
+
+
+def test_an_unknown_op_and_a_strange_ratio_are_refused() -> None:
+    m = Maker((3, 8, 8))
+    strange = m.add("unknown", "odd", m.conv("a", "image", 8), target="aten.erf.default")
+    with pytest.raises(UnsupportedError, match="erf"):
+        search_space(m.graph(strange))
+    with pytest.raises(UsageError, match="pruning ratio"):
+        search_space(chain(), max_pruning_ratio=1.0)
+
+
+@pytest.mark.parametrize("make", [chain, residual, depthwise])
+def test_prices_are_those_of_core_bops(make: object) -> None:
+    graph: Graph = make()  # type: ignore[operator]
+    space = search_space(graph, group_size=4)
+    costs, rng = Costs(graph, space), np.random.default_rng(0)
+    for _ in range(20):
+        choice = _random(space, rng)
+        found = plan_cost(graph, to_plan(graph, space, choice, residual="int8"))
+        assert {"bops": costs.bops(choice), "size": costs.size(choice)} == found
+
+
+def _random(space: Space, rng: np.random.Generator) -> Choice:
+    ends = dict.fromkeys(space.ends, 8)
+    weight = {name: int(rng.choice(space.widths)) for name in space.searched} | ends
+    act = {name: int(rng.choice(space.widths)) for name in space.searched} | ends
+    parts = {}
+    for group, gate in space.gates.items():
+        gone = set(rng.permutation(len(gate.sizes))[: rng.integers(0, gate.removable + 1)].tolist())
+        parts[group] = tuple(p for p in range(len(gate.sizes)) if p not in gone)
+    return Choice(weight, act, parts)
+
+
+def test_the_least_is_the_least() -> None:
+    graph = chain()
+    space = search_space(graph, group_size=4)
+    costs, rng = Costs(graph, space), np.random.default_rng(1)
+    assert costs.bops(smallest(space)) <= min(costs.bops(_random(space, rng)) for _ in range(200))
+    assert costs.size(smallest(space)) <= min(costs.size(_random(space, rng)) for _ in range(200))
+
+
+def test_an_unreachable_budget_is_told_with_the_least_figure() -> None:
+    graph = chain()
+    space = search_space(graph)
+    least = Costs(graph, space).bops(smallest(space))
+    with pytest.raises(CheckFailed, match=str(least)):
+        check_reachable(graph, [parse_budget("bops=0.01%")], space)
+    check_reachable(graph, [parse_budget(f"bops={least}"), parse_budget("size=90%")], space)
+
+
+def test_projection_takes_the_least_loss_per_saving_and_always_meets_the_budget() -> None:
+    graph = chain()
+    space = search_space(graph, group_size=4)
+    costs, rng = Costs(graph, space), np.random.default_rng(0)
+    noise = {f"{s} {n}": rng.uniform(0.1, 1) for s, n in itertools.product(("weight", "act"), space.searched)}
+
+    def loss(_choice: Choice, move: Move) -> float:
+        return noise.get(f"{move.side} {move.name}", 5.0)
+
+    start = largest(space)
+    budgets = [parse_budget("bops=1.2%"), parse_budget("size=15%")]
+    choice, steps = project(costs, budgets, start, loss)
+    assert not costs.over(choice, budgets)
+    assert steps
+    assert project(costs, budgets, start, loss) == (choice, steps)
+    before = start
+    for step in steps:
+        saved = {m: _saving(costs, budgets, before, m) for m in lowering(space, before)}
+        ratio = {m: loss(before, m) / s for m, s in saved.items() if s > 0}
+        assert ratio[step.move] == min(ratio.values())
+        before = step.move.applied(before)
+    assert before == choice
+
+
+def _saving(costs: Costs, budgets: list, choice: Choice, move: Move) -> float:  # type: ignore[type-arg]
+    after = move.applied(choice)
+    over = costs.over(choice, budgets)
+    return float(sum(np.log(costs.figure(k, choice) / costs.figure(k, after)) for k in over))
+
+
+def test_projection_reaches_the_cheapest_point() -> None:
+    graph = depthwise()
+    space = search_space(graph)
+    costs = Costs(graph, space)
+    budget = parse_budget(f"bops={costs.bops(smallest(space))}")
+    choice, _ = project(costs, [budget], largest(space), lambda _c, _m: 0.0)
+    assert costs.bops(choice) == costs.bops(smallest(space))
+
+
+def test_what_is_left_is_spent_within_the_budget() -> None:
+    graph = chain()
+    space = search_space(graph)
+    costs = Costs(graph, space)
+    budgets = [parse_budget("bops=2%")]
+    choice, steps = fill(costs, budgets, smallest(space), lambda _c, m: 1.0 if m.side == "act" else 0.0)
+    assert steps
+    assert not costs.over(choice, budgets)
+    assert set(choice.weight[LayerId(n)] for n in space.searched) == {2}
+
+
+def test_plans_have_odd_weights_and_unsigned_inputs_where_nothing_is_negative() -> None:
+    graph = depthwise()
+    space = search_space(graph)
+    plan = to_plan(graph, space, smallest(space), residual="int8")
+    assert str(plan.bits[LayerId("stem")]) == "w:o8 a:i8"  # the image has a sign
+    assert str(plan.bits[LayerId("expand")]) == "w:o2 a:i2"  # reads a linear bottleneck
+    assert str(plan.bits[LayerId("dw")]) == "w:o2 a:u2"
+    assert plan.keep == {"expand": tuple(range(8, 16))}
+    assert plan.bits[LayerId("dw")].weight[0].filters == tuple(range(8, 16))
+    assert bops.count(graph, plan).totals.bops == Costs(graph, space).bops(smallest(space))
