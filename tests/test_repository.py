@@ -140,6 +140,14 @@ def test_documents_name_files_that_exist() -> None:
     assert not missing, "\n".join(sorted(set(missing)))
 
 
+def test_architecture_names_every_module() -> None:
+    text = texts()["ARCHITECTURE.md"]
+    folders = ("core", "kernels", "compiler", "benchmarks", "bitpress")
+    modules = [Path(n) for n in tracked() if n.endswith(".py") and str(Path(n).parent) in folders]
+    missing = [str(m) for m in modules if not m.name.startswith("_") and m.name not in text]
+    assert not missing, f"ARCHITECTURE.md does not say what these are: {missing}"
+
+
 def test_documents_link_to_files_that_exist() -> None:
     missing = []
     for name, text in texts().items():
