@@ -1,4 +1,4 @@
-"""What an artifact holds, for people and scripts: the body of the `bitpress.inspect` document (contract, section 3)."""
+"""What an artifact holds, for people and scripts: the body of the `bitpress.inspect` document."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Exits with the contract's code; a traceback is for mistakes of ours only."""
+        """Exits with the code of the error; a traceback is for mistakes of ours only."""
         kwargs["standalone_mode"] = False
         try:
             code = super().main(*args, **kwargs)
