@@ -102,7 +102,7 @@ def _of_model(spec: str, weights: str | Path | None, program: Program) -> Dense:
     from ..core.capture import capture
     from ..core.models import load
 
-    outputs = int(np.prod(program.buffers[program.output].shape))
+    outputs = program.buffers[program.output].shape[0]  # of a detector: values per place
     channels, height, width = program.buffers[program.input].shape
     loaded = load(spec, classes=outputs, in_shape=(channels, height, width), weights=weights)
     named = f"{spec} with {weights}" if weights is not None else f"{spec} with random weights"

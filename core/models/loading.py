@@ -222,7 +222,7 @@ def _require_finite(state: Mapping[str, torch.Tensor], source: str) -> None:
 
 
 def _outputs(module: nn.Module, shape: Shape, spec: str) -> int:
-    """Values per image; UsageError where the network does not take that shape. Leaves the module's mode alone."""
+    """Answers per image (of a detector: per place); UsageError where the network does not take that shape."""
     try:
         with torch.no_grad():
             out = module(torch.zeros(1, *shape))
@@ -232,7 +232,7 @@ def _outputs(module: nn.Module, shape: Shape, spec: str) -> int:
         ) from error
     if not isinstance(out, torch.Tensor) or out.ndim < 2:
         raise UsageError(f"{spec} returns {type(out).__name__}, not one tensor [N, outputs]")
-    return int(out[0].numel())
+    return int(out.shape[1])
 
 
 def _default(values: Triple, shape: Shape) -> Triple:

@@ -13,6 +13,7 @@ from .mobilenet_v2 import mobilenet_v2
 from .preresnet import preresnet20, preresnet56
 from .resnet import resnet18, resnet50
 from .resnet_cifar import resnet20, resnet56
+from .skynet import skynet
 from .vgg7 import vgg7
 
 Shape = tuple[int, int, int]
@@ -21,7 +22,7 @@ Triple = tuple[float, ...]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Of the training images: cifar10 0.2470 0.2435 0.2616 (per-pixel deviation), cifar100 as measured on the official set.
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-CIFAR100 = ((0.507076, 0.486549, 0.440918), (0.267334, 0.256438, 0.276150))
+CIFAR100 = ((0.507075, 0.486549, 0.440918), (0.267334, 0.256438, 0.276150))
 TENSORFLOW = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # x/127.5 - 1
 RAW = ((0.0,), (1.0,))
 
@@ -50,5 +51,6 @@ _ROWS = (
     Entry("mobilenet_v1", mobilenet_v1, 1000, (3, 224, 224), *TENSORFLOW),
     Entry("mobilenet_v1_075", mobilenet_v1_075, 1000, (3, 224, 224), *TENSORFLOW),
     Entry("mobilenet_v2", mobilenet_v2, 1000, (3, 224, 224), *IMAGENET),
+    Entry("skynet", skynet, 10, (3, 160, 320), (0.5,) * 3, (0.25,) * 3),  # 10 values a place: two anchors
 )
 ZOO = {entry.name: entry for entry in _ROWS}

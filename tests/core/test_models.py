@@ -18,7 +18,7 @@ from bitpress.core.models import ZOO, load  # noqa: E402
 
 NAMES = (
     "digits_cnn", "resnet20", "resnet56", "preresnet20", "preresnet56", "vgg7", "resnet18", "resnet50", "mobilenet_v1",
-    "mobilenet_v2",
+    "mobilenet_v2", "skynet",
 )  # fmt: skip
 
 
@@ -34,6 +34,7 @@ def test_the_zoo_has_the_promised_names_and_classes() -> None:
     assert {ZOO[n].classes for n in ("digits_cnn", "resnet20", "resnet56", "vgg7")} == {10}
     assert {ZOO[n].classes for n in ("preresnet20", "preresnet56")} == {100}
     assert {ZOO[n].classes for n in ("resnet18", "resnet50", "mobilenet_v1", "mobilenet_v2")} == {1000}
+    assert load("skynet", in_shape=(3, 32, 32)).classes == 10  # values a place
     assert (ZOO["digits_cnn"].mean, ZOO["digits_cnn"].std) == ((0.0,), (1.0,))
     assert ZOO["resnet20"].mean == (0.485, 0.456, 0.406)
     assert ZOO["resnet20"].std == (0.229, 0.224, 0.225)
@@ -278,7 +279,7 @@ def test_libraries_are_asked_for_networks_without_weights(monkeypatch: pytest.Mo
     ("name", "file"),
     [
         ("resnet20", "cifar10_resnet20"), ("resnet56", "cifar10_resnet56"),
-        ("mobilenet_v1_075", "imagenet_mobilenetv1_0.75_224"),
+        ("mobilenet_v1_075", "imagenet_mobilenetv1_0.75_224"), ("skynet", "skynet_dac"),
     ],
 )  # fmt: skip
 def test_public_weights_fit(real_data: Path, name: str, file: str) -> None:
