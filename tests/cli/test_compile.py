@@ -57,7 +57,8 @@ def test_run_and_artifact_agree_on_every_image(made: Path) -> None:
 def test_eval_of_a_run_loads_neither_compiler_nor_native_code(made: Path) -> None:
     code = (
         "import sys; from bitpress.evaluation import evaluate; document = evaluate(sys.argv[1]); "
-        "loaded = [m for m in sys.modules if m.startswith(('bitpress._native', 'bitpress.compiler', 'bitpress.kernels'))]; "
+        "mine = ('bitpress._native', 'bitpress.compiler', 'bitpress.kernels'); "
+        "loaded = [m for m in sys.modules if m.startswith(mine)]; "
         "print(document['n'], loaded)"
     )
     out = subprocess.check_output([sys.executable, "-c", code, made / "run"], text=True)
@@ -213,7 +214,7 @@ def test_eval_refuses(made: Path, tmp_path: Path) -> None:
     assert "lacks" in refused(2, "eval", made / "x.bpk", "--data", f"cifar10:{tmp_path}")
 
 
-def test_an_extra_that_is_missing(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_extra_that_is_missing(made: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['onnx'] = None\n"
         "from bitpress.cli.command import cli; cli(sys.argv[1:])"
