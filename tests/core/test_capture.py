@@ -318,7 +318,7 @@ ZOO_SHAPES = {
     "mobilenet_v1": (3, 32, 32), "mobilenet_v1_075": (3, 32, 32), "mobilenet_v2": (3, 32, 32),
     "skynet": (3, 32, 48),
 }  # fmt: skip
-HEAVY = {"resnet50", "resnet18", "vgg7", "mobilenet_v1"}  # millions of weights to run five times in numpy
+HEAVY = {"resnet50", "resnet18", "vgg7", "mobilenet_v1", "resnet56", "preresnet56"}  # run five times in numpy
 
 
 @pytest.mark.parametrize(
