@@ -42,7 +42,10 @@ def inspect(source: str | Path | bytes) -> dict[str, Any]:
 
 
 def layer_rows(program: Program, bound: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per conv or linear layer. `bound`: per step, the kernel that runs it here (`Model.inspect_rows`)."""
+    """One row per conv or linear layer, in the original network's order where it is known.
+
+    `bound`: per step, the kernel that runs it here (`Model.inspect_rows`).
+    """
     table = program.meta.get("layers")
     rows = table if isinstance(table, list) else []
     known = {str(row["name"]): row for row in rows if isinstance(row, Mapping) and "name" in row}
@@ -50,7 +53,8 @@ def layer_rows(program: Program, bound: Sequence[Mapping[str, Any]]) -> list[dic
     for number, step in enumerate(program.steps):
         if step.layer:
             steps.setdefault(step.layer, []).append(number)
-    return [_layer(program, name, numbers, known.get(name, {}), bound) for name, numbers in steps.items()]
+    names = [name for name in known if name in steps] + [name for name in steps if name not in known]
+    return [_layer(program, name, steps[name], known.get(name, {}), bound) for name in names]
 
 
 def input_row(program: Program) -> dict[str, Any]:
