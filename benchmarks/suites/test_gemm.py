@@ -99,7 +99,7 @@ def test_gemm(benchmark: Any, monkeypatch: pytest.MonkeyPatch, row: Any, shape: 
     session = _native.Session(data, threads=1)
     steps = session.steps()
     if steps[1]["kernel"] != row.name:
-        pytest.skip(f"{row.name} does not fit: {steps[1]['why']}")
+        pytest.skip(f"{row.name} does not fit {pair}; bound: {steps[1]['kernel']}")
     np.testing.assert_array_equal(session.run(x), want)
 
     def one() -> None:
