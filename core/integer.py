@@ -173,8 +173,21 @@ class _Builder:
 
     def passed(self, node: Node) -> None:
         """Max pool, flatten, slice, pad, concat: codes as they are."""
-        inputs = tuple(self.held(i) for i in node.inputs)
-        self.add(node.op, node.name, inputs, node.name, self.storage.stored[node.name].dtype, **node.attrs)
+        inputs, stored = tuple(self.held(i) for i in node.inputs), self.storage.stored[node.name]
+        shift = _shift(node, self.graph.value(node.inputs[0]).shape)
+        if shift is None or stored.encoding is None:
+            self.add(node.op, node.name, inputs, node.name, stored.dtype, **node.attrs)
+            return
+        (top, left), stride = shift
+        acc, const, c = f"{node.name}.acc", f"{node.name}.levels", node.shape[0]
+        attrs = {"stride": stride, "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": c, "layer": ""}
+        rows = self.kept.get(node.name, tuple(range(c)))
+        self.add("conv2d_int", acc, inputs, node.name, "i32", **attrs, segments=(("u1", rows),))
+        self.nodes[-1] = replace(self.nodes[-1], consts={"weight": const})
+        self.consts[const] = np.zeros((c, 1, top + 1, left + 1), np.int16)
+        self.consts[const][:, :, top, left] = 1
+        factor = np.full(c, self.scale(stored))
+        self.epilogue(_Sum(acc, factor, 0 * factor), node.name, node.name, stored, (), None)
 
     def chain(self, chain: Chain) -> None:
         """All nodes of one chain, up to its stored value."""
@@ -307,6 +320,25 @@ def _bounds(stored: Stored, acts: Iterable[Node], scale: float) -> dict[str, flo
     if stored.encoding is not None:
         return {"lo": int(lo), "hi": int(hi)}
     return {k: v for k, v in (("lo", lo), ("hi", hi)) if math.isfinite(v)}
+
+
+def _shift(node: Node, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """First pixel and step of a slice that takes every n-th pixel from a later one than the first, else None.
+
+    Programs can only gather from the first pixel on; a depthwise window with a single 1 in its far corner picks the
+    others exactly.
+    """
+    if (
+        node.op != "slice"
+        or len(shape) != 3
+        or len(range(*slice(*node.attrs["slices"][0]).indices(shape[0]))) != shape[0]
+    ):
+        return None
+    rows, columns = (range(*slice(*s).indices(d)) for s, d in zip(node.attrs["slices"][1:], shape[1:], strict=True))
+    whole = all(r.step > 0 and r == range(r.start, d, r.step) for r, d in zip((rows, columns), shape[1:], strict=True))
+    if not whole or (rows.start, columns.start) == (0, 0):
+        return None
+    return (rows.start, columns.start), (rows.step, columns.step)
 
 
 def _check_range(layer: str, weights: int, top: int) -> None:

@@ -188,7 +188,7 @@ def _stored(graph: Graph, chains: tuple[Chain, ...], act: Mapping[str, Encoding]
 
     def choose(name: str) -> Stored:
         uses = tuple(_uses(graph, consumers, name))
-        joins = [u for u in uses if u.op == "concat"]
+        joins = tuple({u.name: u for u in uses if u.op == "concat"}.values())
         if any(v in graph.outputs for first in (name, *(j.name for j in joins)) for v in _behind(consumers, first)):
             return Stored(None, "")
         if len(joins) > 1:

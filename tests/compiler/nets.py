@@ -93,6 +93,24 @@ def inverted(seed: int = 0) -> Graph:
     return m.graph(m.linear("fc", x, 10))
 
 
+def space_to_depth(seed: int = 0) -> Graph:
+    """A bypass whose even and odd rows and columns become channels of their own, and one concatenation."""
+    m = Maker((3, 8, 7), seed)
+    x = m.add("clip", "a.act", m.norm("a.bn", m.conv("a", "image", 6)), lo=0.0, hi=6.0)
+    x = m.add("slice", "even", x, slices=((None, None, None), (None, None, None), (1, None, 1)))
+    whole = (None, None, None)
+    cuts = [
+        m.add("slice", f"cut{row}{column}", x, slices=(whole, (row, None, 2), (column, None, 2)))
+        for row in (0, 1)
+        for column in (0, 1)
+    ]
+    y = m.add("max_pool2d", "max", x, kernel=(2, 2), stride=(2, 2), padding=(0, 0, 0, 0))
+    y = m.add("relu", "b.act", m.norm("b.bn", m.conv("b", y, 10)))
+    y = m.add("concat", "join", *cuts, y)
+    y = m.add("relu", "c.act", m.norm("c.bn", m.conv("c", y, 34, groups=34)))
+    return m.graph(m.conv("d", y, 5, 1))
+
+
 NETS = {
     "chain": chain,
     "residual": residual,
@@ -101,6 +119,7 @@ NETS = {
     "flat": flat,
     "shared_flat": shared_flat,
     "inverted": inverted,
+    "space_to_depth": space_to_depth,
     "everything": everything,
 }
 
