@@ -177,6 +177,12 @@ def to_json(graph: Graph) -> dict[str, Any]:
     return {"schema": GRAPH_SCHEMA, "schema_version": GRAPH_VERSION, **_to_json_body(graph)}
 
 
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return value
+
+
 def from_json(doc: Mapping[str, Any], consts: Mapping[str, np.ndarray]) -> Graph:
     """Inverse of `to_json`; CorruptError if the document is of another kind or version."""
     if doc.get("schema") != GRAPH_SCHEMA or doc.get("schema_version") != GRAPH_VERSION:
@@ -188,22 +194,32 @@ def from_json(doc: Mapping[str, Any], consts: Mapping[str, np.ndarray]) -> Graph
     def tup(value: Any) -> Any:
         return tuple(tup(v) for v in value) if isinstance(value, list) else value
 
+    def text(value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError(f"{value!r} is no name")
+        return value
+
+    def size(value: Any) -> int:
+        if type(value) is not int or value < 1:
+            raise TypeError(f"{value!r} is no size")
+        return value
+
     def node(row: Mapping[str, Any]) -> Node:
         return Node(
-            op=row["op"],
-            name=row["name"],
-            inputs=tuple(row["inputs"]),
-            shape=tuple(row["shape"]),
-            dtype=row["dtype"],
-            attrs={k: tup(v) for k, v in row["attrs"].items()},
-            consts=dict(row["consts"]),
+            op=text(row["op"]),
+            name=text(row["name"]),
+            inputs=tuple(text(i) for i in _listed(row["inputs"])),
+            shape=tuple(size(d) for d in _listed(row["shape"])),
+            dtype=text(row["dtype"]),
+            attrs={text(k): tup(v) for k, v in row["attrs"].items()},
+            consts={text(k): text(v) for k, v in row["consts"].items()},
         )
 
     try:
         return Graph(
-            inputs=tuple(node(r) for r in doc["inputs"]),
-            nodes=tuple(node(r) for r in doc["nodes"]),
-            outputs=tuple(doc["outputs"]),
+            inputs=tuple(node(r) for r in _listed(doc["inputs"])),
+            nodes=tuple(node(r) for r in _listed(doc["nodes"])),
+            outputs=tuple(text(o) for o in _listed(doc["outputs"])),
             consts=dict(consts),
         )
     except (KeyError, TypeError, AttributeError) as error:

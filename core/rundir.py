@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,16 +191,71 @@ def _graph(path: Path, doc: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
     return graph
 
 
+def _whole(low: int, count: int) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, tuple) and len(v) == count and all(type(n) is int and n >= low for n in v)
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and bool(abs(value) < 1e30)
+
+
+def _is_slices(value: Any) -> bool:
+    def part(p: Any) -> bool:
+        return isinstance(p, tuple) and len(p) == 3 and all(n is None or type(n) is int for n in p) and p[2] != 0
+
+    return isinstance(value, tuple) and all(map(part, value))
+
+
+_WINDOW: Mapping[str, Callable[[Any], bool]] = {"stride": _whole(1, 2), "padding": _whole(0, 4)}
+# op -> attribute -> whether a value can be one
+_ATTRS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
+    "conv2d": {**_WINDOW, "dilation": _whole(1, 2), "groups": lambda v: type(v) is int and v >= 1},
+    "max_pool2d": {**_WINDOW, "kernel": _whole(1, 2)},
+    "avg_pool2d": {**_WINDOW, "kernel": _whole(1, 2)},
+    "batch_norm": {"eps": lambda v: _number(v) and v >= 0},
+    "clip": {"lo": _number, "hi": _number},
+    "slice": {"slices": _is_slices},
+    "pad": {"pads": lambda v: isinstance(v, tuple) and all(map(_whole(0, 2), v))},
+}
+_CONSTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {  # op -> roles it needs, roles it may have
+    "conv2d": (frozenset({"weight"}), frozenset({"bias"})),
+    "linear": (frozenset({"weight"}), frozenset({"bias"})),
+    "batch_norm": (frozenset({"weight", "bias", "mean", "var"}), frozenset()),
+}
+_INPUTS = {"add": 2, "concat": None}  # others read one value; a concatenation any number
+
+
+def _check_node(path: Path, node: graphs.Node, inputs: list[tuple[int, ...]]) -> None:
+    """Attributes, constants and inputs that the op needs are there and can be what they say."""
+    for attr, possible in _ATTRS.get(node.op, {}).items():
+        if not possible(node.attrs.get(attr)):
+            raise CorruptError(f"{path}: {node.name} ({node.op}) has {attr} {node.attrs.get(attr)!r}")
+    if node.dtype != "f32":
+        raise CorruptError(f"{path}: {node.name} is {node.dtype}, a float graph holds f32")
+    needed, allowed = _CONSTS.get(node.op, (frozenset(), frozenset()))
+    roles = frozenset(node.consts)
+    if not needed <= roles <= needed | allowed:
+        raise CorruptError(f"{path}: {node.name} ({node.op}) has constants {sorted(roles)}, expected {sorted(needed)}")
+    wanted = _INPUTS.get(node.op, 1)
+    if len(inputs) != wanted and (wanted is not None or not inputs):
+        raise CorruptError(f"{path}: {node.name} ({node.op}) reads {len(inputs)} values")
+    ranks = {"conv2d": 3, "linear": 1, "max_pool2d": 3, "avg_pool2d": 3, "global_avg_pool": 3}
+    if node.op in ranks and len(inputs[0]) != ranks[node.op]:
+        raise CorruptError(f"{path}: {node.name} ({node.op}) reads a value of shape {list(inputs[0])}")
+    same = {shape[1:] for shape in inputs} if node.op == "concat" else set(inputs) if node.op == "add" else {()}
+    if len(same) != 1:
+        raise CorruptError(f"{path}: {node.name} joins {' and '.join(map(str, map(list, inputs)))}")
+
+
 def _check_shape(
     path: Path, node: graphs.Node, consts: Mapping[str, np.ndarray], inputs: list[tuple[int, ...]]
 ) -> None:
+    _check_node(path, node, inputs)
     try:
         shape = tuple(OPS[node.op].shape(node.attrs, consts, inputs))
         depth = _depth(node, consts, inputs)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise CorruptError(f"{path}: {node.name} ({node.op}) is damaged: {error!r}") from error
-    if node.op == "add" and (len(inputs) != 2 or inputs[0] != inputs[1]):
-        raise CorruptError(f"{path}: {node.name} adds {' and '.join(map(str, map(list, inputs)))}")
     if shape != node.shape:
         raise CorruptError(f"{path}: {node.name} is {list(node.shape)}, its weights and input make {list(shape)}")
     if depth is not None and depth[0] != depth[1]:
@@ -223,12 +278,20 @@ def _depth(
 
 def _check_meta(path: Path, meta: Mapping[str, Any], graph: Graph) -> None:
     shape = graph.inputs[0].shape
-    for key in ("mean", "std"):
-        numbers = meta.get(key)
-        if numbers is None:
-            continue
-        fine = isinstance(numbers, list) and all(isinstance(n, int | float) and np.isfinite(n) for n in numbers)
-        if not fine or len(numbers) != shape[0]:
-            raise CorruptError(f"{path}: {key} is {numbers!r}, expected {shape[0]} finite numbers, one a channel")
     if "in_shape" in meta and meta["in_shape"] != list(shape):
         raise CorruptError(f"{path}: in_shape is {meta['in_shape']!r}, the graph's input is {list(shape)}")
+    for key in ("mean", "std"):
+        found = meta.get(key, [1.0] * shape[0])
+        if not isinstance(found, list) or len(found) != shape[0] or not all(map(_number, found)):
+            raise CorruptError(f"{path}: {key} is {found!r}, expected {shape[0]} finite numbers, one a channel")
+    if min(meta.get("std", [1.0])) <= 0:
+        raise CorruptError(f"{path}: std is {meta['std']!r}, each above 0 expected")
+    labels = meta.get("labels", [])
+    fine = {
+        "model": isinstance(meta.get("model", ""), str),
+        "classes": type(meta.get("classes", 1)) is int and meta.get("classes", 1) >= 1,
+        "labels": isinstance(labels, list) and all(isinstance(label, str) for label in labels),
+    }
+    for key, is_fine in fine.items():
+        if not is_fine:
+            raise CorruptError(f"{path}: {key} is {meta[key]!r}")
