@@ -260,6 +260,8 @@ def _check_shape(
         raise CorruptError(f"{path}: {node.name} is {list(node.shape)}, its weights and input make {list(shape)}")
     if depth is not None and depth[0] != depth[1]:
         raise CorruptError(f"{path}: {node.name} has weights for {depth[0]} input channels, its input has {depth[1]}")
+    if node.op == "batch_norm" and float(consts["var"].min()) + float(node.attrs["eps"]) <= 0:
+        raise CorruptError(f"{path}: {node.name} has a variance of {consts['var'].min()}")
     wrong = [r for r, a in consts.items() if r != "weight" and a.shape != (node.shape[0],)]
     if wrong:
         raise CorruptError(

@@ -201,6 +201,7 @@ TENSOR_DAMAGE = {
     "depth": (lambda t: t.update({"a.weight": np.zeros((16, 15, 3, 3), np.float32)}), "weights for 15 input channels"),
     "norm": (lambda t: t.update({"a.bn.mean": np.zeros(15, np.float32)}), r"mean of shape \[15\], expected \[16\]"),
     "dtype": (lambda t: t.update({"a.bn.mean": np.zeros(16, np.float64)}), r"a\.bn\.mean is float64"),
+    "variance": (lambda t: t.update({"a.bn.var": np.full(16, -1, np.float32)}), "has a variance of -1"),
     "rank": (lambda t: t.update({"a.weight": np.zeros(16, np.float32)}), "damaged"),
 }
 
