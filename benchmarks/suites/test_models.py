@@ -44,6 +44,6 @@ def test_model(benchmark: Any, monkeypatch: pytest.MonkeyPatch, model: str, pair
     totals: Any = loaded.program.meta["totals"]
     benchmark.extra_info |= {
         "isa": isa, "bits": pair, "bops": totals["bops"], "macs": totals["macs"],
-        "kernel": sorted({row["kernel"] for row in loaded.inspect_rows()}),
+        "kernel": sorted({str(row["kernel"]) for row in loaded.inspect_rows()}),
         "bytes": sum(s.weight.fields.nbytes for s in loaded.program.steps if s.weight is not None),
     }  # fmt: skip
