@@ -73,14 +73,19 @@ struct Planes {
     return _mm512_add_epi32(sum, _mm512_mullo_epi32(counts, _mm512_set1_epi32(coeff)));
   }
   static void store(int32_t* p, Vec v) { _mm512_storeu_si512(p, v); }
+  static void copy(uint8_t* to, const uint8_t* from, size_t n) {
+    for (size_t i = 0; i < n; i += 64) _mm512_storeu_si512(to + i, _mm512_loadu_si512(from + i));
+  }
+  // The top bit of every byte is a plane's 64 bits; doubling the bytes brings the next lower plane there.
   static void pack(const uint8_t* bytes, uint32_t* planes, uint32_t bits, size_t count, uint32_t words) {
+    const __m128i up = _mm_cvtsi32_si128(static_cast<int32_t>(8 - bits));
     for (size_t i = 0; i < count; i += 64) {
-      const __m512i v = _mm512_loadu_si512(bytes + i);
-      const size_t k = i / 32;
-      for (uint32_t q = 0; q < bits; ++q) {
-        const uint64_t mask = _mm512_test_epi8_mask(v, _mm512_set1_epi8(static_cast<char>(1 << q)));
-        planes[q * words + k] = static_cast<uint32_t>(mask);
-        if (k + 1 < words) planes[q * words + k + 1] = static_cast<uint32_t>(mask >> 32);
+      __m512i v = _mm512_sll_epi16(_mm512_loadu_si512(bytes + i), up);
+      uint32_t* out = planes + i / 32;
+      const bool both = i / 32 + 1 < words;
+      for (uint32_t q = bits; q-- > 0; v = _mm512_add_epi8(v, v)) {
+        const uint64_t mask = _mm512_movepi8_mask(v);
+        __builtin_memcpy(out + static_cast<size_t>(q) * words, &mask, both ? 8 : 4);
       }
     }
   }

@@ -5,6 +5,7 @@
 //   load(words), broadcast(word), zero, count(and of two), add, reduce(counts) -> int32 lanes,
 //   mul_add(sum, int32, lanes), store(int32*, lanes)
 //   pack(bytes, words, bits, count, plane_words): count bytes (readable up to a multiple of 64, zero behind) -> planes
+//   copy(to, from, n): may read and write up to 63 bytes more
 //   window_sum(bytes, n, flip): sum of bytes ^ flip
 // Bits of K are gathered for a tile of pixels at a time, so that the windows of the layer are never in memory at once.
 
@@ -52,47 +53,57 @@ void bitserial_tiles(uint32_t pixels, const Conv& c, const uint32_t* a, const ui
   bitserial_tile<V, MB, NB>(c, a, w, block_words, out);
 }
 
+// Windows of `pixels` pixels -> their planes, and factor * the sum of each window's levels.
+template <class V>
+void bitserial_pack(const Conv& c, const uint8_t* in, uint32_t pixels, uint8_t* gathered, uint32_t* planes,
+                    int32_t* window) {
+  const size_t depth = static_cast<size_t>(c.taps) * c.valid, bytes = (depth + 63) / 64 * 64;
+  const bool whole = c.taps == 1 && depth == bytes;
+  for (uint32_t j = 0; j < pixels && !whole; ++j) {
+    uint8_t* to = gathered + j * (bytes + 64);
+    for (uint32_t t = 0; t < c.taps; ++t)
+      V::copy(to + static_cast<size_t>(t) * c.valid, in + j * c.pixel_stride + c.tap_offsets[t], c.valid);
+    __builtin_memset(to + depth, 0, 64);
+  }
+  // A loop of its own: vectors that overlap what was just stored would wait for the stores.
+  for (uint32_t j = 0; j < pixels; ++j) {
+    const uint8_t* from = whole ? in + j * c.pixel_stride + c.tap_offsets[0] : gathered + j * (bytes + 64);
+    V::pack(from, planes + static_cast<size_t>(j) * c.a_bits * c.words, c.a_bits, bytes, c.words);
+    if (c.out.factor) {
+      const uint32_t flipped = c.flip * static_cast<uint32_t>(depth);
+      const uint32_t sum = V::window_sum(from, static_cast<uint32_t>(depth), c.flip) - flipped;
+      window[j] = static_cast<int32_t>(sum * static_cast<uint32_t>(c.out.factor));
+    }
+  }
+}
+
 template <class V, class F>
 void bitserial(const Conv& c) {
-  constexpr int NB = V::kPixels, MB = V::kBlocks;
+  constexpr uint32_t NB = V::kPixels, MB = V::kBlocks;
   alignas(64) int32_t acc[NB * MB * V::kLanes + 16];
-  int32_t window[NB];
-  const size_t depth = static_cast<size_t>(c.taps) * c.valid, bytes = (depth + 63) / 64 * 64;
-  const size_t block_words = c.block_stride / sizeof(uint32_t);
-  uint8_t* gathered = c.scratch;  // [bytes], the tail zero
-  uint32_t* planes = reinterpret_cast<uint32_t*>(c.scratch + bytes);
-  for (size_t i = depth; i < bytes; ++i) gathered[i] = 0;
+  int32_t window[kStrip];
+  const size_t bytes = (static_cast<size_t>(c.taps) * c.valid + 63) / 64 * 64;
+  const size_t block_words = c.block_stride / sizeof(uint32_t), pixel_words = static_cast<size_t>(c.a_bits) * c.words;
+  uint32_t* planes = reinterpret_cast<uint32_t*>(c.scratch + kStrip * (bytes + 64));
   for (uint32_t y = 0; y < c.out_rows; ++y) {
-    for (uint32_t x = 0; x < c.out_cols; x += NB) {
-      const uint32_t pixels = c.out_cols - x < NB ? c.out_cols - x : NB;
-      for (uint32_t j = 0; j < pixels; ++j) {
-        const uint8_t* in = c.in + y * c.row_stride + (x + j) * c.pixel_stride;
-        const uint8_t* source = in + c.tap_offsets[0];
-        if (c.taps > 1 || depth != bytes) {
-          for (uint32_t t = 0; t < c.taps; ++t)
-            __builtin_memcpy(gathered + static_cast<size_t>(t) * c.valid, in + c.tap_offsets[t], c.valid);
-          source = gathered;
-        }
-        V::pack(source, planes + static_cast<size_t>(j) * c.a_bits * c.words, c.a_bits, bytes, c.words);
-        if (c.out.factor) {
-          const uint32_t sum =
-              V::window_sum(source, static_cast<uint32_t>(depth), c.flip) - c.flip * static_cast<uint32_t>(depth);
-          window[j] = static_cast<int32_t>(sum * static_cast<uint32_t>(c.out.factor));
-        }
-      }
-      const size_t pixel = c.first_pixel + y * c.out_row_pixels + x;
-      uint32_t block = c.block_begin;
-      for (; block < c.block_end; block += MB) {
+    for (uint32_t x = 0; x < c.out_cols; x += kStrip) {
+      const uint32_t strip = c.out_cols - x < kStrip ? c.out_cols - x : kStrip;
+      bitserial_pack<V>(c, c.in + y * c.row_stride + x * c.pixel_stride, strip, c.scratch, planes, window);
+      for (uint32_t block = c.block_begin; block < c.block_end;) {
         const uint32_t* w = static_cast<const uint32_t*>(c.weights) + block * block_words;
-        const uint32_t blocks = c.block_end - block < MB ? c.block_end - block : MB;
-        if (blocks == MB)
-          bitserial_tiles<V, MB, NB>(pixels, c, planes, w, block_words, acc);
-        else
-          bitserial_tiles<V, 1, NB>(pixels, c, planes, w, block_words, acc);
-        const uint32_t row = block * V::kLanes, rows = c.rows - row;
-        const uint32_t made = (blocks == MB ? MB : 1) * static_cast<uint32_t>(V::kLanes);
-        finish<F, FromSums>(c.out, acc, made, row, rows < made ? rows : made, pixel, pixels,
-                            c.out.factor ? window : nullptr);
+        const uint32_t blocks = c.block_end - block < MB ? 1 : MB;
+        const uint32_t row = block * V::kLanes, made = blocks * V::kLanes;
+        const uint32_t rows = c.rows - row < made ? c.rows - row : made;
+        for (uint32_t j = 0; j < strip; j += NB) {
+          const uint32_t pixels = strip - j < NB ? strip - j : NB;
+          if (blocks == MB)
+            bitserial_tiles<V, MB, NB>(pixels, c, planes + j * pixel_words, w, block_words, acc);
+          else
+            bitserial_tiles<V, 1, NB>(pixels, c, planes + j * pixel_words, w, block_words, acc);
+          finish<F, FromSums>(c.out, acc, made, row, rows, c.first_pixel + y * c.out_row_pixels + x + j, pixels,
+                              c.out.factor ? window + j : nullptr);
+        }
+        block += blocks;
       }
     }
   }

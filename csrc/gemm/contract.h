@@ -25,6 +25,7 @@
 namespace bitpress::gemm {
 
 constexpr size_t kSlack = 64;       // readable bytes behind any activations, and behind residual and output
+constexpr uint32_t kStrip = 16;     // pixels whose bit planes are made at once
 constexpr uint32_t kMaxLanes = 16;  // constants of rows are padded with zeros to a multiple of this
 
 enum class Storage : uint8_t { kU8, kI8, kF32 };
@@ -67,7 +68,8 @@ struct Conv {
   uint32_t w_bits, a_bits, words;  // words of 32 bits of one plane of K = taps * valid elements
   const int32_t* coeffs;           // [w_bits, a_bits]: cw[p] * ca[q]
   uint8_t flip;                    // 0x80 where the bytes are signed levels, for the sum of a window
-  uint8_t* scratch;                // see bitserial_scratch in session.cc
+  // bitserial, aligned to 64: kStrip * (K rounded up to 64, and 64 more) bytes, then kStrip * a_bits * words words
+  uint8_t* scratch;
   Output out;
 };
 

@@ -34,6 +34,11 @@ struct Planes {
     return _mm256_add_epi32(sum, _mm256_mullo_epi32(counts, _mm256_set1_epi32(coeff)));
   }
   static void store(int32_t* p, Vec v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  static void copy(uint8_t* to, const uint8_t* from, size_t n) {
+    for (size_t i = 0; i < n; i += 32)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i),
+                          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
+  }
   static void pack(const uint8_t* bytes, uint32_t* planes, uint32_t bits, size_t, uint32_t words) {
     for (uint32_t k = 0; k < words; ++k) {
       const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 32 * static_cast<size_t>(k)));

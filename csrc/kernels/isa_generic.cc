@@ -107,6 +107,7 @@ struct Bits {
     p[0] = static_cast<int32_t>(static_cast<uint32_t>(v));
     p[1] = static_cast<int32_t>(static_cast<uint32_t>(v >> 32));
   }
+  static void copy(uint8_t* to, const uint8_t* from, size_t n) { __builtin_memcpy(to, from, n); }
   static void pack(const uint8_t* bytes, uint32_t* planes, uint32_t bits, size_t, uint32_t words) {
     for (uint32_t q = 0; q < bits; ++q)
       for (uint32_t k = 0; k < words; ++k) {

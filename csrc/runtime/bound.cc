@@ -166,13 +166,14 @@ void Bound::bind_convolution(const Step& s) {
       else
         reinterpret_cast<int8_t*>(block)[place] = static_cast<int8_t>(v);
     }
-    const int64_t bias = -int64_t{w.zero} * ((sum << split.shift) + int64_t{split.factor} * s.depth);
+    const int64_t bias = -int64_t{w.zero} * (sum * (1 << split.shift) + int64_t{split.factor} * s.depth);
     bias_[group * size_t{padded_rows_} + row % per_group] = static_cast<int32_t>(static_cast<uint32_t>(bias));
   }
   plan_bands(weights_.size());
-  // Behind the band: the gathered window and the planes of a tile of at most 4 pixels.
+  // Behind the band: windows and planes of a strip of pixels.
   scratch_ = padded(w.scratch + gemm::kSlack, 64);
-  if (bits) scratch_ += padded(s.depth, 64) + size_t{16} * static_cast<size_t>(in_.storage.bits) * words_;
+  if (bits)
+    scratch_ += gemm::kStrip * (padded(s.depth, 64) + 64 + size_t{4} * static_cast<size_t>(in_.storage.bits) * words_);
 }
 
 void Bound::bind_depthwise(const Step& s) {
