@@ -91,11 +91,11 @@ def images(program: Program, data: str | None, rng: np.random.Generator) -> Imag
 
 
 def _of_run(path: str | Path) -> Dense:
-    from ..core.rundir import load_run
+    from ..core.rundir import float_graph, load_run
 
     run = load_run(Path(path))
     data = run.meta.get("data")
-    return Dense(run.graph, f"float network of {path}", data if isinstance(data, str) else None)
+    return Dense(float_graph(run), f"float network of {path}", data if isinstance(data, str) else None)
 
 
 def _of_model(spec: str, weights: str | Path | None, program: Program) -> Dense:

@@ -25,6 +25,9 @@ from .plan import CompressionPlan
 
 GRAPH, PLAN, TENSORS = "graph.json", "plan.json", "model.safetensors"
 RESULT, SETTINGS = "result.json", "run.json"
+FLOAT = "float.safetensors"  # the float network that a search began with; TENSORS holds its later constants
+    "float.safetensors"  # of a search: the constants of the float network that it began with; TENSORS holds later ones
+)
 NETWORK_KEYS = ("model", "in_shape", "classes", "mean", "std", "labels")  # of graph.json, beside the structure
 
 
@@ -70,6 +73,19 @@ def load_run(path: str | Path) -> Run:
             found = read_json(folder / name)
             meta |= {key: found[key] for key in ("data", "method") if found.get(key) is not None}
     return Run(folder, graph, plan, tensors, meta)
+
+
+def float_graph(run: Run) -> Graph:
+    """The float network that a search began with, where the RUN holds it, else the RUN's graph as it is."""
+    path = run.path / FLOAT
+    if not path.is_file():
+        return run.graph
+    found = read_tensors(path)
+    consts = {name: found.get(name) for name in run.graph.consts}
+    wrong = [name for name, array in consts.items() if array is None or array.shape != run.graph.consts[name].shape]
+    if wrong:
+        raise CorruptError(f"{path} does not fit the RUN's graph: {wrong[0]} is missing or of another shape")
+    return run.graph.with_nodes(run.graph.nodes, {name: found[name] for name in consts})
 
 
 def write_run(

@@ -28,7 +28,7 @@ from ..graph import Graph
 from ..integer import integer
 from ..job import Settings, locked, open_run, schedule, sha256
 from ..plan import RESIDUALS
-from ..rundir import RESULT, read_json, write_json, write_run
+from ..rundir import FLOAT, RESULT, read_json, write_json, write_run, write_tensors
 from ..semantics import Semantics
 from ..supernet import FloatNet, SuperNet
 from ..train import Job, Loop, Progress, Samples, Training
@@ -241,6 +241,7 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
         "model": settings.model, "in_shape": list(settings.in_shape), "classes": settings.classes,
         "mean": list(settings.mean), "std": list(settings.std), "labels": list(labels),
     }  # fmt: skip
+    write_tensors(folder / FLOAT, job.graph.consts)  # before training went on; peers run it
     write_run(folder, graph, plan, tensors, meta)
     schedule_ = settings.schedule
     result = {

@@ -111,3 +111,20 @@ def test_an_interrupted_search_goes_on_and_ends_the_same(number: int, run: Path,
     assert f"resuming {folder}" in good(*SEARCH, "--out", folder).err
     for name in ("plan.json", "model.safetensors"):
         assert (folder / name).read_bytes() == (run / name).read_bytes(), name
+
+
+def test_the_float_network_is_kept_and_is_what_peers_run(run: Path) -> None:
+    from bitpress.benchmarks.dense import _of_run
+    from bitpress.core.errors import CorruptError
+    from bitpress.core.rundir import FLOAT, float_graph, load_run, read_tensors, write_tensors
+
+    loaded = load_run(run)
+    kept = float_graph(loaded)
+    name = next(n for n in kept.consts if n.endswith("weight"))
+    assert (kept.consts[name] != loaded.graph.consts[name]).any()
+    assert (_of_run(run).graph.consts[name] == kept.consts[name]).all()
+    whole = read_tensors(run / FLOAT)
+    write_tensors(run / FLOAT, {k: v for k, v in whole.items() if k != name})
+    with pytest.raises(CorruptError, match=name):
+        float_graph(loaded)
+    write_tensors(run / FLOAT, whole)
