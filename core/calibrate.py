@@ -6,7 +6,7 @@ is rounded where is `core.storage`'s business, and what the ranges become is `co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor
 from .encoding import Encoding, twos
 from .errors import CorruptError, UnsupportedError, UsageError
 from .graph import Graph, Node
+from .integer import shift_name, weight_clip, weight_levels
 from .plan import BitConfig, CompressionPlan, LayerId, Segment
-from .quant import act_bounds, round_half_even
-from .storage import LAYERS, Point, act_encoding, analyse
+from .quant import act_bounds, act_scale, round_half_even
+from .storage import LAYERS, Point, Storage, Stored, act_encoding, analyse
 from .supernet import FloatNet
 
 WEIGHT_BITS = (2, 4, 8)  # what the format packs and the search knows
@@ -49,12 +50,14 @@ def calibrate(
     """
     _check(graph, images, weight_bits, act_bits)
     plan = uniform_plan(graph, weight_bits, act_bits, residual=residual, ends8=ends8)
-    points = analyse(graph, {layer: bits.act for layer, bits in plan.bits.items()}, residual).points
+    storage = analyse(graph, {layer: bits.act for layer, bits in plan.bits.items()}, residual)
+    told = progress or (lambda _share: None)
     tensors = {name: np.asarray(values, np.float32) for name, values in graph.consts.items()}
     for node in graph.nodes:
         if node.op in LAYERS:
             tensors |= weight_clips(node, tensors[node.consts["weight"]])
-    tensors |= act_clips(graph, images, points, progress or (lambda _share: None))
+    tensors |= act_clips(graph, images, storage.points, lambda share: told(share * 2 / 3))
+    tensors |= shifts(graph, plan, storage, tensors, images, lambda share: told((2 + share) / 3))
     tensors["golden_input"] = np.asarray(images[:1], np.float32)
     return plan, tensors
 
@@ -153,15 +156,101 @@ def _histogram(value: Tensor, top: float) -> Tensor:
     return counts.double()
 
 
+def shifts(
+    graph: Graph,
+    plan: CompressionPlan,
+    storage: Storage,
+    tensors: Mapping[str, np.ndarray],
+    images: np.ndarray,
+    progress: Callable[[float], None],
+) -> dict[str, np.ndarray]:
+    """ "{layer}.shift.{bits}", float32 [O]: what a layer's mean lacks, channel by channel, once everything is rounded.
+
+    Rounded weights move the mean of a channel, and the moves add up from layer to layer. The float and the rounded net
+    run side by side, and each layer of the rounded one is set right before the next one reads it.
+    """
+    net, rounded = FloatNet(graph).eval(), _Rounded(graph, plan, storage, tensors).eval()
+    batch = _batch(images)
+    for start in range(0, len(images), batch):
+        x = torch.from_numpy(np.ascontiguousarray(images[start : start + batch], np.float32))
+        with torch.no_grad():
+            beside = rounded.walk(x)
+            for name, value in net.walk(x):
+                if name in rounded.sums:
+                    rounded.wanted = _channel_means(value)
+                next(beside)
+        progress(min(1.0, (start + batch) / len(images)))
+    widths = {name: plan.bits[LayerId(name)].weight[0].encoding.bits for name in rounded.sums}
+    return {
+        shift_name(name, widths[name]): (total / len(images)).numpy().astype(np.float32)
+        for name, total in rounded.sums.items()
+    }
+
+
+class _Rounded(FloatNet):
+    """The float net with weights and stored values rounded, its layers' means set right as they come.
+
+    `wanted`: channel means that the next layer should have. `sums`: layer -> corrections, summed over images.
+    """
+
+    def __init__(
+        self, graph: Graph, plan: CompressionPlan, storage: Storage, tensors: Mapping[str, np.ndarray]
+    ) -> None:
+        layers = [n for n in graph.nodes if n.op in LAYERS]
+        consts = dict(graph.consts)
+        for node in layers:
+            weight, encoding = consts[node.consts["weight"]], plan.bits[LayerId(node.name)].weight[0].encoding
+            clip = tensors[weight_clip(tensors, node.name, encoding.bits)]
+            levels, scale = weight_levels(node, weight, encoding, clip, weight)
+            consts[node.consts["weight"]] = levels * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+        super().__init__(graph.with_nodes(graph.nodes, consts))
+        self.ends = {graph.inputs[0].name, *(c.end for c in storage.chains)}
+        self.storage, self.ranges = storage, tensors
+        self.sums = {n.name: torch.zeros(n.shape[0], dtype=torch.float64) for n in layers}
+        self.wanted = torch.zeros(0)
+
+    def entered(self, x: Tensor) -> Tensor:
+        """The image as it is stored."""
+        return self._round(x, self.storage.stored[self.graph.inputs[0].name])
+
+    def read(self, node: Node, ins: list[Tensor]) -> list[Tensor]:
+        """Rounded again where a layer or pool holds its input otherwise."""
+        held = self.storage.reads.get(node.name)
+        return ins if held is None else [self._round(ins[0], held), *ins[1:]]
+
+    def left(self, node: Node, value: Tensor) -> Tensor:
+        """A layer with its means set right; rounded where a chain ends."""
+        if node.name in self.sums:
+            shift = self.wanted - _channel_means(value)
+            self.sums[node.name] += shift.double() * len(value)
+            value = value + shift.view(1, -1, *(1,) * (value.dim() - 2))
+        return self._round(value, self.storage.stored[node.name]) if node.name in self.ends else value
+
+    def _round(self, x: Tensor, held: Stored) -> Tensor:
+        if held.encoding is None:
+            return x
+        scale = act_scale(float(self.ranges[held.clip]), held.encoding)
+        lo, hi = act_bounds(held.encoding)
+        return torch.clamp(torch.round(x / scale), lo, hi) * scale
+
+
+def _channel_means(value: Tensor) -> Tensor:
+    return value.transpose(0, 1).flatten(1).mean(dim=1)
+
+
 def _walk(
     net: FloatNet, images: np.ndarray, wanted: dict[str, list[Point]]
 ) -> Iterator[tuple[float, list[tuple[str, Tensor]]]]:
     """(share of the images done, values that somebody wants) batch by batch."""
-    batch = max(1, min(128, BATCH_VALUES // (int(np.prod(images.shape[1:])) * 32)))
+    batch = _batch(images)
     for start in range(0, len(images), batch):
         x = torch.from_numpy(np.ascontiguousarray(images[start : start + batch], np.float32))
         with torch.no_grad():
             yield min(1.0, (start + batch) / len(images)), [(n, v) for n, v in net.walk(x) if n in wanted]
+
+
+def _batch(images: np.ndarray) -> int:
+    return max(1, min(128, BATCH_VALUES // (int(np.prod(images.shape[1:])) * 32)))
 
 
 def _check(graph: Graph, images: np.ndarray, weight_bits: int, act_bits: int) -> None:

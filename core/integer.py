@@ -85,6 +85,11 @@ def weight_clip(tensors: Tensors, layer: str, bits: int) -> str:
     return special if special in tensors else f"{layer}.weight_clip"
 
 
+def shift_name(layer: str, bits: int) -> str:
+    """Name of the optional correction float32 [O] that is added to the bias of filters at `bits` bits."""
+    return f"{layer}.shift.{bits}"
+
+
 def weight_levels(
     node: Node, weight: np.ndarray, encoding: Encoding, clip: np.ndarray, part: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -244,8 +249,19 @@ class _Builder:
         self.add(f"{node.op}_int", name, (data,), node.name, "i32", **node.attrs, layer=node.name, segments=segments)
         self.nodes[-1] = replace(self.nodes[-1], consts={"weight": const})
         self.consts[const] = levels.astype(np.int16)
-        bias = self.graph.consts[node.consts["bias"]] if "bias" in node.consts else np.zeros(node.shape[0])
-        return _Sum(name, steps * self.scale(want), bias.astype(np.float64))
+        return _Sum(name, steps * self.scale(want), self.bias(node, bits))
+
+    def bias(self, node: Node, bits: BitConfig) -> np.ndarray:
+        """Bias of a layer, float64 [O], with the correction that calibration found for each filter's width, if any."""
+        out = np.zeros(node.shape[0])
+        if "bias" in node.consts:
+            out += self.graph.consts[node.consts["bias"]]
+        for segment in bits.weight:
+            shift = self.tensors.get(shift_name(node.name, segment.encoding.bits))
+            if shift is not None:
+                rows = list(segment.filters)
+                out[rows] += shift.astype(np.float64)[rows]
+        return out
 
     def levels(self, node: Node, bits: BitConfig) -> tuple[np.ndarray, np.ndarray]:
         """Levels int32 [O, ...], 0 where pruned, and real value of a level float64 [O]."""
@@ -358,6 +374,10 @@ def _check_tensors(graph: Graph, plan: CompressionPlan, storage: Storage, tensor
             for name in wanted & set(tensors):
                 if tensors[name].size not in (1, node.shape[0]):
                     raise CorruptError(f"{name}: {tensors[name].size} clips for {node.shape[0]} filters")
+            for segment in plan.bits[LayerId(node.name)].weight:
+                shift = tensors.get(name := shift_name(node.name, segment.encoding.bits))
+                if shift is not None and (shift.shape != (node.shape[0],) or not np.isfinite(shift).all()):
+                    raise CorruptError(f"{name}: must be {node.shape[0]} finite numbers")
     missing = sorted(clips - set(tensors))
     if missing:
         raise CorruptError(f"{len(missing)} tensors are missing: {', '.join(missing[:8])}{' ...' * (len(missing) > 8)}")

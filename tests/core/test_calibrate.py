@@ -13,7 +13,7 @@ from bitpress.core.graph import run
 from bitpress.core.integer import integer
 from bitpress.core.quant import quantize_act, quantize_weight
 from bitpress.core.storage import analyse
-from tests.compiler.nets import NETS, assert_stages_agree, chain, images, layers, preact, residual
+from tests.compiler.nets import NETS, assert_stages_agree, chain, flat, images, layers, preact, residual
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -71,6 +71,17 @@ def test_weight_clips_by_bits():
             assert (best <= error(clips["b.weight_clip"] * fraction, bits) * (1 + 1e-3)).all()
 
 
+def test_means_are_set_right_layer_by_layer():
+    graph = flat()
+    x = images(graph, 64)
+    plan, tensors = calibrate(graph, x, weight_bits=2, act_bits=4)
+    want = run(graph, {"image": x})["fc"].mean(axis=0)
+    off = {k: v for k, v in tensors.items() if ".shift." not in k}
+    with_shift, without = (run(integer(graph, plan, t), {"image": x})["fc"].mean(axis=0) for t in (tensors, off))
+    assert np.abs(with_shift - want).max() < 0.02 * np.abs(want).max()
+    assert np.abs(with_shift - want).max() < np.abs(without - want).max() / 3
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_activation_clip_has_least_error(bits):
     x = np.abs(np.random.default_rng(0).normal(size=40000)).astype(np.float32)
@@ -99,9 +110,9 @@ def test_every_point_of_the_analysis_has_a_range():
     graph = preact()
     plan, tensors = calibrate(graph, images(graph, 4), weight_bits=4, act_bits=4, residual="float32")
     points = analyse(graph, {n: b.act for n, b in plan.bits.items()}, "float32").points
-    assert {p.clip for p in points} | {f"{n}.weight_clip{b}" for n in layers(graph) for b in ("", ".2", ".4")} | set(
-        graph.consts
-    ) | {"golden_input"} == set(tensors)
+    names = {f"{n}.weight_clip{b}" for n in layers(graph) for b in ("", ".2", ".4")}
+    names |= {f"{n}.shift.{b.weight[0].encoding.bits}" for n, b in plan.bits.items()}
+    assert {p.clip for p in points} | names | set(graph.consts) | {"golden_input"} == set(tensors)
 
 
 def test_refusals():

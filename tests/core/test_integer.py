@@ -100,6 +100,22 @@ def test_special_clips_by_bits():
         assert np.array_equal(whole.consts["b.levels"][rows], levels[rows])
 
 
+def test_corrections_by_bits_join_the_bias():
+    graph = flat()
+    segments = {"hidden": {"i4": tuple(range(10)), "i8": tuple(range(10, 24))}}
+    plan = plan_of(graph, weight="i8", segments=segments)
+    t = tensors_of(graph, plan)
+    plain = integer(graph, plan, t)
+    t["hidden.shift.4"] = np.arange(24, dtype=np.float32)
+    moved = integer(graph, plan, t)
+    gain = graph.consts["hidden.bn.weight"] / np.sqrt(graph.consts["hidden.bn.var"].astype(np.float64) + 1e-5)
+    want = np.where(np.arange(24) < 10, np.arange(24) * gain / scale(t, "fc.act_clip", 15), 0)
+    assert np.allclose(moved.consts["hidden.relu.b"] - plain.consts["hidden.relu.b"], want, atol=1e-4)
+    for bad in (np.zeros(3, np.float32), np.full(24, np.nan, np.float32)):
+        with pytest.raises(CorruptError, match=r"hidden\.shift\.4: must be 24 finite numbers"):
+            integer(graph, plan, {**t, "hidden.shift.4": bad})
+
+
 def test_residual_multiplier_and_pool():
     graph = residual()
     whole, t = derive(graph)
