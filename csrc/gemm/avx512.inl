@@ -77,15 +77,15 @@ struct Planes {
     for (size_t i = 0; i < n; i += 64) _mm512_storeu_si512(to + i, _mm512_loadu_si512(from + i));
   }
   // The top bit of every byte is a plane's 64 bits; doubling the bytes brings the next lower plane there.
-  static void pack(const uint8_t* bytes, uint32_t* planes, uint32_t bits, size_t count, uint32_t words) {
+  static void pack(const uint8_t* bytes, uint32_t* planes, uint32_t bits, size_t count, size_t stride) {
     const __m128i up = _mm_cvtsi32_si128(static_cast<int32_t>(8 - bits));
     for (size_t i = 0; i < count; i += 64) {
       __m512i v = _mm512_sll_epi16(_mm512_loadu_si512(bytes + i), up);
-      uint32_t* out = planes + i / 32;
-      const bool both = i / 32 + 1 < words;
-      for (uint32_t q = bits; q-- > 0; v = _mm512_add_epi8(v, v)) {
+      uint32_t* out = planes + i / 32 + bits * stride;
+      for (uint32_t q = 0; q < bits; ++q, v = _mm512_add_epi8(v, v)) {
+        out -= stride;
         const uint64_t mask = _mm512_movepi8_mask(v);
-        __builtin_memcpy(out + static_cast<size_t>(q) * words, &mask, both ? 8 : 4);
+        __builtin_memcpy(out, &mask, sizeof mask);
       }
     }
   }

@@ -4,10 +4,13 @@
 //   kPixels, kBlocks pixels and blocks of channels of a tile (at most 2 blocks)
 //   load(words), broadcast(word), zero, count(and of two), add, reduce(counts) -> int32 lanes,
 //   mul_add(sum, int32, lanes), store(int32*, lanes)
-//   pack(bytes, words, bits, count, plane_words): count bytes (readable up to a multiple of 64, zero behind) -> planes
+//   pack(bytes, planes, bits, count, stride): count bytes, a multiple of 64 -> planes, `stride` words apart
 //   copy(to, from, n): may read and write up to 63 bytes more
 //   window_sum(bytes, n, flip): sum of bytes ^ flip
 // Bits of K are gathered for a tile of pixels at a time, so that the windows of the layer are never in memory at once.
+
+// Words of one plane of a window: an even number, so that 64 bits are stored at a time.
+inline size_t plane_words(const Conv& c) { return (static_cast<size_t>(c.words) + 1) & ~size_t{1}; }
 
 template <class V, int MB, int NB>
 void bitserial_tile(const Conv& c, const uint32_t* a, const uint32_t* w, size_t block_words, int32_t* out) {
@@ -15,11 +18,11 @@ void bitserial_tile(const Conv& c, const uint32_t* a, const uint32_t* w, size_t 
     typename V::Vec v[MB * NB];
   } sum, counts;
   unroll<MB * NB>([&](auto i) BITPRESS_INLINE { sum.v[i] = V::zero(); });
-  const size_t a_stride = static_cast<size_t>(c.a_bits) * c.words;
+  const size_t a_words = plane_words(c), a_stride = c.a_bits * a_words;
   for (uint32_t p = 0; p < c.w_bits; ++p) {
     for (uint32_t q = 0; q < c.a_bits; ++q) {
       const int32_t coeff = c.coeffs[p * c.a_bits + q];
-      const uint32_t* aq = a + static_cast<size_t>(q) * c.words;
+      const uint32_t* aq = a + q * a_words;
       const uint32_t* wp = w + static_cast<size_t>(p) * c.words * V::kLanes;
       for (uint32_t done = 0; done < c.words;) {
         const uint32_t n = c.words - done < V::kSteps ? c.words - done : V::kSteps;
@@ -68,7 +71,7 @@ void bitserial_pack(const Conv& c, const uint8_t* in, uint32_t pixels, uint8_t* 
   // A loop of its own: vectors that overlap what was just stored would wait for the stores.
   for (uint32_t j = 0; j < pixels; ++j) {
     const uint8_t* from = whole ? in + j * c.pixel_stride + c.tap_offsets[0] : gathered + j * (bytes + 64);
-    V::pack(from, planes + static_cast<size_t>(j) * c.a_bits * c.words, c.a_bits, bytes, c.words);
+    V::pack(from, planes + j * c.a_bits * plane_words(c), c.a_bits, bytes, plane_words(c));
     if (c.out.factor) {
       const uint32_t flipped = c.flip * static_cast<uint32_t>(depth);
       const uint32_t sum = V::window_sum(from, static_cast<uint32_t>(depth), c.flip) - flipped;
@@ -83,7 +86,7 @@ void bitserial(const Conv& c) {
   alignas(64) int32_t acc[NB * MB * V::kLanes + 16];
   int32_t window[kStrip];
   const size_t bytes = (static_cast<size_t>(c.taps) * c.valid + 63) / 64 * 64;
-  const size_t block_words = c.block_stride / sizeof(uint32_t), pixel_words = static_cast<size_t>(c.a_bits) * c.words;
+  const size_t block_words = c.block_stride / sizeof(uint32_t), pixel_words = c.a_bits * plane_words(c);
   uint32_t* planes = reinterpret_cast<uint32_t*>(c.scratch + kStrip * (bytes + 64));
   for (uint32_t y = 0; y < c.out_rows; ++y) {
     for (uint32_t x = 0; x < c.out_cols; x += kStrip) {

@@ -68,7 +68,8 @@ struct Conv {
   uint32_t w_bits, a_bits, words;  // words of 32 bits of one plane of K = taps * valid elements
   const int32_t* coeffs;           // [w_bits, a_bits]: cw[p] * ca[q]
   uint8_t flip;                    // 0x80 where the bytes are signed levels, for the sum of a window
-  // bitserial, aligned to 64: kStrip * (K rounded up to 64, and 64 more) bytes, then kStrip * a_bits * words words
+  // bitserial, aligned to 64: kStrip * (K rounded up to 64, and 64 more) bytes, then kStrip * a_bits * (words, made
+  // even) words
   uint8_t* scratch;
   Output out;
 };

@@ -39,12 +39,16 @@ struct Planes {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i),
                           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
   }
-  static void pack(const uint8_t* bytes, uint32_t* planes, uint32_t bits, size_t, uint32_t words) {
-    for (uint32_t k = 0; k < words; ++k) {
-      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 32 * static_cast<size_t>(k)));
-      for (uint32_t q = 0; q < bits; ++q)
-        planes[q * words + k] = static_cast<uint32_t>(
-            _mm256_movemask_epi8(_mm256_sll_epi16(v, _mm_cvtsi32_si128(static_cast<int32_t>(7 - q)))));
+  // The top bit of every byte is a plane's 32 bits; doubling the bytes brings the next lower plane there.
+  static void pack(const uint8_t* bytes, uint32_t* planes, uint32_t bits, size_t count, size_t stride) {
+    const __m128i up = _mm_cvtsi32_si128(static_cast<int32_t>(8 - bits));
+    for (size_t i = 0; i < count; i += 32) {
+      __m256i v = _mm256_sll_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + i)), up);
+      uint32_t* out = planes + i / 32 + bits * stride;
+      for (uint32_t q = 0; q < bits; ++q, v = _mm256_add_epi8(v, v)) {
+        out -= stride;
+        *out = static_cast<uint32_t>(_mm256_movemask_epi8(v));
+      }
     }
   }
   static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }

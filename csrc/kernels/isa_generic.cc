@@ -108,12 +108,12 @@ struct Bits {
     p[1] = static_cast<int32_t>(static_cast<uint32_t>(v >> 32));
   }
   static void copy(uint8_t* to, const uint8_t* from, size_t n) { __builtin_memcpy(to, from, n); }
-  static void pack(const uint8_t* bytes, uint32_t* planes, uint32_t bits, size_t, uint32_t words) {
+  static void pack(const uint8_t* bytes, uint32_t* planes, uint32_t bits, size_t count, size_t stride) {
     for (uint32_t q = 0; q < bits; ++q)
-      for (uint32_t k = 0; k < words; ++k) {
+      for (size_t k = 0; k < count / 32; ++k) {
         uint32_t word = 0;
         for (uint32_t i = 0; i < 32; ++i) word |= static_cast<uint32_t>((bytes[32 * k + i] >> q) & 1) << i;
-        planes[q * words + k] = word;
+        planes[q * stride + k] = word;
       }
   }
   static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) {

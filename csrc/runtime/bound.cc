@@ -173,7 +173,8 @@ void Bound::bind_convolution(const Step& s) {
   // Behind the band: windows and planes of a strip of pixels.
   scratch_ = padded(w.scratch + gemm::kSlack, 64);
   if (bits)
-    scratch_ += gemm::kStrip * (padded(s.depth, 64) + 64 + size_t{4} * static_cast<size_t>(in_.storage.bits) * words_);
+    scratch_ += gemm::kStrip *
+                (padded(s.depth, 64) + 64 + size_t{4} * static_cast<size_t>(in_.storage.bits) * padded(words_, 2));
 }
 
 void Bound::bind_depthwise(const Step& s) {
