@@ -26,8 +26,6 @@ from .plan import CompressionPlan
 GRAPH, PLAN, TENSORS = "graph.json", "plan.json", "model.safetensors"
 RESULT, SETTINGS = "result.json", "run.json"
 FLOAT = "float.safetensors"  # the float network that a search began with; TENSORS holds its later constants
-    "float.safetensors"  # of a search: the constants of the float network that it began with; TENSORS holds later ones
-)
 NETWORK_KEYS = ("model", "in_shape", "classes", "mean", "std", "labels")  # of graph.json, beside the structure
 
 
