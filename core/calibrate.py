@@ -29,7 +29,8 @@ WEIGHT_FRACTIONS = {  # of a filter's largest weight; above 1: two's complement 
     4: np.linspace(0.4, 1.2, 41, dtype=np.float32),
     2: np.linspace(0.2, 1.2, 51, dtype=np.float32),
 }
-BATCH_VALUES = 1 << 24  # pixels x channels of images that go through the network at once, at most
+BATCH_VALUES = 1 << 21  # numbers in the images that go through the network at once, at most: 13 of ImageNet's size
+SHIFT_IMAGES = 256  # for means these are plenty
 
 
 def calibrate(
@@ -115,18 +116,19 @@ def act_clips(
     for point in points:
         by_value.setdefault(point.value, []).append(point)
     largest = {p.clip: 0.0 for p in points}
-    for share, values in _walk(net, images, by_value):
-        for name, value in values:
-            top = float(value.abs().max())
-            for point in by_value[name]:
-                largest[point.clip] = max(largest[point.clip], top)
+    for share, x in _batches(images):
+        with torch.no_grad():
+            for name, value in net.walk(x):
+                for point in by_value.get(name, ()):
+                    largest[point.clip] = max(largest[point.clip], float(value.abs().max()))
         progress(share / 2)
     counts = {clip: torch.zeros(BINS, dtype=torch.float64) for clip in largest}
-    for share, values in _walk(net, images, by_value):
-        for name, value in values:
-            for point in by_value[name]:
-                if largest[point.clip] > 0:
-                    counts[point.clip] += _histogram(value, largest[point.clip])
+    for share, x in _batches(images):
+        with torch.no_grad():
+            for name, value in net.walk(x):
+                for point in by_value.get(name, ()):
+                    if largest[point.clip] > 0:
+                        counts[point.clip] += _histogram(value, largest[point.clip])
         progress((1 + share) / 2)
     encodings = {p.clip: p.encoding for p in points}
     return {
@@ -170,16 +172,15 @@ def shifts(
     run side by side, and each layer of the rounded one is set right before the next one reads it.
     """
     net, rounded = FloatNet(graph).eval(), _Rounded(graph, plan, storage, tensors).eval()
-    batch = _batch(images)
-    for start in range(0, len(images), batch):
-        x = torch.from_numpy(np.ascontiguousarray(images[start : start + batch], np.float32))
+    images = images[:SHIFT_IMAGES]
+    for share, x in _batches(images):
         with torch.no_grad():
             beside = rounded.walk(x)
             for name, value in net.walk(x):
                 if name in rounded.sums:
                     rounded.wanted = _channel_means(value)
                 next(beside)
-        progress(min(1.0, (start + batch) / len(images)))
+        progress(share)
     widths = {name: plan.bits[LayerId(name)].weight[0].encoding.bits for name in rounded.sums}
     return {
         shift_name(name, widths[name]): (total / len(images)).numpy().astype(np.float32)
@@ -238,19 +239,12 @@ def _channel_means(value: Tensor) -> Tensor:
     return value.transpose(0, 1).flatten(1).mean(dim=1)
 
 
-def _walk(
-    net: FloatNet, images: np.ndarray, wanted: dict[str, list[Point]]
-) -> Iterator[tuple[float, list[tuple[str, Tensor]]]]:
-    """(share of the images done, values that somebody wants) batch by batch."""
-    batch = _batch(images)
+def _batches(images: np.ndarray) -> Iterator[tuple[float, Tensor]]:
+    """(share of the images done after it, batch), as many at once as memory comfortably holds."""
+    batch = max(1, min(128, BATCH_VALUES // int(np.prod(images.shape[1:]))))
     for start in range(0, len(images), batch):
         x = torch.from_numpy(np.ascontiguousarray(images[start : start + batch], np.float32))
-        with torch.no_grad():
-            yield min(1.0, (start + batch) / len(images)), [(n, v) for n, v in net.walk(x) if n in wanted]
-
-
-def _batch(images: np.ndarray) -> int:
-    return max(1, min(128, BATCH_VALUES // (int(np.prod(images.shape[1:])) * 32)))
+        yield min(1.0, (start + batch) / len(images)), x
 
 
 def _check(graph: Graph, images: np.ndarray, weight_bits: int, act_bits: int) -> None:
