@@ -118,16 +118,20 @@ struct Pool {
   Output out;     // max_pool2d: data and channels only
 };
 
-// out[r, y, x] = in[channels[r], y * stride_h - top, x * stride_w - left], 0 outside or where channels[r] = -1;
+// Neighbouring channels that stay neighbours: out[to .. to + count) = in[from .. from + count), zeros if from is -1.
+struct GatherRun {
+  int32_t from, to, count;
+};
+
+// Of each output pixel (y, x), the runs from input pixel (y * stride_h - top, x * stride_w - left), zeros outside;
 // rows [row_begin, row_end) of one image.
 struct Gather {
   const void* in;
   void* out;
   uint32_t element_bytes;  // 1 or 4
-  uint32_t rows;
-  const int32_t* channels;
-  const int32_t* out_channels;  // null: row r writes channel r
-  size_t in_channels, out_stride;
+  const GatherRun* runs;
+  uint32_t run_count;
+  size_t in_channels, out_channels;
   uint32_t in_h, in_w, out_w;
   uint32_t stride_h, stride_w, top, left;
   uint32_t row_begin, row_end;

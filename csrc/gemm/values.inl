@@ -94,17 +94,21 @@ inline void window(const Pool& p, uint32_t y, uint32_t x, const Visit& visit) {
             (static_cast<size_t>(y * p.stride_h + ky - p.top) * p.in_w + (x * p.stride_w + kx - p.left)) * p.channels);
 }
 
+// Captured by value, like all that inner loops use: stores of bytes could change whatever is read through a reference,
+// and nothing would be vectorised.
 template <class T>
 void max_pool_as(const Pool& p) {
+  const uint32_t n = p.channels;
   for (uint32_t y = p.row_begin; y < p.row_end; ++y)
     for (uint32_t x = 0; x < p.out_w; ++x) {
-      T* out = static_cast<T*>(p.out.data) + (static_cast<size_t>(y) * p.out_w + x) * p.channels;
+      T* const out = static_cast<T*>(p.out.data) + (static_cast<size_t>(y) * p.out_w + x) * n;
       bool first = true;
-      window<T>(p, y, x, [&](const T* in) {
+      window<T>(p, y, x, [out, n, &first](const T* __restrict in) {
+        T* __restrict to = out;
         if (first)
-          for (uint32_t c = 0; c < p.channels; ++c) out[c] = in[c];
+          for (uint32_t c = 0; c < n; ++c) to[c] = in[c];
         else
-          for (uint32_t c = 0; c < p.channels; ++c) out[c] = out[c] < in[c] ? in[c] : out[c];
+          for (uint32_t c = 0; c < n; ++c) to[c] = to[c] < in[c] ? in[c] : to[c];
         first = false;
       });
     }
@@ -118,13 +122,16 @@ inline void max_pool2d(const Pool& p) {
 
 template <class T, class F>
 void sum_pool_as(const Pool& p) {
+  const uint32_t n = p.channels;
+  int32_t* const sums = p.sums;
   for (uint32_t y = p.row_begin; y < p.row_end; ++y)
     for (uint32_t x = 0; x < p.out_w; ++x) {
-      for (uint32_t c = 0; c < p.channels; ++c) p.sums[c] = 0;
-      window<T>(p, y, x, [&](const T* in) {
-        for (uint32_t c = 0; c < p.channels; ++c) p.sums[c] += in[c];
+      for (uint32_t c = 0; c < n; ++c) sums[c] = 0;
+      window<T>(p, y, x, [sums, n](const T* __restrict in) {
+        int32_t* __restrict to = sums;
+        for (uint32_t c = 0; c < n; ++c) to[c] += in[c];
       });
-      finish<F, FromSums>(p.out, p.sums, p.channels, 0, p.channels, static_cast<size_t>(y) * p.out_w + x, 1, nullptr);
+      finish<F, FromSums>(p.out, sums, n, 0, n, static_cast<size_t>(y) * p.out_w + x, 1, nullptr);
     }
 }
 

@@ -63,9 +63,6 @@ void i8dot_avx512(const Conv& c) { i8dot<Words, F>(c); }
 void i8dot16_avx512(const Conv& c) { i8dot<Delayed, F>(c); }
 void bitserial_avx512(const Conv& c) { bitserial<Nibbles, F>(c); }
 void depthwise_avx512(const Depthwise& d) { depthwise<Dots, F>(d); }
-void quantize_avx512(const Quantize& q) { quantize<F>(q); }
 void requantize_avx512(const Requantize& r) { requantize<F>(r); }
-void max_pool2d_avx512(const Pool& p) { max_pool2d(p); }
-void sum_pool2d_avx512(const Pool& p) { sum_pool2d<F>(p); }
 
 }  // namespace bitpress::gemm

@@ -177,19 +177,23 @@ void i8dot(const Conv& c) {
   }
 }
 
-template <class T>
-void gather_as(const Gather& g) {
+void gather(const Gather& g) {
+  const size_t size = g.element_bytes;
   for (uint32_t y = g.row_begin; y < g.row_end; ++y) {
     const int64_t in_y = static_cast<int64_t>(y) * g.stride_h - g.top;
     for (uint32_t x = 0; x < g.out_w; ++x) {
       const int64_t in_x = static_cast<int64_t>(x) * g.stride_w - g.left;
       const bool here = in_y >= 0 && in_y < g.in_h && in_x >= 0 && in_x < g.in_w;
-      const T* in =
-          static_cast<const T*>(g.in) + (here ? static_cast<size_t>(in_y * g.in_w + in_x) * g.in_channels : 0);
-      T* out = static_cast<T*>(g.out) + (static_cast<size_t>(y) * g.out_w + x) * g.out_stride;
-      for (uint32_t r = 0; r < g.rows; ++r) {
-        const int32_t from = g.channels[r];
-        out[g.out_channels ? g.out_channels[r] : static_cast<int32_t>(r)] = here && from >= 0 ? in[from] : T{0};
+      const uint8_t* in = static_cast<const uint8_t*>(g.in) +
+                          (here ? static_cast<size_t>(in_y * g.in_w + in_x) * g.in_channels * size : 0);
+      uint8_t* out = static_cast<uint8_t*>(g.out) + (static_cast<size_t>(y) * g.out_w + x) * g.out_channels * size;
+      for (uint32_t i = 0; i < g.run_count; ++i) {
+        const GatherRun r = g.runs[i];
+        const size_t bytes = static_cast<size_t>(r.count) * size;
+        if (here && r.from >= 0)
+          __builtin_memcpy(out + static_cast<size_t>(r.to) * size, in + static_cast<size_t>(r.from) * size, bytes);
+        else
+          __builtin_memset(out + static_cast<size_t>(r.to) * size, 0, bytes);
       }
     }
   }
@@ -204,6 +208,6 @@ void quantize_generic(const Quantize& q) { quantize<F>(q); }
 void requantize_generic(const Requantize& r) { requantize<F>(r); }
 void max_pool2d_generic(const Pool& p) { max_pool2d(p); }
 void sum_pool2d_generic(const Pool& p) { sum_pool2d<F>(p); }
-void gather_generic(const Gather& g) { g.element_bytes == 1 ? gather_as<uint8_t>(g) : gather_as<uint32_t>(g); }
+void gather_generic(const Gather& g) { gather(g); }
 
 }  // namespace bitpress::gemm

@@ -48,6 +48,7 @@ Bound::Bound(const Step& step, const Program& program, const Choice& choice)
   bind_epilogue(step, step.op == Op::kConv2d ? step.rows / step.groups : step.rows);
   if (step.op == Op::kConv2d) bind_convolution(step);
   if (step.op == Op::kDepthwiseConv2d) bind_depthwise(step);
+  if (step.op == Op::kGather) bind_gather(step);
   if (step.op == Op::kSumPool2d) scratch_ = (step.rows + kSpareRows) * sizeof(int32_t);
   step_.fields = Bytes{};
   step_.code_sums.clear();
@@ -188,6 +189,21 @@ void Bound::bind_depthwise(const Step& s) {
   }
   plan_bands(0);
   scratch_ = windows_.scratch;
+}
+
+void Bound::bind_gather(const Step& s) {
+  for (uint32_t r = 0; r < s.rows; ++r) {
+    const int32_t from = s.channels[r], to = s.out_channels.empty() ? static_cast<int32_t>(r) : s.out_channels[r];
+    if (!runs_.empty()) {
+      gemm::GatherRun& last = runs_.back();
+      const bool follows = last.from < 0 ? from < 0 : from == last.from + last.count;
+      if (follows && to == last.to + last.count) {
+        ++last.count;
+        continue;
+      }
+    }
+    runs_.push_back({from, to, 1});
+  }
 }
 
 double Bound::work(size_t images) const {
@@ -417,11 +433,10 @@ void Bound::run_pool(const Place& place, size_t begin, size_t end, uint8_t* scra
 void Bound::run_gather(const Place& place, size_t begin, size_t end) const {
   gemm::Gather g{};
   g.element_bytes = static_cast<uint32_t>(element_of(in_));
-  g.rows = step_.rows;
-  g.channels = step_.channels.data();
-  g.out_channels = step_.out_channels.empty() ? nullptr : step_.out_channels.data();
+  g.runs = runs_.data();
+  g.run_count = static_cast<uint32_t>(runs_.size());
   g.in_channels = in_.c;
-  g.out_stride = out_.c;
+  g.out_channels = out_.c;
   g.in_h = static_cast<uint32_t>(in_.h);
   g.in_w = static_cast<uint32_t>(in_.w);
   g.out_w = static_cast<uint32_t>(out_.w);

@@ -78,6 +78,7 @@ class Bound {
   void bind_epilogue(const Step& step, uint32_t per_group);
   void bind_convolution(const Step& step);
   void bind_depthwise(const Step& step);
+  void bind_gather(const Step& step);
   void plan_windows(bool channels_chosen);
   void plan_bands(size_t weight_bytes);
   gemm::Output output(const Place& place) const;
@@ -105,6 +106,7 @@ class Bound {
   int32_t shift_ = 0, factor_ = 0;
   uint32_t delay_ = 0, words_ = 0;
   Windows windows_;
+  std::vector<gemm::GatherRun> runs_;
   size_t scratch_ = 0;
 };
 
