@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .benchmarks.bench import bench as bench
     from .compiler.model import load as load
     from .core.search import search as search
+    from .delivery import Recipe as Recipe
     from .delivery import compile as compile
     from .evaluation import evaluate as evaluate
     from .inspection import inspect as inspect
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # name -> module that defines it
 _HOMES = {
+    "Recipe": ".delivery",
     "bench": ".benchmarks.bench",
     "compile": ".delivery",
     "evaluate": ".evaluation",
@@ -32,7 +34,7 @@ _HOMES = {
     "verify": ".inspection",
 }
 
-__all__ = ["__version__", "bench", "compile", "evaluate", "inspect", "load", "plan", "search", "verify"]
+__all__ = ["Recipe", "__version__", "bench", "compile", "evaluate", "inspect", "load", "plan", "search", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,11 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import quant
-from .errors import CorruptError, EnvironmentMissing, UsageError
+from .errors import CorruptError, EnvironmentMissing, UsageError, close
 from .factory import call_factory, is_factory
 
 Shape = tuple[int, int, int]
 
+KINDS = ("digits", "cifar10", "cifar100", "imagefolder", "random")
 HELD_OUT = 10  # every 10th image of the training part validates
 TEST_OF_INDEX = 9  # every 9th file of an index.csv, in sorted order, is its test part
 DIGITS_TEST = 500
@@ -150,8 +151,8 @@ def load(spec: str, *, in_shape: Shape | None = None, seed: int = 0) -> Data:
     if name == "random" and rest:
         return _random(spec, rest, in_shape, seed)
     raise UsageError(
-        f"unknown data {spec!r}: known are digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, file.py:factory, "
-        "and random:N for calibration"
+        f"unknown data {spec!r}{close(name, KINDS)}: known are digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, "
+        "file.py:factory, and random:N for calibration"
     )
 
 

@@ -6,6 +6,9 @@ A message holds the numbers and the remedy.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class BitpressError(Exception):
     """Base of every deliberate error; `exit_code` is what `bitpress` returns."""
@@ -47,3 +50,13 @@ class Interrupted(BitpressError):
     """SIGINT or SIGTERM came; the state is saved and the same command continues."""
 
     exit_code = 130
+
+
+def close(word: str, known: Iterable[str]) -> str:
+    """What to add to a message about an unknown word.
+
+    >>> close("resnet2", ["resnet20", "vgg7"]), close("x", ["vgg7"])
+    (' (did you mean resnet20?)', '')
+    """
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

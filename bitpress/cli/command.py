@@ -16,10 +16,10 @@ from typing import Any
 import click
 
 from .._version import __version__
-from ..core.errors import CheckFailed, EnvironmentMissing, UsageError
+from ..core.errors import CheckFailed, EnvironmentMissing, UsageError, close
 from ..host import write_text
 from . import environment
-from .errors import INTERNAL, close, code_of
+from .errors import INTERNAL, code_of
 from .progress import Progress
 from .tables import FORMATS, Table, to_csv, to_jsonl, to_markdown, to_rich
 

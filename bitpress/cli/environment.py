@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
-from ..core.errors import EnvironmentMissing, UsageError
+from ..core.errors import EnvironmentMissing, UsageError, close
 from ..host import cpu_features
 
 REFERENCE = "reference"
@@ -65,7 +65,7 @@ def _one_of(environment: Mapping[str, str], name: str, valid: tuple[str, ...]) -
     """The value, "" if unset or empty."""
     value = environment.get(name, "")
     if value and value not in valid:
-        raise UsageError(f"{name}={value!r} is unknown; valid: {', '.join(valid)}")
+        raise UsageError(f"{name}={value!r} is unknown{close(value, valid)}; valid: {', '.join(valid)}")
     return value
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
-from collections.abc import Iterable
 
 import click
 
@@ -42,12 +40,6 @@ def code_of(error: BaseException) -> int | None:
 def missing_extra(module: str, extra: str) -> str:
     """The sentence for a library that is not installed."""
     return f"{module} is not installed; it comes with the extra [{extra}]: pip install 'bitpress[{extra}]'"
-
-
-def close(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean ...?" for a word that is not among `known`, "" where nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _say(text: str, code: int) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import BitpressError, CorruptError, EnvironmentMissing, UsageError
+from ..errors import BitpressError, CorruptError, EnvironmentMissing, UsageError, close
 from ..factory import call_factory, is_factory
 from .zoo import IMAGENET, ZOO, Shape, Triple
 
@@ -105,7 +105,8 @@ def _make(spec: str, classes: int | None, in_shape: Shape | None) -> _Made:
     if library in LIBRARIES and name:
         return LIBRARIES[library](spec, name, classes, in_shape)
     raise UsageError(
-        f"unknown model {spec!r}: known are {', '.join(ZOO)}, timm:NAME, torchvision:NAME and file.py:factory"
+        f"unknown model {spec!r}{close(spec, ZOO)}: known are {', '.join(ZOO)}, timm:NAME, torchvision:NAME and "
+        "file.py:factory"
     )
 
 

@@ -21,7 +21,7 @@ from ..capture import capture
 from ..cost import GROUP_SIZE, MAX_PRUNING_RATIO, Budget, check_reachable, parse_budget, plan_cost, search_space
 from ..data import Data
 from ..data import load as load_data
-from ..errors import CheckFailed, UnsupportedError, UsageError
+from ..errors import CheckFailed, UnsupportedError, UsageError, close
 from ..evaluate import evaluate as accuracy
 from ..factory import is_factory
 from ..graph import Graph
@@ -120,7 +120,7 @@ def method_of(name: str) -> Method:
     here = ", ".join(SEARCHES)
     if name in PROMISED:
         raise UnsupportedError(f"--method {name} is not in this version; it has {here}")
-    raise UsageError(f"unknown --method {name!r}; this version has {here}")
+    raise UsageError(f"unknown --method {name!r}{close(name, PROMISED)}; this version has {here}")
 
 
 def _check(budgets: tuple[Budget, ...], residual: str, distill: float, seed: int, threads: int | None) -> None:
