@@ -49,8 +49,7 @@ bool all_zero(const uint8_t* begin, const uint8_t* end) {
 }
 
 Header read_header(Bytes file) {
-  if (file.size && std::memcmp(file.data, kMagic, std::min(file.size, sizeof kMagic)) != 0)
-    corrupt("BadMagic", "the file does not begin as a .bpk does");
+  if (!has_magic(file)) corrupt("BadMagic", "the file does not begin as a .bpk does");
   if (file.size < sizeof(Header))
     corrupt("Truncated", "the file has " + str(file.size) + " bytes, its header alone " + str(sizeof(Header)));
   Header h;
@@ -139,6 +138,10 @@ uint32_t crc32(Bytes bytes, uint32_t crc) {
   crc = ~crc;
   for (size_t i = 0; i < bytes.size; ++i) crc = (crc >> 8) ^ table[(crc ^ bytes.data[i]) & 0xFF];
   return ~crc;
+}
+
+bool has_magic(Bytes file) {
+  return file.size == 0 || std::memcmp(file.data, kMagic, std::min(file.size, sizeof kMagic)) == 0;
 }
 
 std::vector<Section> split(Bytes file) {

@@ -41,6 +41,9 @@ constexpr uint64_t kAlign = 64;
 // CRC-32 of zlib and PNG, going on from `crc` (0 at the start).
 uint32_t crc32(Bytes bytes, uint32_t crc = 0);
 
+// Whether a file begins as a .bpk does, as far as it goes.
+bool has_magic(Bytes file);
+
 // Sections of a file, in order, as views into it; Error(kCorrupt) if the container breaks any rule.
 std::vector<Section> split(Bytes file);
 

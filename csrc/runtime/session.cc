@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <mutex>
 
-#include "bound.h"
+#include "error.h"
+#include "model.h"
 #include "thread_pool.h"
 
 namespace bitpress {
@@ -12,10 +14,6 @@ namespace {
 
 // Operations below which a step is not worth waking threads for: some 5 microseconds on the fastest hosts.
 constexpr double kSerialWork = 1 << 20;
-// Images are run together while their values stay in the second-level cache, or while they are smaller than the weights
-// that would otherwise be read again for each image.
-constexpr size_t kChunkBytes = 256 << 10;
-constexpr size_t kMostImages = 64;
 
 double milliseconds() {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -31,20 +29,18 @@ void copy_plane(const uint8_t* from, size_t pixels, size_t channels, size_t chan
 }  // namespace
 
 struct Session::State {
-  State(Bytes file, int threads) : program(read_program(file)), choice(Choice::from_environment()), pool(threads) {
-    size_t weights = 0, scratch_bytes = 0;
-    for (Step& step : program.steps) {
-      steps.emplace_back(step, program, choice);
-      weights += steps.back().weight_bytes();
-      scratch_bytes = std::max(scratch_bytes, steps.back().scratch_bytes());
-      step.m = {};  // what is needed of these has been copied
-      step.b = {};
-      step.code_sums = {};
-      step.fields = {};
-    }
-    for (int i = 0; i < threads; ++i) scratch.emplace_back(scratch_bytes);
-    const size_t image = std::max<size_t>(program.arena_bytes, 64);
-    most_images = std::clamp<size_t>(std::max(kChunkBytes, weights) / image, 1, kMostImages);
+  State(std::shared_ptr<const Model> shared, int count)
+      : model(std::move(shared)), program(model->program), steps(model->steps) {
+    set_threads(count);
+  }
+
+  void set_threads(int count) {
+    // Made before the old ones go: where the host refuses a thread or memory, all stays as it was.
+    auto threads = std::make_unique<ThreadPool>(count);
+    std::vector<Memory> memory;
+    for (int i = 0; i < count; ++i) memory.emplace_back(model->scratch_bytes);
+    pool = std::move(threads);
+    scratch = std::move(memory);
   }
 
   uint8_t* at(uint32_t buffer, size_t images) const { return arena.data() + program.buffers[buffer].offset * images; }
@@ -58,16 +54,16 @@ struct Session::State {
   void run_step(size_t number, const float* x, size_t images) {
     const Bound& bound = steps[number];
     const Place where = place(program.steps[number], x, images);
-    const size_t items = bound.items(images), threads = static_cast<size_t>(pool.threads());
+    const size_t items = bound.items(images), threads = static_cast<size_t>(pool->threads());
     if (bound.work(images) < kSerialWork || threads == 1)
       bound.run(where, 0, items, scratch[0].data());
     else if (items < threads && bound.blocks() > items)
-      pool.run(bound.blocks(), [&](size_t begin, size_t end, int thread) {
+      pool->run(bound.blocks(), [&](size_t begin, size_t end, int thread) {
         bound.run(where, 0, items, static_cast<uint32_t>(begin), static_cast<uint32_t>(end),
                   scratch[static_cast<size_t>(thread)].data());
       });
     else
-      pool.run(items, [&](size_t begin, size_t end, int thread) {
+      pool->run(items, [&](size_t begin, size_t end, int thread) {
         bound.run(where, begin, end, scratch[static_cast<size_t>(thread)].data());
       });
   }
@@ -75,7 +71,7 @@ struct Session::State {
   // Calls after(step, first image, images) behind every step of every chunk.
   template <class After>
   void run(const float* x, size_t n, const After& after) {
-    const size_t most = std::min(n, most_images);
+    const size_t most = std::min(n, model->most_images);
     if (arena.size() < most * program.arena_bytes) arena = Memory(most * program.arena_bytes);
     const size_t size = program.in().elements();
     for (size_t first = 0; first < n; first += most) {
@@ -96,22 +92,33 @@ struct Session::State {
                           y + (first + i) * size + c * pixels);
   }
 
-  Program program;
-  Choice choice;
-  ThreadPool pool;
-  std::vector<Bound> steps;
+  const std::shared_ptr<const Model> model;
+  const Program& program;
+  const std::vector<Bound>& steps;
+  std::unique_ptr<ThreadPool> pool;
   std::vector<Memory> scratch;  // of each thread
   Memory arena;
-  size_t most_images = 1;
   std::mutex mutex;
 };
 
-Session::Session(Bytes file, int threads) : state_(std::make_unique<State>(file, threads)) {}
+Session::Session(std::shared_ptr<const Model> model, int threads)
+    : state_(std::make_unique<State>(std::move(model), threads)) {}
+Session::Session(Bytes file, int threads) : Session(std::make_shared<const Model>(file), threads) {}
 Session::~Session() = default;
+
+void Session::set_threads(int threads) {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  if (threads != state_->pool->threads()) state_->set_threads(threads);
+}
+
+int Session::threads() const {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  return state_->pool->threads();
+}
 
 const Buffer& Session::in() const { return state_->program.in(); }
 const Buffer& Session::out() const { return state_->program.out(); }
-const std::string& Session::isa() const { return state_->choice.isa(); }
+const std::string& Session::isa() const { return state_->model->choice.isa(); }
 
 std::vector<StepInfo> Session::steps() const {
   std::vector<StepInfo> out;
@@ -178,6 +185,22 @@ std::vector<Value> Session::values(const float* x, size_t n) {
     }
   });
   return out;
+}
+
+void Session::check_golden() {
+  const std::vector<float>& want = state_->program.golden_output;
+  if (want.empty()) throw Error(Code::kUsage, "the file holds no golden sample: there is nothing to verify");
+  std::vector<float> got(want.size());
+  run(state_->program.golden_input.data(), 1, got.data());
+  size_t differing = 0, first = 0;
+  for (size_t i = want.size(); i-- > 0;)
+    if (!(got[i] == want[i])) ++differing, first = i;
+  if (!differing) return;
+  char text[160];
+  std::snprintf(text, sizeof text,
+                "%zu of %zu values of the golden sample differ; value %zu is %.9g and should be %.9g", differing,
+                want.size(), first, static_cast<double>(got[first]), static_cast<double>(want[first]));
+  throw Error(Code::kCheckFailed, text);
 }
 
 }  // namespace bitpress

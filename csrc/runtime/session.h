@@ -1,4 +1,4 @@
-// A program bound to kernels of this host and run on batches. Knows no file and no Python.
+// A model run on batches: threads, scratch memory and arena of one caller. Knows no file and no Python.
 #pragma once
 
 #include <cstddef>
@@ -9,6 +9,8 @@
 #include "program.h"
 
 namespace bitpress {
+
+struct Model;
 
 struct StepInfo {
   std::string name, layer, op, kernel, isa, why;
@@ -26,10 +28,15 @@ struct Value {
 // Thread rule: calls from several threads wait for each other. Results do not depend on threads or batch.
 class Session {
  public:
-  // Reads and checks the bytes of a .bpk (which may be freed afterwards), binds kernel rows as the environment allows,
-  // and lays out the weights for them. Error: kCorrupt, kUsage, kEnvironment, kUnsupported.
+  // Shares the model with other sessions.
+  Session(std::shared_ptr<const Model> model, int threads);
+  // With a model of its own, of the bytes of a .bpk; Error as of Model.
   Session(Bytes file, int threads);
   ~Session();
+
+  // From the next run on; waits for one that is under way.
+  void set_threads(int threads);
+  int threads() const;
 
   const Buffer& in() const;
   const Buffer& out() const;
@@ -41,6 +48,8 @@ class Session {
   // The same, and the milliseconds of each step are added to `ms` [steps].
   void profile(const float* x, size_t n, float* y, double* ms);
   std::vector<Value> values(const float* x, size_t n);
+  // Runs the sample inside the file. Error: kCheckFailed if a value differs, kUsage if there is no sample.
+  void check_golden();
 
  private:
   struct State;

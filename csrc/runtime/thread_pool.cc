@@ -33,10 +33,17 @@ bool spin(const Ready& ready) {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back(&ThreadPool::work, this, i);
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back(&ThreadPool::work, this, i);
+  } catch (...) {  // the host has no more threads: those that run must end before this object does
+    stop();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stop_ = true;
   generation_.fetch_add(1);
   {

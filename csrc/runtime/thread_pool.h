@@ -39,6 +39,7 @@ class ThreadPool {
   void run_erased(size_t items, const void* context, Call call);
   void run_part(int thread) const;
   void work(int thread);
+  void stop();
 
   std::vector<std::thread> workers_;
   size_t items_ = 0;
