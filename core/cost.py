@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from . import bops
 from .encoding import odd
@@ -84,11 +85,16 @@ class Gate:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Channels of each part."""
-        return tuple(min(self.size, self.channels - i) for i in range(0, self.channels, self.size))
+        return _sizes(self.channels, self.size)
 
     def kept(self, parts: Iterable[int]) -> tuple[int, ...]:
         """Channels of the parts that stay."""
         return tuple(c for p in sorted(parts) for c in range(p * self.size, min((p + 1) * self.size, self.channels)))
+
+
+@cache
+def _sizes(channels: int, size: int) -> tuple[int, ...]:
+    return tuple(min(size, channels - i) for i in range(0, channels, size))
 
 
 @dataclass(frozen=True)
@@ -212,7 +218,10 @@ class Costs:
         """Channels of `group` that stay."""
         gate = self.space.gates.get(GroupId(group))
         parts = choice.parts.get(GroupId(group))
-        return whole if gate is None or parts is None else sum(gate.sizes[p] for p in parts)
+        if gate is None or parts is None:
+            return whole
+        last = len(gate.sizes) - 1
+        return len(parts) * gate.size - (gate.size - gate.sizes[last] if last in parts else 0)
 
     def bops(self, choice: Choice) -> int:
         """BOPs, convention sbs."""
@@ -349,12 +358,11 @@ def project(
     done: list[Step] = []
     while over := costs.over(choice, budgets):
         best: tuple[float, float, str, Move] | None = None
-        for move in lowering(costs.space, choice):
+        for move, lost in _weakest(costs.space, choice, loss):
             after = move.applied(choice)
             saved = sum(math.log(costs.figure(k, choice) / costs.figure(k, after)) for k in over)
             if saved <= 0:
                 continue
-            lost = loss(choice, move)
             rank = (lost / saved, lost, f"{move.side} {move.name} {move.to}", move)
             if best is None or rank[:3] < best[:3]:
                 best = rank
@@ -363,6 +371,17 @@ def project(
         choice = best[3].applied(choice)
         done.append(Step(best[3], best[1], {b.kind: costs.figure(b.kind, choice) for b in budgets}))
     return choice, done
+
+
+def _weakest(space: Space, choice: Choice, loss: Callable[[Choice, Move], float]) -> list[tuple[Move, float]]:
+    """The lowerings and their losses; of a group's parts of one size, which all save the same, the least loss only."""
+    found: dict[tuple[str, str, int], tuple[Move, float]] = {}
+    for move in lowering(space, choice):
+        size = space.gates[GroupId(move.name)].sizes[move.to] if move.side == "prune" else 0
+        key, lost = (move.side, move.name, size), loss(choice, move)
+        if key not in found or (lost, f"{move.to}") < (found[key][1], f"{found[key][0].to}"):
+            found[key] = (move, lost)
+    return list(found.values())
 
 
 def fill(

@@ -107,7 +107,7 @@ def mean_residuals(z: Tensor, domain: str) -> Tensor:
         z2, e4, _ = residuals(z, domain)
         left = z - z2
         out = torch.stack((left.abs().mean(), (left - e4).abs().mean()))
-        return out / 2 if domain == EVEN else out
+        return (out / 2 if domain == EVEN else out).float()
 
 
 def hard_gate(score: Tensor, threshold: Tensor) -> Tensor:
@@ -395,13 +395,16 @@ class SuperNet(FloatNet):
             self.last.weight[layer] = gates
             direct = not self.training
             rounded = rounded_to(u, steps(ODD, _bits(gates))) if direct else decomposed(u, *gates, ODD)
-        return scale * (2 * rounded - 1)
+        return (scale * (2 * rounded - 1)).float()
 
     def normalised_weight(self, layer: LayerId) -> tuple[Tensor, Tensor]:
-        """(w' / |v|, real value of 1): w' standardised over the part that stays, mean and std without gradient."""
+        """(w' / |v|, real value of 1): w' standardised over the part that stays, mean and std without gradient.
+
+        float64, as `core.integer` computes it: a weight that lands on another level moves a whole channel.
+        """
         node = self.graph.value(layer)
-        weight = self.tensor(node.consts["weight"])
-        v = self.tensor(f"{layer}.weight_clip").abs() + TINY
+        weight = self.tensor(node.consts["weight"]).double()
+        v = self.tensor(f"{layer}.weight_clip").double().abs() + TINY
         if node.op == "linear":
             return weight / v, v
         mean, std = self.statistics(layer)
@@ -417,7 +420,7 @@ class SuperNet(FloatNet):
             if node.inputs[0] in self._masked and node.attrs["groups"] == 1:
                 w = w[:, self.mask(node.inputs[0]) > 0.5]
             mean = w.mean()
-            return mean.float(), ((w - mean) ** 2).mean().sqrt().float() + TINY
+            return mean, ((w - mean) ** 2).mean().sqrt() + TINY
 
     # -- gates --------------------------------------------------------------------------------------------------
 

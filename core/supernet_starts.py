@@ -5,6 +5,7 @@ Everything is measured on images of the training part. Knows no objective, no sc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from .plan import LayerId
 from .storage import STREAM_BITS
 from .supernet import EVEN, ODD, SAMPLE, FloatNet, SuperNet, best_clip, mean_residuals
 
+IMAGES, PIXELS = 256, 1 << 22  # looked at to measure sensitivities, at most
 START_BITS = 4  # clips of searched tensors start as 4 bits like them: between what 2 and 8 bits want
 _Distance = Callable[[Choice], float]
 
@@ -89,6 +91,7 @@ def sensitivities(net: SuperNet, teacher: FloatNet, images: Tensor) -> dict[str,
     Keys: "{layer}.w4", "{layer}.w2", "{layer}.a4", "{layer}.a2" with clips fitted to that width, "{group}.p" for the
     weakest part of a group removed. Leaves the net as it was.
     """
+    images = images[: max(2, min(IMAGES, PIXELS // math.prod(images.shape[2:])))]
     saved = {k: v.clone() for k, v in net.state_dict().items()}
     before = net.training
     net.eval()
