@@ -39,6 +39,9 @@ def integer(graph: Graph, plan: CompressionPlan, tensors: Tensors) -> Graph:
     verify(graph, "float")
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise UnsupportedError(f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs: one of each is supported")
+    for layer, bits in plan.bits.items():
+        if bits.act.name[0] not in "ui":
+            raise UnsupportedError(f"{layer}: activations {bits.act} are not supported, u1..u8 and i2..i8 are")
     storage = analyse(graph, {layer: bits.act for layer, bits in plan.bits.items()}, plan.residual)
     _check_tensors(graph, plan, storage, tensors)
     kept = kept_channels(graph, plan.keep)

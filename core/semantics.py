@@ -22,7 +22,8 @@ from .quant import act_bounds
 from .torch_ops import TORCH_OPS, conv2d, padded
 
 EXACT = 2**24  # float32 holds every integer up to here
-BATCH = 250
+BATCH = 250  # images at once, at most
+BATCH_VALUES = 1 << 25  # numbers of the largest value at once, at most
 
 
 class Semantics:
@@ -45,7 +46,9 @@ class Semantics:
         """Normalised images float32 [N, C, H, W] -> float32 [N, outputs], in the order C, H, W."""
         name = self.graph.outputs[0]
         outputs = int(np.prod(self.graph.value(name).shape))
-        parts = [self._batch(x[i : i + BATCH], keep=False)[name] for i in range(0, len(x), BATCH)]
+        largest = max(int(np.prod(node.shape)) for node in (*self.graph.inputs, *self.graph.nodes))
+        batch = max(1, min(BATCH, BATCH_VALUES // largest))
+        parts = [self._batch(x[i : i + batch], keep=False)[name] for i in range(0, len(x), batch)]
         return np.concatenate([p.numpy().reshape(-1, outputs) for p in parts] or [np.empty((0, outputs), np.float32)])
 
     def values(self, x: np.ndarray) -> dict[str, np.ndarray]:

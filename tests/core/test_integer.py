@@ -229,6 +229,15 @@ def test_plans_that_do_not_fit():
         integer(graph, plan_of(graph, keep={"a": (0, 1, 2)}, segments={"a": {"o4": (0, 1)}}), t)
 
 
+def test_activations_without_a_symmetric_zero_are_refused():
+    graph = chain()
+    plan = plan_of(graph)
+    for name in ("o4", "b1", "t2"):
+        bits = {**plan.bits, LayerId("b"): BitConfig(plan.bits[LayerId("b")].weight, parse(name))}
+        with pytest.raises(UnsupportedError, match=f"b: activations {name} are not supported"):
+            integer(graph, CompressionPlan(plan.graph, bits), tensors_of(graph, plan))
+
+
 def test_sums_beyond_int32_are_refused():
     m = Maker((1, 260, 260))
     graph = m.graph(m.linear("fc", m.add("flatten", "flat", m.add("relu", "r", "image")), 1))

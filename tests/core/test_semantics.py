@@ -80,6 +80,8 @@ def test_threads_and_batches_change_nothing(monkeypatch):
     assert torch.get_num_threads() == before
     monkeypatch.setattr(semantics, "BATCH", 3)
     assert_same(want, Semantics(whole).run(x), "batches of 3")
+    monkeypatch.setattr(semantics, "BATCH_VALUES", 1)
+    assert_same(want, Semantics(whole).run(x), "one by one")
     assert_same(want, run(whole, {"image": x})["fc"], "numpy")
 
 
