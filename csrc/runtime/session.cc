@@ -28,6 +28,14 @@ void copy_plane(const uint8_t* from, size_t pixels, size_t channels, size_t chan
 
 }  // namespace
 
+// Images that go through the steps together.
+struct Chunk {
+  const float* x;  // of the first of them
+  size_t first, images;
+  int thread;  // whose arena holds their values
+  uint8_t* arena;
+};
+
 struct Session::State {
   State(std::shared_ptr<const Model> shared, int count)
       : model(std::move(shared)), program(model->program), steps(model->steps) {
@@ -41,63 +49,85 @@ struct Session::State {
     for (int i = 0; i < count; ++i) memory.emplace_back(model->scratch_bytes);
     pool = std::move(threads);
     scratch = std::move(memory);
+    arenas.resize(static_cast<size_t>(count));
   }
 
-  uint8_t* at(uint32_t buffer, size_t images) const { return arena.data() + program.buffers[buffer].offset * images; }
+  uint8_t* at(uint32_t buffer, const Chunk& chunk) const {
+    return chunk.arena + program.buffers[buffer].offset * chunk.images;
+  }
 
-  Place place(const Step& s, const float* x, size_t images) const {
+  Place place(const Step& s, const Chunk& chunk) const {
     const bool external = s.data == program.input;
-    return {external ? reinterpret_cast<const uint8_t*>(x) : at(s.data, images),
-            s.residual == kNone ? nullptr : at(s.residual, images), at(s.output, images), images};
+    return {external ? reinterpret_cast<const uint8_t*>(chunk.x) : at(s.data, chunk),
+            s.residual == kNone ? nullptr : at(s.residual, chunk), at(s.output, chunk), chunk.images};
   }
 
-  void run_step(size_t number, const float* x, size_t images) {
+  uint8_t* scratch_of(int thread) const { return scratch[static_cast<size_t>(thread)].data(); }
+
+  void run_alone(size_t number, const Chunk& chunk) const {
     const Bound& bound = steps[number];
-    const Place where = place(program.steps[number], x, images);
-    const size_t items = bound.items(images), threads = static_cast<size_t>(pool->threads());
-    if (bound.work(images) < kSerialWork || threads == 1)
-      bound.run(where, 0, items, scratch[0].data());
-    else if (items < threads && bound.blocks() > items)
+    bound.run(place(program.steps[number], chunk), 0, bound.items(chunk.images), scratch_of(chunk.thread));
+  }
+
+  void run_shared(size_t number, const Chunk& chunk) {
+    const Bound& bound = steps[number];
+    const size_t items = bound.items(chunk.images), threads = static_cast<size_t>(pool->threads());
+    if (threads == 1 || bound.work(chunk.images) < kSerialWork) return run_alone(number, chunk);
+    const Place where = place(program.steps[number], chunk);
+    if (items < threads && bound.blocks() > items)
       pool->run(bound.blocks(), [&](size_t begin, size_t end, int thread) {
-        bound.run(where, 0, items, static_cast<uint32_t>(begin), static_cast<uint32_t>(end),
-                  scratch[static_cast<size_t>(thread)].data());
+        bound.run(where, 0, items, static_cast<uint32_t>(begin), static_cast<uint32_t>(end), scratch_of(thread));
       });
     else
-      pool->run(items, [&](size_t begin, size_t end, int thread) {
-        bound.run(where, begin, end, scratch[static_cast<size_t>(thread)].data());
-      });
+      pool->run(items, [&](size_t begin, size_t end, int thread) { bound.run(where, begin, end, scratch_of(thread)); });
   }
 
-  // Calls after(step, first image, images) behind every step of every chunk.
-  template <class After>
-  void run(const float* x, size_t n, const After& after) {
-    const size_t most = std::min(n, model->most_images);
-    if (arena.size() < most * program.arena_bytes) arena = Memory(most * program.arena_bytes);
+  // Calls run_step(number, chunk), then after(number, chunk), for every step of every chunk of images [begin, end).
+  template <class RunStep, class After>
+  void run_images(const float* x, size_t begin, size_t end, int thread, const RunStep& run_step, const After& after) {
     const size_t size = program.in().elements();
-    for (size_t first = 0; first < n; first += most) {
-      const size_t images = std::min(most, n - first);
+    uint8_t* arena = arenas[static_cast<size_t>(thread)].data();
+    for (size_t first = begin; first < end; first += model->most_images) {
+      const Chunk chunk{x + first * size, first, std::min(model->most_images, end - first), thread, arena};
       for (size_t i = 0; i < steps.size(); ++i) {
-        run_step(i, x + first * size, images);
-        after(i, first, images);
+        run_step(i, chunk);
+        after(i, chunk);
       }
     }
   }
 
-  void copy_output(size_t first, size_t images, float* y) const {
+  // Many images are shared out among the threads, which then need not wait for each other; few are run together, and
+  // the rows of each step shared out. `after` may be called from several threads at once.
+  template <class After>
+  void run(const float* x, size_t n, const After& after) {
+    const size_t threads = static_cast<size_t>(pool->threads());
+    const bool apart = images_apart(n);
+    const size_t most = std::min(apart ? (n + threads - 1) / threads : n, model->most_images);
+    for (size_t i = 0; i < (apart ? threads : 1); ++i)
+      if (arenas[i].size() < most * program.arena_bytes) arenas[i] = Memory(most * program.arena_bytes);
+    if (!apart) return run_images(x, 0, n, 0, [&](size_t i, const Chunk& chunk) { run_shared(i, chunk); }, after);
+    pool->run(n, [&](size_t begin, size_t end, int thread) {
+      run_images(x, begin, end, thread, [&](size_t i, const Chunk& chunk) { run_alone(i, chunk); }, after);
+    });
+  }
+
+  // At least four images a thread: the last ones may leave a thread idle for a fifth of the time at most.
+  bool images_apart(size_t n) const { return pool->threads() > 1 && n >= 4 * static_cast<size_t>(pool->threads()); }
+
+  void copy_output(const Chunk& chunk, float* y) const {
     const Buffer& out = program.out();
     const size_t pixels = out.h * out.w, size = out.elements();
-    for (size_t i = 0; i < images; ++i)
+    for (size_t i = 0; i < chunk.images; ++i)
       for (size_t c = 0; c < out.c; ++c)
-        copy_plane<float>(at(program.output, images) + i * size * sizeof(float), pixels, out.c, c,
-                          y + (first + i) * size + c * pixels);
+        copy_plane<float>(at(program.output, chunk) + i * size * sizeof(float), pixels, out.c, c,
+                          y + (chunk.first + i) * size + c * pixels);
   }
 
   const std::shared_ptr<const Model> model;
   const Program& program;
   const std::vector<Bound>& steps;
   std::unique_ptr<ThreadPool> pool;
-  std::vector<Memory> scratch;  // of each thread
-  Memory arena;
+  std::vector<Memory> scratch, arenas;  // of each thread
   std::mutex mutex;
 };
 
@@ -133,21 +163,26 @@ std::vector<StepInfo> Session::steps() const {
 void Session::run(const float* x, size_t n, float* y) {
   std::lock_guard<std::mutex> lock(state_->mutex);
   const size_t last = state_->steps.size() - 1;
-  state_->run(x, n, [&](size_t step, size_t first, size_t images) {
-    if (step == last) state_->copy_output(first, images, y);
+  state_->run(x, n, [&](size_t step, const Chunk& chunk) {
+    if (step == last) state_->copy_output(chunk, y);
   });
 }
 
 void Session::profile(const float* x, size_t n, float* y, double* ms) {
   std::lock_guard<std::mutex> lock(state_->mutex);
-  const size_t last = state_->steps.size() - 1;
-  double before = milliseconds();
-  state_->run(x, n, [&](size_t step, size_t first, size_t images) {
+  const size_t steps = state_->steps.size(), last = steps - 1;
+  const size_t threads = state_->images_apart(n) ? static_cast<size_t>(state_->pool->threads()) : 1;
+  std::vector<std::vector<double>> took(threads, std::vector<double>(steps, 0.0));
+  std::vector<double> before(threads, milliseconds());
+  state_->run(x, n, [&](size_t step, const Chunk& chunk) {
+    const size_t thread = static_cast<size_t>(chunk.thread);
     const double now = milliseconds();
-    ms[step] += now - before;
-    if (step == last) state_->copy_output(first, images, y);
-    before = step == last ? milliseconds() : now;
+    took[thread][step] += now - before[thread];
+    if (step == last) state_->copy_output(chunk, y);
+    before[thread] = step == last ? milliseconds() : now;
   });
+  for (const std::vector<double>& each : took)
+    for (size_t i = 0; i < steps; ++i) ms[i] += each[i] / static_cast<double>(threads);
 }
 
 std::vector<Value> Session::values(const float* x, size_t n) {
@@ -165,16 +200,16 @@ std::vector<Value> Session::values(const float* x, size_t n) {
                    std::vector<float>(floats ? size : 0)});
   }
   // Copied behind each step: another value may take the place in the arena later. Channels that no step writes are 0.
-  state_->run(x, n, [&](size_t number, size_t first, size_t images) {
+  state_->run(x, n, [&](size_t number, const Chunk& chunk) {
     const Step& s = program.steps[number];
     const Buffer& b = program.buffers[s.output];
     Value& v = out[place[s.output]];
     const size_t pixels = b.h * b.w;
-    for (size_t i = 0; i < images; ++i) {
-      const uint8_t* from = state_->at(s.output, images) + i * b.bytes;
+    for (size_t i = 0; i < chunk.images; ++i) {
+      const uint8_t* from = state_->at(s.output, chunk) + i * b.bytes;
       for (uint32_t r = 0; r < s.rows; ++r) {
         const size_t c = s.out_channels.empty() ? r : static_cast<size_t>(s.out_channels[r]);
-        const size_t to = (first + i) * b.elements() + c * pixels;
+        const size_t to = (chunk.first + i) * b.elements() + c * pixels;
         if (v.is_float)
           copy_plane<float>(from, pixels, b.c, c, v.floats.data() + to);
         else if (b.storage.is_signed())

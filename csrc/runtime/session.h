@@ -45,7 +45,7 @@ class Session {
 
   // x: n normalised images, float32 NCHW; y: n rows of out().elements() floats.
   void run(const float* x, size_t n, float* y);
-  // The same, and the milliseconds of each step are added to `ms` [steps].
+  // The same, and the milliseconds of each step (a mean over threads that run images apart) are added to `ms` [steps].
   void profile(const float* x, size_t n, float* y, double* ms);
   std::vector<Value> values(const float* x, size_t n);
   // Runs the sample inside the file. Error: kCheckFailed if a value differs, kUsage if there is no sample.
