@@ -1,0 +1,296 @@
+// What a bound step does when it runs: arguments for the kernel, and the copies through scratch memory.
+#include <algorithm>
+#include <cstring>
+
+#include "bound.h"
+
+namespace bitpress {
+namespace {
+
+using gemm::Storage;
+
+Storage storage_of(const Encoding& e) {
+  return e.is_float() ? Storage::kF32 : e.is_signed() ? Storage::kI8 : Storage::kU8;
+}
+
+size_t element_of(const Buffer& b) { return b.storage.is_float() ? 4 : 1; }
+
+}  // namespace
+
+double Bound::work(size_t images) const {
+  const uint64_t window = step_.has_weights ? step_.depth : uint64_t{step_.kernel_h} * step_.kernel_w * 16;
+  return static_cast<double>(images) * static_cast<double>(step_.rows * out_.h * out_.w * window);
+}
+
+size_t Bound::items(size_t images) const { return windows_.flat ? images * out_.h * out_.w : images * out_.h; }
+
+gemm::Output Bound::output(const Place& place) const {
+  gemm::Output o{};
+  o.data = place.output;
+  o.storage = storage_of(out_.storage);
+  o.residual = place.residual;
+  o.residual_storage = storage_of(residual_);
+  o.channels = out_.c;
+  o.out_channels = step_.out_channels.empty() ? nullptr : step_.out_channels.data();
+  o.m = m_.data();
+  o.b = b_.data();
+  o.bias = bias_.data();
+  o.shift = shift_;
+  o.factor = factor_;
+  o.lo = step_.lo;
+  o.hi = step_.hi;
+  o.m_r = step_.m_r;
+  return o;
+}
+
+// `elements` levels -> bytes shifted by `zero`, or int16.
+void Bound::copy_line(const uint8_t* from, size_t elements, uint8_t* to) const {
+  if (windows_.element == 1) {
+    const uint8_t zero = windows_.zero;
+    if (zero == 0) {
+      std::memcpy(to, from, elements);
+      return;
+    }
+    for (size_t i = 0; i < elements; ++i) to[i] = static_cast<uint8_t>(from[i] + zero);
+    return;
+  }
+  auto* out = reinterpret_cast<int16_t*>(to);
+  if (in_.storage.is_signed()) {
+    const auto* in = reinterpret_cast<const int8_t*>(from);
+    for (size_t i = 0; i < elements; ++i) out[i] = in[i];
+  } else {
+    for (size_t i = 0; i < elements; ++i) out[i] = from[i];
+  }
+}
+
+// Input rows [row, row + rows), some perhaps outside of the image, with their borders; one group's channels.
+void Bound::copy_band(const uint8_t* image, uint32_t group, int64_t row, uint32_t rows, uint8_t* to) const {
+  const Windows& w = windows_;
+  const size_t pixel = size_t{w.channels} * w.element, left = step_.left * pixel, right = step_.right * pixel;
+  const bool chosen = step_.op == Op::kDepthwiseConv2d && !step_.out_channels.empty();
+  for (uint32_t i = 0; i < rows; ++i, to += w.row_bytes) {
+    const int64_t y = row + i;
+    if (y < 0 || y >= static_cast<int64_t>(in_.h)) {
+      std::memset(to, w.zero, w.row_bytes);
+      continue;
+    }
+    const uint8_t* from = image + static_cast<size_t>(y) * in_.w * in_.c;
+    std::memset(to, w.zero, left);
+    std::memset(to + w.row_bytes - right, w.zero, right);
+    uint8_t* out = to + left;
+    if (chosen) {
+      for (size_t x = 0; x < in_.w; ++x, from += in_.c)
+        for (uint32_t r = 0; r < step_.rows; ++r) *out++ = from[step_.out_channels[r]];
+    } else if (w.channels == in_.c) {
+      copy_line(from, in_.w * in_.c, out);
+    } else {
+      for (size_t x = 0; x < in_.w; ++x, from += in_.c, out += pixel)
+        copy_line(from + size_t{group} * w.channels, w.channels, out);
+    }
+  }
+}
+
+void Bound::run(const Place& place, size_t begin, size_t end, uint32_t block_begin, uint32_t block_end,
+                uint8_t* scratch) const {
+  switch (step_.op) {
+    case Op::kConv2d:
+      return run_convolution(place, begin, end, block_begin, block_end, scratch);
+    case Op::kDepthwiseConv2d:
+      return run_depthwise(place, begin, end, scratch);
+    case Op::kMaxPool2d:
+    case Op::kSumPool2d:
+      return run_pool(place, begin, end, scratch);
+    case Op::kGather:
+      return run_gather(place, begin, end);
+    case Op::kQuantize:
+    case Op::kRequantize:
+      return run_values(place, begin, end);
+  }
+}
+
+void Bound::run_line(const Place& place, size_t begin, size_t end, gemm::Conv c, uint8_t* scratch) const {
+  const size_t window = step_.depth;
+  c.pixel_stride = window * windows_.element;
+  c.out_rows = 1;
+  for (size_t at = begin; at < end;) {
+    const size_t pixels = std::min<size_t>(windows_.band, end - at);
+    c.in = place.data + at * window;
+    if (windows_.copy) {
+      copy_line(c.in, pixels * window, scratch);
+      c.in = scratch;
+    }
+    c.out_cols = static_cast<uint32_t>(pixels);
+    c.first_pixel = at;
+    row_->run(c);
+    at += pixels;
+  }
+}
+
+void Bound::run_convolution(const Place& place, size_t begin, size_t end, uint32_t block_begin, uint32_t block_end,
+                            uint8_t* scratch) const {
+  const Windows& w = windows_;
+  gemm::Conv c{};
+  c.tap_offsets = w.offsets.data();
+  c.taps = w.taps;
+  c.run = w.run;
+  c.valid = w.valid;
+  c.weights = weights_.data();
+  c.block_stride = block_bytes_;
+  c.rows = step_.rows / step_.groups;
+  c.block_begin = block_begin;
+  c.block_end = block_end;
+  c.delay = delay_;
+  c.w_bits = static_cast<uint32_t>(step_.weight.bits);
+  c.a_bits = static_cast<uint32_t>(in_.storage.bits);
+  c.words = words_;
+  c.coeffs = coeffs_.data();
+  c.flip = in_.storage.is_signed() ? 0x80 : 0;
+  c.scratch = scratch + padded(w.scratch + gemm::kSlack, 64);
+  c.out = output(place);
+  if (w.flat) return run_line(place, begin, end, c, scratch);
+
+  const size_t out_h = out_.h;
+  c.row_stride = step_.stride_h * w.row_bytes;
+  c.pixel_stride = size_t{step_.stride_w} * w.channels * w.element;
+  c.out_cols = static_cast<uint32_t>(out_.w);
+  c.out_row_pixels = out_.w;
+  const uint32_t reach = (step_.kernel_h - 1) * step_.dilation_h + 1;
+  for (size_t at = begin; at < end;) {
+    const size_t image = at / out_h, y = at % out_h;
+    c.out_rows = static_cast<uint32_t>(std::min<size_t>({w.band, out_h - y, end - at}));
+    c.first_pixel = at * out_.w;
+    const uint8_t* from = place.data + image * in_.c * in_.h * in_.w;
+    const int64_t first = static_cast<int64_t>(y * step_.stride_h) - step_.top;
+    for (uint32_t g = 0; g < step_.groups; ++g) {
+      if (w.copy) {
+        copy_band(from, g, first, (c.out_rows - 1) * step_.stride_h + reach, scratch);
+        c.in = scratch;
+      } else {
+        c.in = from + static_cast<size_t>(first) * w.row_bytes;
+      }
+      c.weights = weights_.data() + g * group_bytes_;
+      c.out.first_channel = size_t{g} * c.rows;
+      c.out.m = m_.data() + size_t{g} * padded_rows_;
+      c.out.b = b_.data() + size_t{g} * padded_rows_;
+      c.out.bias = bias_.data() + size_t{g} * padded_rows_;
+      row_->run(c);
+    }
+    at += c.out_rows;
+  }
+}
+
+void Bound::run_depthwise(const Place& place, size_t begin, size_t end, uint8_t* scratch) const {
+  const Windows& w = windows_;
+  gemm::Depthwise d{};
+  d.is_signed = in_.storage.is_signed();
+  d.row_stride = step_.stride_h * w.row_bytes;
+  d.pixel_stride = size_t{step_.stride_w} * w.channels;
+  d.tap_offsets = w.offsets.data();
+  d.taps = w.taps;
+  d.weights = reinterpret_cast<const int32_t*>(weights_.data());
+  d.rows = step_.rows;
+  d.out_cols = static_cast<uint32_t>(out_.w);
+  d.out_row_pixels = out_.w;
+  d.out = output(place);
+  const uint32_t reach = (step_.kernel_h - 1) * step_.dilation_h + 1;
+  for (size_t at = begin; at < end;) {
+    const size_t image = at / out_.h, y = at % out_.h;
+    d.out_rows = static_cast<uint32_t>(std::min<size_t>({w.band, out_.h - y, end - at}));
+    d.first_pixel = at * out_.w;
+    const uint8_t* from = place.data + image * in_.c * in_.h * in_.w;
+    const int64_t first = static_cast<int64_t>(y * step_.stride_h) - step_.top;
+    if (w.copy) {
+      copy_band(from, 0, first, (d.out_rows - 1) * step_.stride_h + reach, scratch);
+      d.in = scratch;
+    } else {
+      d.in = from + static_cast<size_t>(first) * w.row_bytes;
+    }
+    row_->run(d);
+    at += d.out_rows;
+  }
+}
+
+void Bound::run_pool(const Place& place, size_t begin, size_t end, uint8_t* scratch) const {
+  gemm::Pool p{};
+  p.storage = storage_of(in_.storage);
+  p.channels = static_cast<uint32_t>(in_.c);
+  p.in_h = static_cast<uint32_t>(in_.h);
+  p.in_w = static_cast<uint32_t>(in_.w);
+  p.out_h = static_cast<uint32_t>(out_.h);
+  p.out_w = static_cast<uint32_t>(out_.w);
+  p.kernel_h = step_.kernel_h;
+  p.kernel_w = step_.kernel_w;
+  p.stride_h = step_.stride_h;
+  p.stride_w = step_.stride_w;
+  p.top = step_.top;
+  p.left = step_.left;
+  p.sums = reinterpret_cast<int32_t*>(scratch);
+  const size_t in_bytes = in_.elements() * element_of(in_), out_bytes = out_.elements() * element_of(out_);
+  const size_t residual_bytes = out_.elements() * (residual_.is_float() ? 4 : 1);
+  for (size_t at = begin; at < end;) {
+    const size_t image = at / out_.h, y = at % out_.h, stop = std::min<size_t>(out_.h, y + end - at);
+    p.in = place.data + image * in_bytes;
+    Place here = place;
+    here.output += image * out_bytes;
+    if (here.residual) here.residual += image * residual_bytes;
+    p.out = output(here);
+    p.row_begin = static_cast<uint32_t>(y);
+    p.row_end = static_cast<uint32_t>(stop);
+    row_->run(p);
+    at += stop - y;
+  }
+}
+
+void Bound::run_gather(const Place& place, size_t begin, size_t end) const {
+  gemm::Gather g{};
+  g.element_bytes = static_cast<uint32_t>(element_of(in_));
+  g.runs = runs_.data();
+  g.run_count = static_cast<uint32_t>(runs_.size());
+  g.in_channels = in_.c;
+  g.out_channels = out_.c;
+  g.in_h = static_cast<uint32_t>(in_.h);
+  g.in_w = static_cast<uint32_t>(in_.w);
+  g.out_w = static_cast<uint32_t>(out_.w);
+  g.stride_h = step_.stride_h;
+  g.stride_w = step_.stride_w;
+  g.top = step_.top;
+  g.left = step_.left;
+  for (size_t at = begin; at < end;) {
+    const size_t image = at / out_.h, y = at % out_.h, stop = std::min<size_t>(out_.h, y + end - at);
+    g.in = place.data + image * in_.elements() * element_of(in_);
+    g.out = place.output + image * out_.elements() * element_of(out_);
+    g.row_begin = static_cast<uint32_t>(y);
+    g.row_end = static_cast<uint32_t>(stop);
+    row_->run(g);
+    at += stop - y;
+  }
+}
+
+// Items are rows of pixels of images, one after another, and pixels of a row too: quantize must stay within an image.
+void Bound::run_values(const Place& place, size_t begin, size_t end) const {
+  if (step_.op == Op::kRequantize) {
+    gemm::Requantize r{};
+    r.in = place.data;
+    r.storage = storage_of(in_.storage);
+    r.first_pixel = begin * out_.w;
+    r.pixels = (end - begin) * out_.w;
+    r.out = output(place);
+    row_->run(r);
+    return;
+  }
+  gemm::Quantize q{};
+  q.plane = in_.h * in_.w;
+  for (size_t at = begin; at < end;) {
+    const size_t image = at / out_.h, y = at % out_.h, stop = std::min<size_t>(out_.h, y + end - at);
+    Place here = place;
+    here.output += image * out_.elements() * element_of(out_);
+    q.in = reinterpret_cast<const float*>(place.data) + image * in_.elements();
+    q.first_pixel = y * out_.w;
+    q.pixels = (stop - y) * out_.w;
+    q.out = output(here);
+    row_->run(q);
+    at += stop - y;
+  }
+}
+
+}  // namespace bitpress
