@@ -14,7 +14,7 @@ from ..compiler.execute import execute
 from ..compiler.model import Model, native_module
 from ..compiler.program import Program
 from ..core.errors import CheckFailed, UsageError
-from ..host import head
+from ..core.host import head
 from . import dense as dense_network
 from . import peers as peer_families
 from . import roofline

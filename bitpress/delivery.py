@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core.errors import UnsupportedError, UsageError
-from .host import head
+from .core.host import head
 
 if TYPE_CHECKING:
     import numpy as np

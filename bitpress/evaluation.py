@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .core.errors import UsageError
-from .host import head
+from .core.host import head
 
 Progress = Callable[[str, float], None]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .host import head
+from .core.host import head
 
 
 def inspect(source: str | Path | bytes) -> dict[str, Any]:

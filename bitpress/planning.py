@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .core.errors import CheckFailed, UnsupportedError, UsageError
-from .host import head
+from .core.host import head
 
 if TYPE_CHECKING:
     from .core.graph import Graph

@@ -18,7 +18,7 @@ from typing import Any
 from .errors import CorruptError, UsageError
 from .rundir import SETTINGS, read_json, write_json
 
-RUN_SCHEMA = "bitpress.run"
+RUN_SCHEMA = "bitpress.settings"
 RUN_VERSION = 1
 
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from bitpress.host import cpu_name
+from bitpress.core.host import cpu_name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ import click
 
 from .._version import __version__
 from ..core.errors import CheckFailed, EnvironmentMissing, UsageError, close
-from ..host import write_text
+from ..core.host import write_text
 from . import environment
 from .errors import INTERNAL, code_of
 from .progress import Progress

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from ..core.errors import BitpressError
-from ..host import head
+from ..core.host import head
 from . import environment
 from .command import Common, Result, verb
 from .tables import Column, Table

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from ..core.errors import EnvironmentMissing, UsageError, close
-from ..host import cpu_features
+from ..core.host import cpu_features
 
 REFERENCE = "reference"
 NEON = ("neon", "neon_dotprod", "neon_i8mm")

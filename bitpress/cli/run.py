@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..core.errors import UsageError
-from ..host import head
+from ..core.host import head
 from .command import Common, Result, verb
 
 

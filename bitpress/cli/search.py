@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from ..host import head
 from .command import Common, Names, Result, verb
 from .model import model_options, normal_options
 from .tables import Column, Table, si
@@ -60,9 +59,7 @@ def command(common: Common, model: str, data: str, budget: tuple[str, ...], out:
         model, data=data, budgets=budget, out=out, seed=common.seed, threads=common.thread if asked else None,
         progress=common.progress.epoch, **{key: value for key, value in options.items() if value is not None},
     )  # fmt: skip
-    settings = {key: value for key, value in result.items() if key not in ("schema", "schema_version")}
-    threads = common.thread if asked else len(os.sched_getaffinity(0))
-    document = {**head("bitpress.search", threads=threads), "run": out, **settings}
+    document = {**result, "run": out}
     return Result(document, _tables(document), _notes(document))
 
 

@@ -25,6 +25,7 @@ from ..errors import CheckFailed, UnsupportedError, UsageError, close
 from ..evaluate import evaluate as accuracy
 from ..factory import is_factory
 from ..graph import Graph
+from ..host import head
 from ..integer import integer
 from ..job import Settings, locked, open_run, schedule, sha256
 from ..plan import RESIDUALS
@@ -38,7 +39,6 @@ Method = Callable[[Job], SuperNet]
 SEARCHES: Mapping[str, Method] = {"sbs": sbs.search}
 PROMISED = ("sbs", "djpq", "ajpq", "bayesian-bits", "two-stage", "uniform")
 DISTILL = 0.5  # share of the loss that comes from the float network's outputs (methods F)
-RESULT_SCHEMA, RESULT_VERSION = "bitpress.search", 1
 TRAINING_COST = 6  # operations of a float step per MAC and image: forward and backward, two each
 
 
@@ -245,7 +245,8 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
     write_run(folder, graph, plan, tensors, meta)
     schedule_ = settings.schedule
     result = {
-        "schema": RESULT_SCHEMA, "schema_version": RESULT_VERSION, "method": settings.method,
+        **head("bitpress.search", threads=settings.threads),
+        "method": settings.method,
         "baseline_top1": before.top1, "top1": after.top1, "top5": after.top5, "n": after.n,
         "predictions_sha256": after.sha256, "bops": totals.bops, "bops_fp32": totals.bops_fp32,
         "bops_ratio": totals.bops_ratio, "bops_convention": totals.bops_convention,

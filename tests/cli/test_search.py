@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ..schema.schemas import check
 from .test_compile import BLOBS, CHAIN, STRANGE
 from .tool import good, refused
 
@@ -30,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_evaluated_compiled_and_verified(run: Path, tmp_path: Path) -> None:
-    result = json.loads((run / "result.json").read_text())
+    result = check(json.loads((run / "result.json").read_text()))
     good("compile", run, "-o", tmp_path / "x.bpk")
     for source in (run, tmp_path / "x.bpk"):
         document = good("eval", source, "--data", BLOBS, "--json", "-").document()

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from bitpress.cli.command import VERBS
-from bitpress.host import head
+from bitpress.core.host import head
 
 from .schemas import FOLDER, schema
 

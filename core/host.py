@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ._version import __version__
-from .core.errors import UsageError
+from .._version import __version__
+from .errors import UsageError
 
 SCHEMA_VERSION = 1
 
