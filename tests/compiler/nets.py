@@ -12,9 +12,9 @@ from bitpress.compiler.lower import lower
 from bitpress.compiler.pack import pack
 from bitpress.compiler.program import Program
 from bitpress.compiler.prune import kept_of, prune
-from bitpress.core.encoding import parse, twos
+from bitpress.core.encoding import parse
 from bitpress.core.graph import Graph, run, verify
-from bitpress.core.groups import channel_group
+from bitpress.core.groups import channel_group, groups
 from bitpress.core.integer import integer
 from bitpress.core.plan import BitConfig, CompressionPlan, GroupId, LayerId, Segment
 from bitpress.core.storage import LAYERS, act_encoding, analyse
@@ -111,6 +111,38 @@ def space_to_depth(seed: int = 0) -> Graph:
     return m.graph(m.conv("d", y, 5, 1))
 
 
+def odd_sum(seed: int = 0) -> Graph:
+    """The image itself is a stream; behind it a value is added to itself."""
+    m = Maker((4, 6, 6), seed)
+    x = m.add("relu", "one.relu", m.add("add", "one", m.conv("a", "image", 4), "image"))
+    x = m.add("add", "two", x, x)
+    return m.graph(m.linear("fc", m.add("flatten", "flat", x), 3))
+
+
+def bare_output(seed: int = 0) -> Graph:
+    """Two accumulators are added, and the output is a flattened activation."""
+    m = Maker((4, 6, 6), seed)
+    x = m.add("add", "sum", m.conv("a", "image", 4), m.conv("b", "image", 4))
+    return m.graph(m.add("flatten", "flat", m.add("relu", "relu", x)))
+
+
+def joined_output(seed: int = 0) -> Graph:
+    """The output is a concatenation; a pool and a batch norm come before any layer."""
+    m = Maker((4, 6, 6), seed)
+    x = m.add("avg_pool2d", "mean", "image", kernel=(2, 2), stride=(2, 2), padding=(0, 0, 0, 0))
+    x = m.add("relu", "relu", m.norm("bn", x))
+    return m.graph(m.add("concat", "join", m.conv("a", x, 3, 1), m.conv("b", x, 2, 1)))
+
+
+def signed_clip(seed: int = 0) -> Graph:
+    """A clip that is not at zero, a max pool with a border on a stream, an output that is a pool."""
+    m = Maker((4, 7, 6), seed)
+    x = m.add("clip", "clip", m.conv("a", "image", 4), lo=-0.3, hi=0.2)
+    x = m.add("max_pool2d", "max", x, kernel=(3, 3), stride=(2, 2), padding=(1, 1, 1, 1))
+    x = m.conv("c", m.add("add", "sum", x, m.conv("b", x, 4)), 3, 1)
+    return m.graph(m.add("max_pool2d", "last", x, kernel=(2, 2), stride=(1, 1), padding=(0, 0, 0, 0)))
+
+
 NETS = {
     "chain": chain,
     "residual": residual,
@@ -120,6 +152,10 @@ NETS = {
     "shared_flat": shared_flat,
     "inverted": inverted,
     "space_to_depth": space_to_depth,
+    "odd_sum": odd_sum,
+    "bare_output": bare_output,
+    "joined_output": joined_output,
+    "signed_clip": signed_clip,
     "everything": everything,
 }
 
@@ -179,8 +215,6 @@ def images(graph: Graph, count: int, seed: int = 0) -> np.ndarray:
 
 def random_plan(graph: Graph, rng: np.random.Generator, residual: str = "int8") -> CompressionPlan:
     """0, 2, 4 and 8 bits mixed within layers; some groups pruned; activations of 1 to 8 bits."""
-    from bitpress.core.groups import groups
-
     keep = {}
     for g in groups(graph):
         if g.prunable and rng.random() < 0.7:
@@ -240,6 +274,3 @@ def assert_stages_agree(
     for name, value in values(program, x).items():
         assert_same(want[name][:, kept[name]].reshape(value.shape), value, f"program {name}")
     return program
-
-
-__all__ = ["NETS", "assert_same", "assert_stages_agree", "images", "plan_of", "random_plan", "tensors_of", "twos"]
