@@ -41,7 +41,6 @@ Bound::Bound(const Step& step, const Program& program, const Choice& choice)
   if (step.op == Op::kGather) bind_gather(step);
   if (step.op == Op::kSumPool2d) scratch_ = (step.rows + kSpareRows) * sizeof(int32_t);
   step_.fields = Bytes{};
-  step_.code_sums.clear();
   step_.m.clear();
   step_.b.clear();
 }

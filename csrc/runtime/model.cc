@@ -54,7 +54,6 @@ Model::Model(Bytes file) : program(read_program(file)), choice(Choice::from_envi
     scratch_bytes = std::max(scratch_bytes, steps.back().scratch_bytes());
     step.m = {};  // what is needed of these has been copied
     step.b = {};
-    step.code_sums = {};
     step.fields = {};
   }
   const size_t image = std::max<size_t>(program.arena_bytes, 64);

@@ -375,16 +375,6 @@ Program read_program(Bytes file) {
   if (content[kMeta].size > kMaxMeta)
     corrupt("TooLarge", "meta has " + str(content[kMeta].size) + " bytes, at most " + str(kMaxMeta) + " are allowed");
   check_program(program);
-  for (Step& s : program.steps) {
-    if (!s.has_weights) continue;
-    s.code_sums.resize(s.rows);
-    const size_t row_bytes = s.fields.size / s.rows;
-    const uint32_t mask = (1u << s.weight.bits) - 1;
-    for (uint32_t row = 0; row < s.rows; ++row)
-      for (size_t i = 0; i < row_bytes; ++i)
-        for (int shift = 0; shift < 8; shift += s.weight.bits)
-          s.code_sums[row] += s.weight.level((s.fields.data[row * row_bytes + i] >> shift) & mask) - s.weight.offset;
-  }
   return program;
 }
 

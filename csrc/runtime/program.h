@@ -57,9 +57,8 @@ struct Step {
   uint32_t groups = 1, rows = 0, depth = 0;
   bool has_epilogue = false, has_weights = false;
   Encoding weight;
-  Bytes fields;                    // [rows, ceil(depth * bits / 8)], a view into the file
-  std::vector<int32_t> code_sums;  // [rows], of the offset-free levels
-  std::vector<float> m, b;         // [rows]
+  Bytes fields;             // [rows, ceil(depth * bits / 8)], a view into the file
+  std::vector<float> m, b;  // [rows]
   std::vector<int32_t> out_channels, channels;
   float lo = 0, hi = 0, m_r = 0;
 };
