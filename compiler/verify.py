@@ -60,13 +60,16 @@ def verify(
     outputs = execute(program, x)
     runs = [_run(s, x[:b], outputs[:b], t, report) for s in stages for t in threads for b in batches]
     golden = _golden(program, report)
+    layer = {program.buffers[s.output].name: s.layer for s in program.steps}
+    if report.first is not None:
+        report.first["layer"] = layer.get(report.first["name"], "")
     return {
         "exact": report.first is None,
         "stages": [s.name for s in stages if s.name == TORCH]
         + [REFERENCE]
         + [s.name for s in stages if s.name == NATIVE],
         "left_out": [{"stage": name, "why": why} for name, why in left_out],
-        "layers": [{"name": name, **row} for name, row in report.rows.items()],
+        "layers": [{"name": name, "layer": layer[name], **row} for name, row in report.rows.items()],
         "first_difference": report.first,
         "runs": runs,
         "golden": golden,

@@ -51,7 +51,7 @@ def test_the_first_difference_is_named():
     found = verify(broken(compile_run(run), "a.relu"), run, batches=(3,), threads=(1,))
     assert found["exact"] is False
     first = found["first_difference"]
-    assert (first["name"], first["stage"]) == ("a.relu", "torch")
+    assert (first["name"], first["layer"], first["stage"]) == ("a.relu", "a", "torch")
     assert first["index"][1] == 1
     assert first["expected"] != first["found"]
     rows = {r["name"]: r["mismatches"] for r in found["layers"]}
