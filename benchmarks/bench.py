@@ -53,6 +53,7 @@ def bench(
     program, rng = loaded.program, np.random.default_rng(seed)
     if loaded.golden_check() is False:
         raise CheckFailed(f"{artifact}: the golden sample does not come out; nothing is timed. Try `bitpress verify`")
+    progress("bench, preparing the peers", 0.0)
     net = dense_network.dense(program, against=against, model=model, weights=weights)
     images = dense_network.images(program, net.data or _recorded_data(program), rng)
     runs = []

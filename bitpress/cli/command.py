@@ -175,6 +175,7 @@ def verb(name: str, *, table: bool = True, lists: bool = False) -> Callable[[Cal
     def decorate(function: Callable[..., Result]) -> click.Command:
         def body(**given: Any) -> int:
             common = _common(given)
+            _told(common, given)
             with common.progress:
                 result = function(common, **given)
             return _show(result, common)
@@ -232,6 +233,15 @@ def _common(given: dict[str, Any]) -> Common:
         json=given.pop("json"), format=given.pop("format", "table"), quiet=quiet, verbose=verbose,
         seed=given.pop("seed"), threads=threads, given=named, progress=Progress(quiet=quiet),
     )  # fmt: skip
+
+
+def _told(common: Common, given: Mapping[str, Any]) -> None:
+    """With -v: what the verb was asked for, defaults filled in, and the environment values that are set."""
+    logger = logging.getLogger("bitpress")
+    values = {**given, "seed": common.seed, "threads": ",".join(map(str, common.threads))}
+    logger.debug("options: %s", ", ".join(f"{key} {value}" for key, value in values.items() if value is not None))
+    forced = {key: value for key, value in sorted(os.environ.items()) if key.startswith("BITPRESS_")}
+    logger.debug("environment: %s", ", ".join(f"{key}={value}" for key, value in forced.items()) or "nothing set")
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]

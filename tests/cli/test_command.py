@@ -114,6 +114,14 @@ def test_json_goes_where_it_is_sent(tmp_path: Path, sample: Path) -> None:
     assert list(tmp_path.glob(".*tmp")) == []
 
 
+def test_verbose_tells_the_options(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITPRESS_NUM_THREADS", "2")
+    args = ["run", sample, "--input", sample.with_name("x.npy"), "--output", tmp_path / "y.npy", "--json", "-"]
+    said = good(*args, "-v").err
+    assert "batch 256" in said and "threads 2" in said and "BITPRESS_NUM_THREADS=2" in said
+    assert "options" not in good(*args).err
+
+
 def test_formats_of_a_table() -> None:
     for format_ in ("json", "jsonl", "csv", "md", "table"):
         out = good("doctor", "-o", format_).out
