@@ -22,7 +22,7 @@ from bitpress.core.errors import CheckFailed, CorruptError, Interrupted, Unsuppo
 from bitpress.core.evaluate import evaluate
 from bitpress.core.integer import integer
 from bitpress.core.rundir import load_run
-from bitpress.core.search import SEARCHES, search
+from bitpress.core.search import SEARCHES, default_threads, search
 from bitpress.core.semantics import Semantics
 from bitpress.core.supernet import differing_codes
 from bitpress.core.train import Progress
@@ -171,6 +171,14 @@ def test_a_damaged_checkpoint_is_an_error_and_not_a_new_start(tmp_path: Path) ->
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(CorruptError, match="damaged"):
         _quick(tmp_path / "run", data=f"{NETS}:no_test")
+
+
+def test_small_steps_get_one_thread_where_nobody_says(tmp_path: Path) -> None:
+    assert default_threads(4e8) == 1  # digits
+    assert default_threads(3e10) == len(os.sched_getaffinity(0))  # ResNet-20
+    _quick(tmp_path / "run", threads=None, epochs_search=1, epochs_float=1)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["threads"] == 1
+    assert torch.get_num_threads() == 1
 
 
 def test_every_method_is_listed_once() -> None:
