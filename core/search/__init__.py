@@ -39,8 +39,8 @@ Method = Callable[[Job], SuperNet]
 SEARCHES: Mapping[str, Method] = {"sbs": sbs.search}
 PROMISED = ("sbs", "djpq", "ajpq", "bayesian-bits", "two-stage", "uniform")
 DISTILL = 0.5  # share of the loss that comes from the float network's outputs (methods F)
-# Operations of a step below which threads wait for each other more than they save: on a busy 2-core host, digits took 13
-# times the CPU time with 2 threads that it took with 1 (96 s against 7.5 s).
+# Operations of a step below which threads wait for each other more than they save: on a busy 2-core host, digits took
+# 13 times the CPU time with 2 threads that it took with 1 (96 s against 7.5 s).
 SMALL_STEP = 5e9
 TRAINING_COST = 6  # operations of a float step per MAC and image: forward and backward, two each
 
