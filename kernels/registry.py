@@ -6,6 +6,7 @@ asks it. Without it numpy runs everything, and `baseline` still says which row a
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -78,6 +79,8 @@ def find(problem: Problem, isa: str | None = None) -> Kernel:
 
 
 def _module() -> ModuleType | None:
+    if os.environ.get("BITPRESS_NATIVE") == "0" or os.environ.get("BITPRESS_FORCE_ISA") == reference.REFERENCE:
+        return None
     try:
         from .. import _native
     except ImportError:

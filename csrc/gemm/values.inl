@@ -1,37 +1,49 @@
 // Everything that is no matrix product: depthwise convolution, quantize, requantize, pools. Anonymous namespace.
-// Depthwise vocabulary V: kLanes, Vec, zero, load_act(bytes, is_signed) -> int32 lanes, load_w, madd(acc, a, w), store.
+// Depthwise vocabulary V: kLanes, Vec, zero, load_act<signed>(bytes) -> int32 lanes, load_w, madd(acc, a, w), store.
 
-template <class V, class F>
-void depthwise(const Depthwise& d) {
+template <class V, class F, bool kSigned>
+void depthwise_as(const Depthwise& d) {
   constexpr uint32_t L = V::kLanes;
-  constexpr uint32_t kPixels = 4;
+  constexpr uint32_t kTile = 4, kPixels = 16;  // pixels that share a load of weights; pixels of one epilogue
   alignas(64) int32_t acc[kPixels * L + 16];
-  const size_t padded = (d.rows + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
+  const size_t padded = (d.rows + kMaxLanes - 1) / kMaxLanes * kMaxLanes, step = d.pixel_stride;
+  const uint32_t* const offsets = d.tap_offsets;
+  const uint32_t taps = d.taps;
   for (uint32_t row = 0; row < d.rows; row += L) {
     const uint32_t rows = d.rows - row < L ? d.rows - row : L;
     for (uint32_t y = 0; y < d.out_rows; ++y) {
       for (uint32_t x = 0; x < d.out_cols; x += kPixels) {
         const uint32_t pixels = d.out_cols - x < kPixels ? d.out_cols - x : kPixels;
-        const uint8_t* in = d.in + y * d.row_stride + x * d.pixel_stride + row;
-        typename V::Vec s0 = V::zero(), s1 = s0, s2 = s0, s3 = s0;
-        const size_t p1 = pixels > 1 ? d.pixel_stride : 0, p2 = pixels > 2 ? 2 * d.pixel_stride : 0,
-                     p3 = pixels > 3 ? 3 * d.pixel_stride : 0;
-        for (uint32_t t = 0; t < d.taps; ++t) {
-          const typename V::Vec w = V::load_w(d.weights + t * padded + row);
-          const uint8_t* p = in + d.tap_offsets[t];
-          s0 = V::madd(s0, V::load_act(p, d.is_signed), w);
-          s1 = V::madd(s1, V::load_act(p + p1, d.is_signed), w);
-          s2 = V::madd(s2, V::load_act(p + p2, d.is_signed), w);
-          s3 = V::madd(s3, V::load_act(p + p3, d.is_signed), w);
+        for (uint32_t j = 0; j < pixels; j += kTile) {
+          const uint8_t* in = d.in + y * d.row_stride + (x + j) * step + row;
+          // The last tile may have fewer pixels: the others repeat the first and are not stored.
+          const uint32_t left = pixels - j;
+          const size_t p1 = left > 1 ? step : 0, p2 = left > 2 ? 2 * step : 0, p3 = left > 3 ? 3 * step : 0;
+          typename V::Vec s0 = V::zero(), s1 = s0, s2 = s0, s3 = s0;
+          const int32_t* weights = d.weights + row;
+          for (uint32_t t = 0; t < taps; ++t, weights += padded) {
+            const typename V::Vec w = V::load_w(weights);
+            const uint8_t* p = in + offsets[t];
+            s0 = V::madd(s0, V::template load_act<kSigned>(p), w);
+            s1 = V::madd(s1, V::template load_act<kSigned>(p + p1), w);
+            s2 = V::madd(s2, V::template load_act<kSigned>(p + p2), w);
+            s3 = V::madd(s3, V::template load_act<kSigned>(p + p3), w);
+          }
+          int32_t* out = acc + j * L;
+          V::store(out, s0);
+          V::store(out + L, s1);
+          V::store(out + 2 * L, s2);
+          V::store(out + 3 * L, s3);
         }
-        V::store(acc, s0);
-        V::store(acc + L, s1);
-        V::store(acc + 2 * L, s2);
-        V::store(acc + 3 * L, s3);
         finish<F, FromSums>(d.out, acc, L, row, rows, d.first_pixel + y * d.out_row_pixels + x, pixels, nullptr);
       }
     }
   }
+}
+
+template <class V, class F>
+void depthwise(const Depthwise& d) {
+  d.is_signed ? depthwise_as<V, F, true>(d) : depthwise_as<V, F, false>(d);
 }
 
 template <class F>

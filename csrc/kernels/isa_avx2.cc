@@ -56,9 +56,10 @@ struct Planes {
 
 // One int16 product a lane; the weights' high halves are zero.
 struct Dots : Words {
-  static Vec load_act(const uint8_t* p, bool is_signed) {
+  template <bool kSigned>
+  static Vec load_act(const uint8_t* p) {
     const __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-    return is_signed ? _mm256_cvtepi8_epi32(v) : _mm256_cvtepu8_epi32(v);
+    return kSigned ? _mm256_cvtepi8_epi32(v) : _mm256_cvtepu8_epi32(v);
   }
   static Vec load_w(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static Vec madd(Vec acc, Vec a, Vec w) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, w)); }

@@ -44,9 +44,10 @@ struct Nibbles : Planes {
 };
 
 struct Dots : Block {
-  static Vec load_act(const uint8_t* p, bool is_signed) {
+  template <bool kSigned>
+  static Vec load_act(const uint8_t* p) {
     const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return is_signed ? _mm512_cvtepi8_epi32(v) : _mm512_cvtepu8_epi32(v);
+    return kSigned ? _mm512_cvtepi8_epi32(v) : _mm512_cvtepu8_epi32(v);
   }
   static Vec load_w(const int32_t* p) { return _mm512_loadu_si512(p); }
   static Vec madd(Vec acc, Vec a, Vec w) { return _mm512_add_epi32(acc, _mm512_madd_epi16(a, w)); }

@@ -15,11 +15,27 @@ struct Dot : Block {
   static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) { asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(w)); }
 };
 
+// Two int16 products a lane and their sum in one instruction; the weights' high halves are zero.
+struct Dots : Block {
+  template <bool kSigned>
+  static Vec load_act(const uint8_t* p) {
+    const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return kSigned ? _mm512_cvtepi8_epi32(v) : _mm512_cvtepu8_epi32(v);
+  }
+  static Vec load_w(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static BITPRESS_INLINE Vec madd(Vec acc, Vec a, Vec w) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(w));
+    return acc;
+  }
+};
+
 #include "../gemm/finish.inl"
 #include "../gemm/i8dot.inl"
+#include "../gemm/values.inl"
 
 }  // namespace
 
 void i8dot_avx512vnni(const Conv& c) { i8dot<Dot, F>(c); }
+void depthwise_avx512vnni(const Depthwise& d) { depthwise<Dots, F>(d); }
 
 }  // namespace bitpress::gemm

@@ -129,9 +129,10 @@ struct Dots {
     int32_t v[kLanes];
   };
   static Vec zero() { return Vec{}; }
-  static Vec load_act(const uint8_t* p, bool is_signed) {
+  template <bool kSigned>
+  static Vec load_act(const uint8_t* p) {
     Vec out;
-    for (uint32_t i = 0; i < kLanes; ++i) out.v[i] = is_signed ? static_cast<int8_t>(p[i]) : p[i];
+    for (uint32_t i = 0; i < kLanes; ++i) out.v[i] = kSigned ? static_cast<int8_t>(p[i]) : p[i];
     return out;
   }
   static Vec load_w(const int32_t* p) {

@@ -1,0 +1,77 @@
+"""The list of rows: what any host can run, what this one would choose, and the reasons given."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitpress.core.encoding import ENCODINGS, FIELD_BITS, parse
+from bitpress.core.errors import UnsupportedError
+from bitpress.kernels import native, registry
+from bitpress.kernels.kernel import F32, Problem
+
+WEIGHTS = [e for e in ENCODINGS if e.bits in FIELD_BITS]
+ACTS = [e for e in ENCODINGS if e.name[0] in "ui"]
+
+
+def test_names_are_unique_and_rows_name_known_isas() -> None:
+    names = [row.name for row in registry.ROWS]
+    assert len(set(names)) == len(names)
+    assert {row.isa for row in registry.ROWS} <= {*native.isas(), "reference"}
+
+
+@pytest.mark.parametrize("op", ["conv2d", "depthwise_conv2d"])
+def test_every_pair_of_the_format_has_a_baseline_row(op: str) -> None:
+    for w in WEIGHTS:
+        for a in ACTS:
+            assert registry.baseline(Problem(op, w, a, 16, 144, 64)).isa == "generic"
+
+
+def test_other_ops_have_baseline_rows() -> None:
+    u4 = parse("u4")
+    assert registry.baseline(Problem("quantize", None, F32)).name == "quantize_generic"
+    for op, a in (("requantize", F32), ("requantize", u4), ("max_pool2d", F32), ("sum_pool2d", u4), ("gather", F32)):
+        assert registry.baseline(Problem(op, None, a)).name == f"{op}_generic"
+
+
+@pytest.mark.parametrize(
+    ("problem", "says"),
+    [
+        (Problem("conv2d", parse("i3"), parse("u4")), "conv2d at w3a4"),
+        (Problem("conv2d", parse("i4"), parse("o4")), "w4a4"),
+        (Problem("conv2d", parse("i4"), F32), "conv2d at w4f32"),
+        (Problem("sum_pool2d", None, F32), "sum_pool2d at f32"),
+        (Problem("softmax", None, F32), "known ops are conv2d"),
+    ],
+)
+def test_what_no_row_computes_is_refused_by_name(problem: Problem, says: str) -> None:
+    with pytest.raises(UnsupportedError, match=says):
+        registry.baseline(problem)
+
+
+def test_without_native_code_the_reference_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITPRESS_NATIVE", "0")
+    problem = Problem("conv2d", parse("i4"), parse("u4"), 16, 144, 64)
+    assert registry.find(problem).isa == "reference"
+    assert registry.find(problem, "generic").name == "i8dot_generic"
+
+
+@pytest.mark.native
+def test_explain_speaks_of_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BITPRESS_FORCE_ISA", raising=False)
+    monkeypatch.delenv("BITPRESS_FORCE_KERNEL", raising=False)
+    problem = Problem("conv2d", parse("i2"), parse("u2"), 16, 144, 64)
+    verdicts = registry.explain(problem)
+    assert [v.kernel for v in verdicts] == list(registry.ROWS)
+    assert all(v.why for v in verdicts)
+    costs = [v.cost for v in verdicts if v.cost is not None]
+    assert min(costs) == next(v.cost for v in verdicts if v.kernel == registry.find(problem))
+    monkeypatch.setenv("BITPRESS_FORCE_KERNEL", "bitserial_generic")
+    assert registry.find(problem).name == "bitserial_generic"
+
+
+@pytest.mark.native
+def test_one_bit_and_deep_is_what_bit_planes_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITPRESS_FORCE_ISA", "generic")
+    deep = Problem("conv2d", parse("b1"), parse("u1"), 256, 4608, 49)
+    assert registry.find(deep).name == "bitserial_generic"
+    assert registry.find(Problem("conv2d", parse("i8"), parse("u8"), 256, 4608, 49)).name == "i8dot_generic"
