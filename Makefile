@@ -3,7 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRAS := search,onnx,bench,dev
 BIN := .venv/bin
-NATIVE_SOURCES := CMakeLists.txt $(wildcard kernels/*.def) $(shell find csrc -type f)
+BUILD = build/cmake-$(shell $(BIN)/python -c "import sys; print(sys.implementation.cache_tag)")
+NATIVE_SOURCES := CMakeLists.txt $(wildcard cmake/* kernels/*.def) $(shell find csrc -type f)
 CSRC := $(shell find csrc -name '*.cc' -o -name '*.h' -o -name '*.inl')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -13,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/.native ## virtual environment, dependencies, native module
+setup: .venv/.native ## virtual environment, dependencies, native module, .venv/bin/bitpress-run
 
 native: ## build the native module again
 	rm -f .venv/.native && $(MAKE) .venv/.native
@@ -63,4 +64,5 @@ clean: ## remove all that make made
 
 .venv/.native: .venv/.deps setup.py $(NATIVE_SOURCES)
 	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	if [ "$${BITPRESS_NATIVE:-1}" = 1 ]; then cmake --build $(BUILD) --target bitpress-run && install -m 755 $(BUILD)/bitpress-run $(BIN); fi
 	touch $@
