@@ -38,7 +38,10 @@ def cpu_features() -> frozenset[str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The whole file or none of it; UsageError where it cannot be written."""
+    """The whole file or none of it (a device or pipe is written directly); UsageError where it cannot be written."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_text(text, encoding="utf-8")
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")

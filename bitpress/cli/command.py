@@ -183,7 +183,8 @@ def verb(name: str, *, table: bool = True, lists: bool = False) -> Callable[[Cal
         body.__doc__ = function.__doc__
         own = getattr(function, "__click_params__", [])
         body.__click_params__ = [*_options(table=table, lists=lists), *own]  # type: ignore[attr-defined]
-        return click.command(name, context_settings={"show_default": True})(body)
+        said = str(function.__globals__["__doc__"]).partition(": ")[2].partition("\n")[0]  # of the verb's file
+        return click.command(name, short_help=said, context_settings={"show_default": True})(body)
 
     return decorate
 
@@ -221,6 +222,9 @@ def _common(given: dict[str, Any]) -> Common:
             f"--device cuda: Bitpress {__version__} computes on the CPU only; there are no GPU kernels in it yet. "
             "Leave --device out"
         )
+    target = given.pop("json")
+    if target not in (None, "-") and not Path(target).parent.is_dir():
+        raise UsageError(f"--json {target}: cannot write there, {Path(target).parent} is no folder")
     threads = given.pop("threads") or (int(os.environ.get("BITPRESS_NUM_THREADS", "1")),)
     named = frozenset(
         name for name in ctx.params if ctx.get_parameter_source(name) not in (click.core.ParameterSource.DEFAULT, None)
@@ -230,7 +234,7 @@ def _common(given: dict[str, Any]) -> Common:
         raise UsageError("-q and -v contradict each other: give one of them")
     _log(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
     return Common(
-        json=given.pop("json"), format=given.pop("format", "table"), quiet=quiet, verbose=verbose,
+        json=target, format=given.pop("format", "table"), quiet=quiet, verbose=verbose,
         seed=given.pop("seed"), threads=threads, given=named, progress=Progress(quiet=quiet),
     )  # fmt: skip
 

@@ -23,6 +23,9 @@ def code_of(error: BaseException) -> int | None:
         return _say("interrupted", INTERRUPTED)
     if isinstance(error, BitpressError):
         return _say(str(error), error.exit_code)
+    if error.__class__.__name__ == "NoArgsIsHelpError" and isinstance(error, click.UsageError):
+        print(error.format_message(), file=sys.stderr)  # a class of click 8.2 and later
+        return UsageError.exit_code
     if isinstance(error, click.UsageError):
         name = error.ctx.command_path if error.ctx is not None else "bitpress"
         return _say(f"{error.format_message()} See `{name} --help`.", UsageError.exit_code)

@@ -26,6 +26,8 @@ def command(common: Common, artifact: str, source: str, output: str, batch: int)
 
     from ..compiler.model import load
 
+    if not Path(output).parent.is_dir():
+        raise UsageError(f"--output {output}: there is no folder {Path(output).parent}")
     model = load(artifact, threads=common.thread)
     images = _read(source)
     model.prepare(images[:1] if images.ndim == 4 else images)  # refuses what does not fit, before any work

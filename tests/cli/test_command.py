@@ -112,6 +112,13 @@ def test_json_goes_where_it_is_sent(tmp_path: Path, sample: Path) -> None:
     assert np.load(tmp_path / "y.npy").shape == (5, 10)
     assert "cannot write" in refused(2, *args, "--json", tmp_path / "none" / "d.json")
     assert list(tmp_path.glob(".*tmp")) == []
+    assert "no folder" in refused(2, *args[:-1], tmp_path / "none" / "y.npy")
+    good(*args, "--json", "/dev/null")
+
+
+def test_no_verb_is_answered_with_help() -> None:
+    outcome = bitpress()
+    assert outcome.code in (0, 2) and "Usage: bitpress" in outcome.err + outcome.out
 
 
 def test_verbose_tells_the_options(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
