@@ -84,6 +84,7 @@ struct Depthwise {
   size_t row_stride, pixel_stride;
   const uint32_t* tap_offsets;
   uint32_t taps;
+  bool sliding;            // taps come in threes, a pixel_stride apart: the columns of neighbouring pixels
   const int32_t* weights;  // [taps][rows padded to kMaxLanes], the low 16 bits; the high ones are zero
   uint32_t rows;
   uint32_t out_rows, out_cols;

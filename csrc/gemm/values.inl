@@ -21,13 +21,30 @@ void depthwise_as(const Depthwise& d) {
           const size_t p1 = left > 1 ? step : 0, p2 = left > 2 ? 2 * step : 0, p3 = left > 3 ? 3 * step : 0;
           typename V::Vec s0 = V::zero(), s1 = s0, s2 = s0, s3 = s0;
           const int32_t* weights = d.weights + row;
-          for (uint32_t t = 0; t < taps; ++t, weights += padded) {
-            const typename V::Vec w = V::load_w(weights);
-            const uint8_t* p = in + offsets[t];
-            s0 = V::madd(s0, V::template load_act<kSigned>(p), w);
-            s1 = V::madd(s1, V::template load_act<kSigned>(p + p1), w);
-            s2 = V::madd(s2, V::template load_act<kSigned>(p + p2), w);
-            s3 = V::madd(s3, V::template load_act<kSigned>(p + p3), w);
+          if (d.sliding && left >= kTile) {  // neighbouring pixels share two of three columns: half of the loads
+            for (uint32_t t = 0; t < taps; t += 3, weights += 3 * padded) {
+              const typename V::Vec w0 = V::load_w(weights), w1 = V::load_w(weights + padded),
+                                    w2 = V::load_w(weights + 2 * padded);
+              const uint8_t* p = in + offsets[t];
+              const typename V::Vec a0 = V::template load_act<kSigned>(p), a1 = V::template load_act<kSigned>(p + step),
+                                    a2 = V::template load_act<kSigned>(p + 2 * step),
+                                    a3 = V::template load_act<kSigned>(p + 3 * step),
+                                    a4 = V::template load_act<kSigned>(p + 4 * step),
+                                    a5 = V::template load_act<kSigned>(p + 5 * step);
+              s0 = V::madd(V::madd(V::madd(s0, a0, w0), a1, w1), a2, w2);
+              s1 = V::madd(V::madd(V::madd(s1, a1, w0), a2, w1), a3, w2);
+              s2 = V::madd(V::madd(V::madd(s2, a2, w0), a3, w1), a4, w2);
+              s3 = V::madd(V::madd(V::madd(s3, a3, w0), a4, w1), a5, w2);
+            }
+          } else {
+            for (uint32_t t = 0; t < taps; ++t, weights += padded) {
+              const typename V::Vec w = V::load_w(weights);
+              const uint8_t* p = in + offsets[t];
+              s0 = V::madd(s0, V::template load_act<kSigned>(p), w);
+              s1 = V::madd(s1, V::template load_act<kSigned>(p + p1), w);
+              s2 = V::madd(s2, V::template load_act<kSigned>(p + p2), w);
+              s3 = V::madd(s3, V::template load_act<kSigned>(p + p3), w);
+            }
           }
           int32_t* out = acc + j * L;
           V::store(out, s0);

@@ -187,6 +187,7 @@ void Bound::run_depthwise(const Place& place, size_t begin, size_t end, uint8_t*
   d.pixel_stride = size_t{step_.stride_w} * w.channels;
   d.tap_offsets = w.offsets.data();
   d.taps = w.taps;
+  d.sliding = step_.kernel_w == 3 && step_.stride_w == 1 && step_.dilation_w == 1;
   d.weights = reinterpret_cast<const int32_t*>(weights_.data());
   d.rows = step_.rows;
   d.out_cols = static_cast<uint32_t>(out_.w);

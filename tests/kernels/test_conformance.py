@@ -171,6 +171,8 @@ def test_depthwise_shapes(kernel: str, weight: str, act: str, monkeypatch: pytes
     for c, side, g in (
         (1, (1, 1), Window()),
         (17, (5, 6), Window((3, 3), (2, 2), (1, 1, 0, 1), groups=17)),
+        (20, (3, 21), Window((3, 3), padding=(1, 1, 1, 1), groups=20)),  # neighbouring pixels share columns
+        (5, (4, 9), Window((2, 3), padding=(0, 0, 1, 0), groups=5)),
         (33, (4, 9), Window((2, 3), (1, 1), (0, 0, 1, 2), (2, 2), groups=33)),
     ):
         check(kernel, weight, act, case(weight, act, c, side, c, g, batch=2), g, monkeypatch, "depthwise_conv2d")
