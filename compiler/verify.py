@@ -190,6 +190,12 @@ def _torch_stage(program: Program, run: Source | str | Path) -> _Stage:
     else:
         loaded = run
     graph = integer(loaded.graph, loaded.plan, loaded.tensors)
+    takes, has = program.buffers[program.input].shape, graph.inputs[0].shape
+    if takes != has:
+        raise UsageError(
+            f"the RUN's network takes images {list(has)}, the artifact's {list(takes)}: --against wants the RUN that "
+            "the artifact was compiled from"
+        )
     shapes = {b.name: b.shape for b in program.buffers}
     return _Stage(
         TORCH,

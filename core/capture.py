@@ -6,8 +6,11 @@ ATen name, so that `plan` can list it; nothing is guessed. Knows nothing of plan
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -145,9 +148,25 @@ def _export(module: nn.Module, in_shape: tuple[int, int, int]) -> torch.export.E
             raise UsageError(f"the network does not take inputs of shape {list(in_shape)}: {_first(error)}") from error
         try:
             # an empty table of decompositions makes in-place ops functional and leaves the rest
-            return torch.export.export(module, (example,), strict=False).run_decompositions({})
+            with _silent_torch():
+                return torch.export.export(module, (example,), strict=False).run_decompositions({})
         except Exception as error:  # torch raises classes of its own without a common base
             raise UnsupportedError(f"the network cannot be traced by torch.export: {_first(error)}") from error
+
+
+@contextlib.contextmanager
+def _silent_torch() -> Iterator[None]:
+    """Mutes the listings of code that torch logs and prints beside its errors."""
+    found = [v for k, v in logging.root.manager.loggerDict.items() if k.split(".")[0] == "torch"]
+    loud = [v for v in found if isinstance(v, logging.Logger) and not v.disabled]
+    for logger in loud:
+        logger.disabled = True
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger in loud:
+            logger.disabled = False
 
 
 def _first(error: BaseException) -> str:

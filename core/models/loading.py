@@ -168,7 +168,10 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     except ImportError as error:
         raise EnvironmentMissing(f"{path} needs safetensors: pip install 'bitpress[search]'") from error
     except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, OSError, AttributeError) as error:
-        raise CorruptError(f"{path} is not a weights file that can be read safely: {_first_line(error)}") from error
+        raise CorruptError(
+            f"{path} is no weights file of tensors alone ({type(error).__name__} from torch.load, weights_only=True): "
+            "save module.state_dict(), best as .safetensors"
+        ) from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise

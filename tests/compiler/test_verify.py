@@ -10,7 +10,7 @@ from bitpress.compiler import verify as module
 from bitpress.compiler.pipeline import compile_run
 from bitpress.compiler.verify import verify
 from bitpress.core.errors import EnvironmentMissing, UsageError
-from tests.compiler.nets import chain, residual
+from tests.compiler.nets import chain, option_a, residual
 from tests.compiler.test_pipeline import golden_run, run_of
 
 
@@ -82,6 +82,13 @@ def test_the_run_of_another_network():
         verify(data, run_of(residual()))
     with pytest.raises(UsageError, match="another plan"):
         verify(data, run_of(chain(), keep={"a": (0, 1)}))
+
+
+@pytest.mark.usefixtures("numpy_only")
+def test_a_run_of_other_images_is_named():
+    data = artifact.encode(compile_run(run_of(chain())))
+    with pytest.raises(UsageError, match=r"takes images \[3, 9, 8\], the artifact's \[3, 8, 8\]"):
+        verify(data, run_of(option_a()))
 
 
 @pytest.mark.usefixtures("numpy_only")

@@ -305,6 +305,13 @@ def test_what_cannot_be_captured_is_said() -> None:
         capture(Do(lambda m, _x: m.conv.weight, conv=nn.Conv2d(3, 4, 1)), SHAPE)
 
 
+def test_a_network_that_cannot_be_traced_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UnsupportedError) as error:
+        capture(Do(lambda _m, x: x if float(x.sum()) > 0 else -x), SHAPE)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_graph_survives_json() -> None:
     graph = capture(load("mobilenet_v1", in_shape=(3, 32, 32)).module, (3, 32, 32))
     again = from_json(to_json(graph), graph.consts)
