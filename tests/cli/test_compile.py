@@ -242,3 +242,12 @@ def test_plan_counts_and_judges_budgets() -> None:
     assert "of the form w2a8" in refused(2, "plan", CHAIN, "--bits", "w33a2")
     assert "bops, size" in refused(2, "plan", CHAIN, "--budget", "macs=2%")
     assert "| conv" in good("plan", CHAIN, "-o", "md").out or "conv2d" in good("plan", CHAIN, "-o", "md").out
+
+
+def test_a_search_run_is_not_overwritten(made: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(made / "run", tmp_path / "run"))
+    settings = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**settings, "method": "sbs"}))
+    before = (run / "plan.json").read_bytes()
+    assert "method sbs" in refused(2, "compile", CHAIN, *PTQ, "--run", run, "-o", tmp_path / "x.bpk")
+    assert (run / "plan.json").read_bytes() == before and not (tmp_path / "x.bpk").exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ..schema.schemas import check
-from .test_compile import BLOBS, CHAIN, STRANGE
+from .test_compile import BLOBS, CHAIN, PTQ, STRANGE
 from .tool import good, refused
 
 QUICK = ("--epochs-float", "2", "--epochs-search", "2", "--epochs-finetune", "1", "--threads", "1")
@@ -129,3 +129,9 @@ def test_the_float_network_is_kept_and_is_what_peers_run(run: Path) -> None:
     with pytest.raises(CorruptError, match=name):
         float_graph(loaded)
     write_tensors(run / FLOAT, whole)
+
+
+def test_a_post_training_run_is_no_search(tmp_path: Path) -> None:
+    good("compile", CHAIN, *PTQ, "--run", tmp_path / "run", "-o", tmp_path / "x.bpk")
+    assert "RUN of other settings" in refused(2, *SEARCH, "--out", tmp_path / "run")
+    good("compile", CHAIN, *PTQ, "--run", tmp_path / "run", "-o", tmp_path / "x.bpk")  # it may be made again
