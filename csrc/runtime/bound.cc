@@ -4,10 +4,14 @@
 #include <cstring>
 #include <new>
 
+#include "error.h"
+
 namespace bitpress {
 namespace {
 
 constexpr size_t kSpareRows = 16;  // constants behind the last row that a vector may read
+// Bytes of scratch memory of a thread. No network needs a hundredth; a small file that claims huge borders would.
+constexpr size_t kMostScratch = size_t{1} << 30;
 
 // Codes of one row of packed fields.
 std::vector<uint8_t> codes_of(const Step& s, uint32_t row) {
@@ -40,6 +44,10 @@ Bound::Bound(const Step& step, const Program& program, const Choice& choice)
   if (step.op == Op::kDepthwiseConv2d) bind_depthwise(step);
   if (step.op == Op::kGather) bind_gather(step);
   if (step.op == Op::kSumPool2d) scratch_ = (step.rows + kSpareRows) * sizeof(int32_t);
+  if (scratch_ > kMostScratch)
+    throw Error(Code::kUnsupported, "step " + step.name + " needs " + std::to_string(scratch_) +
+                                        " bytes of working memory for its borders and windows, at most " +
+                                        std::to_string(kMostScratch) + " are given: make padding or kernel smaller");
   step_.fields = Bytes{};
   step_.m.clear();
   step_.b.clear();

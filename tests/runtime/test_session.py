@@ -13,7 +13,7 @@ import pytest
 from bitpress.compiler import artifact
 from bitpress.compiler.execute import execute, values
 from bitpress.compiler.program import Program
-from bitpress.core.errors import CorruptError, EnvironmentMissing, UsageError
+from bitpress.core.errors import CorruptError, EnvironmentMissing, UnsupportedError, UsageError
 
 from . import samples
 
@@ -136,6 +136,16 @@ def test_errors_are_the_package_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITPRESS_FORCE_KERNEL", "bitserial_generic")
     kernels = [row["kernel"] for row in _native.Session(data).steps()]
     assert kernels.count("bitserial_generic") == 2 and kernels[0].startswith("quantize")
+
+
+def test_huge_borders_are_refused_before_memory_is_taken() -> None:
+    """A legal file of 100 kB whose one bordered row would take 2 GiB."""
+    m = samples.Maker((32768, 1, 1))
+    wide = m.conv(
+        "wide", m.quantize("u8"), (1, "f32"), "b1", kernel=(1, 1), stride=(1, 65535), padding=(0, 65535, 0, 0)
+    )
+    with pytest.raises(UnsupportedError, match=r"step wide needs \d+ bytes of working memory"):
+        _native.Session(artifact.encode(m.program(wide)))
 
 
 @pytest.mark.skipif("avx2" not in ISAS, reason="this host has generic rows only")
