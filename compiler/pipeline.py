@@ -13,15 +13,17 @@ from typing import Any, Literal, Protocol, overload
 import numpy as np
 
 from ..core.bops import count
-from ..core.errors import UsageError
+from ..core.errors import EnvironmentMissing, UsageError
 from ..core.graph import Graph, verify
 from ..core.integer import integer
 from ..core.plan import CompressionPlan
-from ..kernels.registry import baseline, find
+from ..kernels.native import isas
+from ..kernels.registry import BASELINE, baseline, find
 from .check import check
 from .execute import execute
 from .fuse import fuse
 from .lower import lower
+from .model import native_module
 from .pack import Packed, pack
 from .program import Program
 from .prune import prune
@@ -203,4 +205,16 @@ def _normalisation(graph: Graph, meta: Mapping[str, Any]) -> dict[Literal["mean"
 
 
 def _chooser(target: str | None) -> Any:
-    return baseline if target is None else lambda problem: find(problem, isa=target)
+    """The choice of hints; UsageError for a target that there is not, EnvironmentMissing for one of another host."""
+    if target is None:
+        return baseline
+    if target not in isas():
+        raise UsageError(f"target {target!r} is unknown; valid: {', '.join(isas())}")
+    module = native_module()
+    usable = (BASELINE,) if module is None else module.cpu_isas()
+    if target not in usable:
+        raise EnvironmentMissing(
+            f"target {target}: its kernels cannot be chosen here, where there are those of {', '.join(usable)}; "
+            "without a target a file names the baseline's and still runs the best that its host has"
+        )
+    return lambda problem: find(problem, isa=target)

@@ -160,6 +160,8 @@ def _stages(
     left_out: list[tuple[str, str]] = []
     if run is None:
         left_out.append((TORCH, "stage torch needs the RUN: --against RUN"))
+    elif (missing := _without_torch()) is not None:
+        left_out.append((TORCH, missing))
     else:
         found.append(_torch_stage(program, run))
     native = native_module()
@@ -178,11 +180,18 @@ def _stages(
     return found, left_out
 
 
-def _torch_stage(program: Program, run: Source | str | Path) -> _Stage:
+def _without_torch() -> str | None:
+    """Why stage torch cannot run here, naming the extra; None where it can."""
     try:
-        from ..core.semantics import Semantics
+        import torch  # noqa: F401
     except ImportError as error:
-        raise EnvironmentMissing(f"stage torch needs torch ({error}): pip install 'bitpress[search]'") from error
+        return f"stage torch needs torch ({error}): pip install 'bitpress[search]'"
+    return None
+
+
+def _torch_stage(program: Program, run: Source | str | Path) -> _Stage:
+    from ..core.semantics import Semantics
+
     if isinstance(run, str | Path):
         from ..core.rundir import load_run
 

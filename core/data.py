@@ -150,6 +150,9 @@ def load(spec: str, *, in_shape: Shape | None = None, seed: int = 0) -> Data:
         return _imagefolder(spec, Path(rest), in_shape or (3, 224, 224))
     if name == "random" and rest:
         return _random(spec, rest, in_shape, seed)
+    if name in KINDS and name != "digits" and not rest:
+        wanted = {"random": "random:N, with N images"}.get(name, f"{name}:DIR, with the folder that holds it")
+        raise UsageError(f"data {spec!r}: write {wanted}")
     raise UsageError(
         f"unknown data {spec!r}{close(name, KINDS)}: known are digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, "
         "file.py:factory, and random:N for calibration"

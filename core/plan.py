@@ -97,17 +97,34 @@ def from_json(doc: Mapping[str, Any]) -> CompressionPlan:
             graph=str(doc["graph"]),
             residual=residual,
             target=str(doc.get("target", "")),
-            bits={
-                LayerId(layer): BitConfig(
-                    weight=tuple(Segment(parse(s["encoding"]), _numbers(s["filters"])) for s in row["weight"]),
-                    act=parse(row["act"]),
-                )
-                for layer, row in doc["bits"].items()
-            },
-            keep={GroupId(g): _numbers(k) for g, k in doc["keep"].items()},
+            bits={LayerId(layer): _bits(layer, row) for layer, row in _object(doc["bits"], "bits").items()},
+            keep={GroupId(g): _numbers(k) for g, k in _object(doc["keep"], "keep").items()},
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except KeyError as error:
+        raise CorruptError(f"plan document lacks the key {error}") from error
+    except (TypeError, ValueError) as error:
         raise CorruptError(f"plan document is damaged: {error}") from error
+
+
+def _object(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{what} is {value!r:.40}, not an object")
+    return value
+
+
+def _bits(layer: str, row: Any) -> BitConfig:
+    what = f"layer {layer!r}"
+    row = _object(row, what)
+    try:
+        segments = row["weight"]
+        if not isinstance(segments, list):
+            raise TypeError(f"weight of {what} is {segments!r:.40}, not a list of segments")
+        parts = [_object(s, f"a segment of {what}") for s in segments]
+        return BitConfig(
+            weight=tuple(Segment(parse(s["encoding"]), _numbers(s["filters"])) for s in parts), act=parse(row["act"])
+        )
+    except KeyError as error:
+        raise CorruptError(f"plan: {what} lacks the key {error}") from error
 
 
 def _numbers(value: Any) -> tuple[int, ...]:

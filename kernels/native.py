@@ -28,3 +28,15 @@ def isas() -> tuple[str, ...]:
     """Names of isa.def, best last."""
     text = (HERE / "isa.def").read_text(encoding="utf-8")
     return tuple(row.split(",")[0].strip() for kind, row in _ROW.findall(text) if kind == "ISA")
+
+
+@lru_cache(maxsize=1)
+def contained() -> dict[str, tuple[str, ...]]:
+    """ISA of isa.def -> the ISAs whose rows it may run, itself included."""
+    text = (HERE / "isa.def").read_text(encoding="utf-8")
+    found = {}
+    for kind, row in _ROW.findall(text):
+        if kind == "ISA":
+            name, contains = [part.strip() for part in row.split(",")][:2]
+            found[name] = (*filter(None, contains.strip('"').split("|")), name)
+    return found

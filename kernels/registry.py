@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from types import ModuleType
 
-from ..core.errors import UnsupportedError
+from ..core.errors import UnsupportedError, UsageError
 from . import native, reference
 from .kernel import Kernel, Problem
 
@@ -67,10 +67,16 @@ def explain(problem: Problem) -> tuple[Verdict, ...]:
 
 
 def find(problem: Problem, isa: str | None = None) -> Kernel:
-    """Cheapest row on this host, among those of `isa` if given; UnsupportedError, with the reasons, if none fits."""
+    """Cheapest row on this host; UnsupportedError, with the reasons, if none fits.
+
+    `isa`: a cap, rows of that ISA and of those it contains; UsageError where there is none of that name.
+    """
     if isa == BASELINE:
         return baseline(problem)
-    verdicts = [v for v in explain(problem) if isa is None or v.kernel.isa == isa]
+    known = {**native.contained(), reference.REFERENCE: (reference.REFERENCE,)}
+    if isa is not None and isa not in known:
+        raise UsageError(f"ISA {isa!r} is unknown; valid: {', '.join(known)}")
+    verdicts = [v for v in explain(problem) if isa is None or v.kernel.isa in known[isa]]
     usable = [(v.cost, i) for i, v in enumerate(verdicts) if v.cost is not None]
     if not usable:
         reasons = "; ".join(f"{v.kernel.name}: {v.why}" for v in verdicts if v.kernel.op == problem.op)

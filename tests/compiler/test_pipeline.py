@@ -8,11 +8,14 @@ import pytest
 
 from bitpress.compiler import artifact
 from bitpress.compiler.execute import execute
+from bitpress.compiler.model import native_module
 from bitpress.compiler.pipeline import STAGES, compile_graph, compile_run, text
 from bitpress.compiler.program import Program
 from bitpress.core import bops
-from bitpress.core.errors import CorruptError, UsageError
+from bitpress.core.errors import CorruptError, EnvironmentMissing, UsageError
 from bitpress.core.graph import Graph
+from bitpress.kernels.native import contained
+from bitpress.kernels.registry import BASELINE, ROWS
 from tests.compiler.nets import NETS, chain, inverted, option_a, plan_of, preact, random_plan, residual, tensors_of
 
 META = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "model": "net", "data": "digits", "method": "ptq"}
@@ -111,16 +114,25 @@ def test_golden_sample_without_data_is_seeded():
     assert not np.array_equal(one.golden_output, two.golden_output)
 
 
+@pytest.mark.native
 def test_a_target_changes_hints_only():
-    run = run_of(chain())
+    run = run_of(option_a())  # a gather among its steps, which has a baseline row only
     base = compile_run(run)
-    try:
-        other = compile_run(run, target="avx2")
-    except Exception as error:  # a host without that ISA or without the native module
-        pytest.skip(f"avx2 rows are not usable here: {error}")
-    assert {s.hint for s in base.steps} != {s.hint for s in other.steps}
-    x = np.zeros((1, 3, 8, 8), np.float32)
-    assert np.array_equal(execute(base, x), execute(other, x))
+    x = np.zeros((1, *base.buffers[base.input].shape), np.float32)
+    for isa in native_module().cpu_isas():
+        other = compile_run(run, target=isa)
+        hints = {s.hint for s in other.steps}
+        assert hints <= {row.name for row in ROWS if row.isa in contained()[isa]}
+        assert (hints == {s.hint for s in base.steps}) == (isa == BASELINE)
+        assert np.array_equal(execute(base, x), execute(other, x))
+
+
+def test_a_target_that_there_is_not(monkeypatch):
+    with pytest.raises(UsageError, match="target 'frob' is unknown; valid: generic, avx2"):
+        compile_run(run_of(chain()), target="frob")
+    monkeypatch.setenv("BITPRESS_NATIVE", "0")
+    with pytest.raises(EnvironmentMissing, match="target avx2: its kernels cannot be chosen here"):
+        compile_run(run_of(chain()), target="avx2")
 
 
 def test_missing_ranges_are_refused():

@@ -1,5 +1,6 @@
 """Agreement of the stages, and what is said where they do not agree."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -82,6 +83,15 @@ def test_the_run_of_another_network():
         verify(data, run_of(residual()))
     with pytest.raises(UsageError, match="another plan"):
         verify(data, run_of(chain(), keep={"a": (0, 1)}))
+
+
+@pytest.mark.native
+def test_without_torch_its_stage_is_left_out_by_name(monkeypatch):
+    run = run_of(chain())
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = verify(artifact.encode(compile_run(run)), run)
+    assert found["exact"] and found["stages"] == ["reference", "native"]
+    assert found["left_out"][0]["stage"] == "torch" and "bitpress[search]" in found["left_out"][0]["why"]
 
 
 @pytest.mark.usefixtures("numpy_only")

@@ -423,7 +423,7 @@ def test_noise_for_calibration() -> None:
             load(bad, in_shape=(3, 4, 4))
 
 
-@pytest.mark.parametrize("spec", ["mnist", "cifar10", "cifar10:", "imagefolder", ""])
+@pytest.mark.parametrize("spec", ["mnist", "digits:1", "cifar", ""])
 def test_unknown_sets(spec: str) -> None:
     with pytest.raises(UsageError, match="known are digits, cifar10:DIR"):
         load(spec)
@@ -452,3 +452,11 @@ def test_published_accuracy_on_real_images(real_data: Path, tmp_path: Path) -> N
     np.testing.assert_allclose(pixels.mean(1) / 255, (0.507075, 0.486549, 0.440918), atol=5e-7)
     ten = load(f"cifar10:{tmp_path}")
     assert accuracy(ten, "resnet20", real_data / "weights" / "cifar10_resnet20.safetensors") == 91.73
+
+
+@pytest.mark.parametrize(
+    ("spec", "hint"), [("cifar10", "cifar10:DIR"), ("imagefolder:", "imagefolder:DIR"), ("random", "random:N")]
+)
+def test_data_without_its_folder_is_told_how_to_be_written(spec: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=f"data '{spec}': write {hint}"):
+        load(spec)
