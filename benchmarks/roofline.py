@@ -18,7 +18,7 @@ from ..compiler.program import Program, Step
 from ..core.encoding import parse
 
 FAMILIES = ("i8dot", "bitserial")
-SECONDS = 0.04  # per rate: 8 windows of 5 ms, several of them quiet on a shared host
+SECONDS = 0.04  # per rate: hundreds of windows of 0.2 ms, of which some are quiet on a shared host
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstring>
-#include <mutex>
 
 #include "bench/peaks.h"
 #include "kernels/dispatch.h"

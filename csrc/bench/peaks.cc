@@ -14,9 +14,10 @@
 namespace bitpress::bench {
 namespace {
 
-constexpr int kWindows = 8;
+// Seconds of a window: far below the slice of a scheduler, so that several go by undisturbed on a busy host.
+constexpr double kWindow = 200e-6;
 
-// Calls f(loops), which gives the operations that it did, for about `seconds` in kWindows windows; the best rate.
+// Calls f(loops), which gives the operations that it did, for about `seconds` in windows of kWindow; the best rate.
 // Best, not median: a roof is what the machine can do, and a busy neighbour only ever lowers a window.
 template <typename F>
 double best_rate(F f, double seconds) {
@@ -27,13 +28,12 @@ double best_rate(F f, double seconds) {
     took = std::chrono::duration<double>(clock::now() - begin).count();
     return done;
   };
-  std::uint64_t loops = 64;
-  double took = 0;
-  for (timed(loops, took); took < seconds / kWindows / 2 && loops < (std::uint64_t{1} << 40); timed(loops, took)) {
+  std::uint64_t loops = 1;
+  double took = 0, best = 0;
+  for (timed(loops, took); took < kWindow / 2 && loops < (std::uint64_t{1} << 40); timed(loops, took)) {
     loops *= 2;
   }
-  double best = 0;
-  for (int i = 0; i < kWindows; ++i) {
+  for (double spent = 0; best == 0 || spent < seconds; spent += took) {
     const double done = timed(loops, took);
     best = std::max(best, done / took);
   }

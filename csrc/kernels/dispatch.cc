@@ -1,7 +1,7 @@
 #include "dispatch.h"
 
 #include <algorithm>
-#include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
