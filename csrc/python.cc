@@ -4,7 +4,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-
 #include "bench/peaks.h"
 #include "kernels/dispatch.h"
 #include "runtime/error.h"
