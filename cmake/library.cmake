@@ -15,6 +15,14 @@ set_source_files_properties(
   csrc/tools/bitpress_run.cc csrc/tools/arguments.cc csrc/tools/npy.cc csrc/tools/report.cc
   PROPERTIES COMPILE_OPTIONS "-Os;-ffunction-sections")
 
+# Compilers take minutes over vector code in which every operation is watched: there, only addresses and races are. The
+# generic kernels, from the same templates, are watched for all.
+if(BITPRESS_SANITIZE)
+  file(GLOB vectors csrc/kernels/isa_*.cc)
+  list(FILTER vectors EXCLUDE REGEX isa_generic)
+  set_source_files_properties(${vectors} PROPERTIES COMPILE_OPTIONS "-O1;-g0;-fno-sanitize=undefined")
+endif()
+
 add_library(bitpress_capi OBJECT csrc/capi.cc)
 target_include_directories(bitpress_capi PRIVATE csrc csrc/include)
 target_compile_definitions(bitpress_capi PRIVATE BITPRESS_VERSION="${BITPRESS_VERSION}")
@@ -74,6 +82,7 @@ configure_package_config_file(cmake/bitpress-config.cmake.in ${config}/bitpress-
   INSTALL_DESTINATION ${package_dir})
 write_basic_package_version_file(${config}/bitpress-config-version.cmake VERSION ${BITPRESS_VERSION}
   COMPATIBILITY SameMinorVersion)
+file(RELATIVE_PATH up /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)  # the prefix may be moved
 configure_file(cmake/bitpress.pc.in ${config}/bitpress.pc @ONLY)
 install(TARGETS bitpress bitpress_static bitpress-run EXPORT bitpress-targets)
 install(EXPORT bitpress-targets NAMESPACE bitpress:: DESTINATION ${package_dir})

@@ -26,11 +26,18 @@ ROOT = Path(__file__).resolve().parents[2]
 CMAKE_TARGETS = ("bitpress-run", "bitpress", "bitpress_static")
 
 
-def run(command: Sequence[object], *, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    command: Sequence[object], *, code: int | None = 0, seconds: int = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs a program with nothing forced but `environment`; its exit code must be `code` (None: any)."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("BITPRESS_")}
     done = subprocess.run(
-        [str(c) for c in command], env={**kept, **environment}, capture_output=True, text=True, timeout=300, check=False
+        [str(c) for c in command],
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
     )
     assert code is None or done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -50,7 +57,7 @@ def build(folder: Path, *options: str, targets: Sequence[str] = CMAKE_TARGETS) -
     if options or not (folder / "CMakeCache.txt").exists():
         ninja = f"-DCMAKE_MAKE_PROGRAM={tool_path('ninja')}"
         run([cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", ninja, *options])
-    run([cmake, "--build", folder, "--target", *targets])
+    run([cmake, "--build", folder, "--target", *targets], seconds=1500)
     return folder
 
 
@@ -80,6 +87,12 @@ class Tree:
             "-pthread", "-o", out,
         ])  # fmt: skip
         return out
+
+
+def sanitized(kind: str, target: str) -> Tree:
+    """`target` built under sanitizers, in a folder that is kept."""
+    options = (f"-DBITPRESS_SANITIZE={kind}", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1")
+    return Tree(build(ROOT / "build" / f"sanitize-{kind.replace(',', '-')}", *options, targets=[target]))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from bitpress.core.errors import CorruptError
 
 from ..format import malformed
 from ..runtime import samples
-from .conftest import ROOT, Sample, Tree, build, run
+from .conftest import Sample, Tree, run, sanitized
 
 _native = pytest.importorskip("bitpress._native", reason="the native module is not built")
 pytestmark = pytest.mark.native
@@ -144,11 +144,7 @@ def test_every_flipped_byte_is_refused() -> None:
 @pytest.mark.slow
 def test_under_sanitizers(programs: dict[str, Sample], tmp_path: Path) -> None:
     """The same files, and good ones on every instruction set, with every memory access and overflow watched."""
-    folder = build(
-        ROOT / "build" / "sanitized", "-DBITPRESS_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
-        targets=["bitpress-run"],
-    )  # fmt: skip
-    tool = Tree(folder).tool
+    tool = sanitized("address,undefined", "bitpress-run").tool
     watched = {"ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1:max_allocation_size_mb=512"}
     for part in ("npy", "bpk", "good"):
         (tmp_path / part).mkdir()

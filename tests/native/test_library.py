@@ -15,7 +15,7 @@ import pytest
 import bitpress
 from bitpress.compiler.execute import execute
 
-from .conftest import ROOT, Sample, Tree, build, run, tool_path
+from .conftest import ROOT, Sample, Tree, run, sanitized, tool_path
 
 _native = pytest.importorskip("bitpress._native", reason="the native module is not built")
 pytestmark = pytest.mark.native
@@ -269,11 +269,8 @@ def test_pkg_config_describes_the_prefix(prefix: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_eight_sessions_under_the_thread_sanitizer(programs: dict[str, Sample], tmp_path: Path) -> None:
     """No race among eight sessions of one model, half of them with a worker of their own."""
-    folder = build(
-        ROOT / "build" / "threads", "-DBITPRESS_SANITIZE=thread", "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
-        targets=["bitpress"],
-    )  # fmt: skip
-    program = Tree(folder).compile(ROOT / "tests" / "native" / "digest.c", tmp_path / "digest", "-fsanitize=thread")
+    watched = sanitized("thread", "bitpress")
+    program = watched.compile(ROOT / "tests" / "native" / "digest.c", tmp_path / "digest", "-fsanitize=thread")
     sample = programs["everything"]
     done = run([program, sample.file, raw(sample, tmp_path), len(sample.x), 8, 20], TSAN_OPTIONS="halt_on_error=1")
     assert done.stdout.strip() == hashlib.sha256(execute(sample.program, sample.x).tobytes()).hexdigest()
