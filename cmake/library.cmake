@@ -76,6 +76,20 @@ if(BITPRESS_EXAMPLES)
   target_link_libraries(example_cc PRIVATE bitpress bitpress_flags)
 endif()
 
+# Fuzz targets: with a main of our own, or with -DBITPRESS_FUZZ=libfuzzer and clang, with that of libFuzzer.
+if(BITPRESS_FUZZ)
+  foreach(name bpk npy)
+    add_executable(fuzz_${name} EXCLUDE_FROM_ALL csrc/fuzz/fuzz_${name}.cc)
+    target_link_libraries(fuzz_${name} PRIVATE bitpress_runtime bitpress_flags)
+    if(BITPRESS_FUZZ STREQUAL libfuzzer)
+      target_link_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
+    else()
+      target_sources(fuzz_${name} PRIVATE csrc/fuzz/driver.cc)
+    endif()
+  endforeach()
+  target_sources(fuzz_npy PRIVATE csrc/tools/npy.cc)
+endif()
+
 set(config ${CMAKE_CURRENT_BINARY_DIR}/cmake)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/bitpress)
 configure_package_config_file(cmake/bitpress-config.cmake.in ${config}/bitpress-config.cmake

@@ -91,7 +91,8 @@ class Tree:
 
 def sanitized(kind: str, target: str) -> Tree:
     """`target` built under sanitizers, in a folder that is kept."""
-    options = (f"-DBITPRESS_SANITIZE={kind}", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1")
+    options = (f"-DBITPRESS_SANITIZE={kind}", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1",
+               "-DBITPRESS_FUZZ=own")  # fmt: skip
     return Tree(build(ROOT / "build" / f"sanitize-{kind.replace(',', '-')}", *options, targets=[target]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from bitpress.compiler.execute import execute
 from bitpress.core import quant
 
 from ..cli.tool import good
+from ..runtime.samples import Maker
 from ..schema.schemas import check
 from .conftest import Sample, Tree, run
 
@@ -172,3 +174,31 @@ def test_version_help_and_size(tree: Tree) -> None:
     assert run([tree.tool, "--version"]).stdout == f"bitpress-run {bitpress.__version__}\n"
     assert "--bench [SECONDS]" in run([tree.tool, "--help"]).stdout
     assert tree.tool.stat().st_size < LARGEST
+
+
+def peak_rss(*command: object) -> int:
+    """Bytes of memory that a program had at most."""
+    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * 1024
+
+
+def test_memory_is_file_layouts_arena_and_little_more(tree: Tree, tmp_path: Path) -> None:
+    """Over what the tool takes without a model, of a file with megabytes of weights."""
+    maker = Maker((64, 16, 16))
+    x = maker.quantize()
+    for number in range(6):
+        x = maker.conv(f"conv{number}", x, (256, "u8"), "i8" if number % 2 else "i4")
+    x = maker.pool("sum_pool2d", "pool", x, "u8", (16, 16), (1, 1))
+    program = maker.program(maker.conv("fc", x, (10, "f32"), "i8", kernel=(1, 1), padding=(0, 0, 0, 0)))
+    golden = np.zeros((1, 64, 16, 16), np.float32)
+    program = replace(program, golden_input=golden, golden_output=execute(program, golden))
+    artifact.write(program, tmp_path / "large.bpk")
+    memory = json.loads(run([tree.tool, tmp_path / "large.bpk", "--verify", "--json"]).stdout)["memory"]
+    grown = min(
+        peak_rss(tree.tool, tmp_path / "large.bpk", "--verify") - peak_rss(tree.tool, "--help") for _ in range(3)
+    )
+    assert memory["file"] > 2e6 and memory["layouts"] > 3e6
+    assert grown <= memory["file"] + memory["layouts"] + memory["arena"] + 2**20, (grown, memory)

@@ -1,0 +1,44 @@
+"""A short run of the fuzz targets under sanitizers, from the corpus of malformed files and good ones.
+
+`fuzz_bpk SECONDS SEED FILE...` in build/sanitize-address-undefined runs on by hand; a crash leaves crash-input.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from bitpress.compiler import artifact
+
+from ..format import malformed
+from ..runtime import samples
+from .conftest import run, sanitized
+from .test_hostile import hostile_npy
+
+pytestmark = [pytest.mark.native, pytest.mark.slow]
+SECONDS = 20
+
+
+@pytest.mark.parametrize("kind", ["bpk", "npy"])
+def test_no_crash(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = sanitized("address,undefined", f"fuzz_{kind}").folder / f"fuzz_{kind}"
+    files = [data for _, data in corpus(kind)]
+    for number, data in enumerate(files):
+        (tmp_path / f"{number}.{kind}").write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    seed = int.from_bytes(os.urandom(4), "little")
+    done = run([target, SECONDS, seed, *sorted(tmp_path.glob(f"*.{kind}"))], ASAN_OPTIONS="max_allocation_size_mb=512")
+    said = re.fullmatch(r"(\d+) inputs from a corpus of (\d+), seed (\d+): none crashed\n", done.stdout)
+    assert said is not None and int(said[1]) > 100 and int(said[2]) == len(files), done
+
+
+def corpus(kind: str) -> list[tuple[str, bytes]]:
+    """(name, bytes): every malformation that has a name, and files of every op."""
+    if kind == "npy":
+        return [(name, data[10:]) for name, data, _ in hostile_npy()]  # headers, without magic and length
+    good = {"everything": artifact.encode(samples.everything()), "straight": artifact.encode(samples.straight("b1"))}
+    cases = malformed.cases(good["everything"], artifact.encode(samples.deep()))
+    return [*good.items(), *((case.id, case.data) for case in cases if len(case.data) < 1 << 16)]
