@@ -134,3 +134,10 @@ def _fits(found: Dense, program: Program) -> None:
             f"{found.source}: takes {list(have[0])} and gives {have[1]} values, "
             f"the artifact takes {list(want[0])} and gives {want[1]}: they are not the same network"
         )
+    layers = {node.name for node in found.graph.nodes if node.op in ("conv2d", "linear")}
+    strange = [str(row["name"]) for row in layer_table(program) if row["name"] not in layers]
+    if strange:
+        raise UsageError(
+            f"{found.source}: has no layer {strange[0]!r}, which the artifact has ({len(strange)} such layers): "
+            "they are not the same network"
+        )

@@ -5,12 +5,12 @@ The shell of the file is in `container.py`, its records in `records.py`, what a 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from ..core.errors import UsageError
+from ..core.host import write_bytes
 from . import container, records
 from .check import check
 from .container import FormatError, Section
@@ -24,17 +24,7 @@ def write(program: Program, path: str | Path) -> int:
     cases an earlier file stays as it was.
     """
     data = encode(program)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    write_bytes(Path(path), data)
     return len(data)
 
 

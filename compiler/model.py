@@ -95,17 +95,19 @@ class Model:
             return execute(self.program, images)
         return self.session.run(images)
 
+    def check(self, x: np.ndarray) -> None:
+        """UsageError, with the numbers, unless shape and dtype of `x` are those of images for this network."""
+        c, h, w = self.shape
+        if (x.dtype, x.ndim, x.shape[1:]) not in ((np.uint8, 4, (h, w, c)), (np.float32, 4, (c, h, w))):
+            wanted = f"float32 [N, {c}, {h}, {w}] (normalised) or uint8 [N, {h}, {w}, {c}]"
+            raise UsageError(f"input is {x.dtype} {list(x.shape)}, the network takes {wanted}")
+
     def prepare(self, x: Any) -> np.ndarray:
         """The float32 [N, C, H, W] images, C-contiguous, that the network works on; UsageError if `x` does not fit."""
-        c, h, w = self.shape
         x = np.asarray(x)
-        wanted = f"float32 [N, {c}, {h}, {w}] (normalised) or uint8 [N, {h}, {w}, {c}]"
+        self.check(x)
         if x.dtype == np.uint8:
-            if x.ndim != 4 or x.shape[1:] != (h, w, c):
-                raise UsageError(f"input is uint8 {list(x.shape)}, the network takes {wanted}")
             x = quant.normalize_u8(x.transpose(0, 3, 1, 2), self.program.mean, self.program.std)
-        elif x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != (c, h, w):
-            raise UsageError(f"input is {x.dtype} {list(x.shape)}, the network takes {wanted}")
         if not np.isfinite(x).all():
             raise UsageError(f"input holds {int((~np.isfinite(x)).sum())} NaN or infinite values of {x.size}")
         return np.ascontiguousarray(x)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..core.errors import UsageError
-from ..core.host import head
+from ..core.host import head, write_bytes
 from .command import Common, Result, verb
 
 
@@ -26,11 +26,13 @@ def command(common: Common, artifact: str, source: str, output: str, batch: int)
 
     from ..compiler.model import load
 
+    if Path(output).is_dir():
+        raise UsageError(f"--output {output or repr(output)} is a folder: give a file Y.npy")
     if not Path(output).parent.is_dir():
         raise UsageError(f"--output {output}: there is no folder {Path(output).parent}")
     model = load(artifact, threads=common.thread)
     images = _read(source)
-    model.prepare(images[:1] if images.ndim == 4 else images)  # refuses what does not fit, before any work
+    model.check(images)
     start = time.perf_counter()
     parts = []
     for at in range(0, len(images), batch):
@@ -51,25 +53,22 @@ def _read(path: str) -> Any:
     import numpy as np
 
     try:
-        return np.load(path, allow_pickle=False)
+        found = np.load(path, allow_pickle=False)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, EOFError) as error:
         raise UsageError(f"{path} is no .npy file of numbers: {error}") from error
+    if not isinstance(found, np.ndarray):
+        raise UsageError(f"{path} is an archive of arrays (.npz): give one of them as .npy")
+    return found
 
 
 def _write(path: str, outputs: Any) -> None:
     """The whole file or none of it."""
-    import os
+    import io
 
     import numpy as np
 
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, outputs, allow_pickle=False)
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    file = io.BytesIO()
+    np.save(file, outputs, allow_pickle=False)
+    write_bytes(Path(path), file.getvalue())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,13 @@ def test_the_network_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_of_model", lambda *_: found)
     with pytest.raises(UsageError, match="not the same network"):
         dense(program(outputs=8), against=None, model="digits_cnn", weights=None)
+
+
+def test_a_model_without_the_layers_of_the_artifact() -> None:
+    pytest.importorskip("torch", reason="the zoo needs torch: extra [search]")
+    other = replace(program(outputs=10), meta={"layers": [{"name": "conv1"}, {"name": "stem"}]})
+    with pytest.raises(UsageError, match=r"has no layer 'stem', which the artifact has \(1 such layers\)"):
+        dense(other, against=None, model="digits_cnn", weights=None)
 
 
 def test_requests_that_contradict_each_other() -> None:

@@ -116,6 +116,26 @@ def test_json_goes_where_it_is_sent(tmp_path: Path, sample: Path) -> None:
     good(*args, "--json", "/dev/null")
 
 
+def test_a_folder_is_no_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sample: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = ["run", sample, "--input", sample.with_name("x.npy"), "--output"]
+    for target in (".", "", "/", tmp_path):
+        assert "is a folder" in refused(2, *args, target)
+        assert "Is a directory" in refused(2, "inspect", sample, "--json", target)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_of_arrays_is_no_input(tmp_path: Path, sample: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros(3))
+    assert "archive of arrays" in refused(
+        2, "run", sample, "--input", tmp_path / "x.npz", "--output", tmp_path / "y.npy"
+    )
+    np.save(tmp_path / "x.npy", np.zeros((5, 3, 2, 2)))
+    assert "input is float64 [5, 3, 2, 2]" in refused(
+        2, "run", sample, "--input", tmp_path / "x.npy", "--output", tmp_path / "y.npy"
+    )
+
+
 def test_no_verb_is_answered_with_help() -> None:
     outcome = bitpress()
     assert outcome.code in (0, 2) and "Usage: bitpress" in outcome.err + outcome.out
