@@ -15,6 +15,7 @@ import pytest
 import bitpress
 from bitpress.compiler.execute import execute
 
+from ..cli.tool import good
 from .conftest import ROOT, Sample, Tree, run, sanitized, tool_path
 
 _native = pytest.importorskip("bitpress._native", reason="the native module is not built")
@@ -219,39 +220,46 @@ def prefix(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
-def test_a_project_outside_finds_the_package(prefix: Path, programs: dict[str, Sample], tmp_path: Path) -> None:
-    """The shared and the static library, from a prefix that has been moved, print the digest of Python's outputs."""
-    moved = tmp_path / "moved"
+@pytest.fixture(scope="module")
+def outside(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build folder of a project that finds the package in a prefix that has been moved."""
+    folder = tmp_path_factory.mktemp("outside")
+    moved, source, made = folder / "moved", folder / "source", folder / "made"
     shutil.copytree(prefix, moved, symlinks=True)
-    source = tmp_path / "outside"
     source.mkdir()
     for file in ("tests/native/digest.c", "csrc/examples/classify.cc"):
         shutil.copy(ROOT / file, source)
     (source / "CMakeLists.txt").write_text(PROJECT.format(version=bitpress.__version__))
     cmake, ninja = tool_path("cmake"), tool_path("ninja")
-    made = tmp_path / "made"
-    run(
-        [
-            cmake,
-            "-S",
-            source,
-            "-B",
-            made,
-            "-G",
-            "Ninja",
-            f"-DCMAKE_MAKE_PROGRAM={ninja}",
-            f"-DCMAKE_PREFIX_PATH={moved}",
-        ]
-    )
+    found = (f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_PREFIX_PATH={moved}")
+    run([cmake, "-S", source, "-B", made, "-G", "Ninja", *found])
     run([cmake, "--build", made])
+    return made
+
+
+def check_digests(outside: Path, file: Path, x: np.ndarray, want: np.ndarray, folder: Path) -> None:
+    """The shared and the static library print the SHA-256 of `want` on every ISA."""
+    x.tofile(folder / "images.raw")
+    digest = hashlib.sha256(want.tobytes()).hexdigest()
+    for isa in _native.cpu_isas():
+        for kind in ("bitpress", "static"):
+            command = [outside / f"digest_{kind}", file, folder / "images.raw", len(x), 1, 1]
+            assert run(command, BITPRESS_FORCE_ISA=isa).stdout.strip() == digest, (isa, kind)
+
+
+@pytest.mark.slow
+def test_a_project_outside_prints_python_s_digest(outside: Path, programs: dict[str, Sample], tmp_path: Path) -> None:
     for sample in programs.values():
-        want = hashlib.sha256(execute(sample.program, sample.x).tobytes()).hexdigest()
-        for isa in _native.cpu_isas():
-            for kind in ("bitpress", "static"):
-                arguments = [sample.file, raw(sample, tmp_path), len(sample.x), 1, 1]
-                done = run([made / f"digest_{kind}", *arguments], BITPRESS_FORCE_ISA=isa)
-                assert done.stdout.strip() == want, (isa, kind)
+        check_digests(outside, sample.file, sample.x, execute(sample.program, sample.x), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["w8a8", "w2a2"])
+def test_resnet20_outside_prints_python_s_digest(outside: Path, bits: str, real_data: Path, tmp_path: Path) -> None:
+    weights, file = real_data / "weights" / "cifar10_resnet20.safetensors", tmp_path / "x.bpk"
+    good("compile", "resnet20", "--weights", weights, "--quantize", bits, "--calibrate", "random:16", "-o", file)
+    x = np.random.default_rng(3).normal(size=(8, 3, 32, 32)).astype(np.float32)
+    check_digests(outside, file, x, bitpress.load(file)(x), tmp_path)
 
 
 @pytest.mark.slow
