@@ -98,7 +98,7 @@ class Model:
     def check(self, x: np.ndarray) -> None:
         """UsageError, with the numbers, unless shape and dtype of `x` are those of images for this network."""
         c, h, w = self.shape
-        if (x.dtype, x.ndim, x.shape[1:]) not in ((np.uint8, 4, (h, w, c)), (np.float32, 4, (c, h, w))):
+        if (str(x.dtype), x.shape[1:]) not in (("uint8", (h, w, c)), ("float32", (c, h, w))):
             wanted = f"float32 [N, {c}, {h}, {w}] (normalised) or uint8 [N, {h}, {w}, {c}]"
             raise UsageError(f"input is {x.dtype} {list(x.shape)}, the network takes {wanted}")
 
