@@ -1,7 +1,5 @@
 // bitpress-run: a compiled network on the command line, without Python. Errors become one sentence and an exit code,
 // those of the command `bitpress`.
-#include <sys/resource.h>
-
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -29,10 +27,14 @@ double seconds() { return std::chrono::duration<double>(std::chrono::steady_cloc
 
 std::vector<uint64_t> shape_of(const Buffer& b) { return {b.c, b.h, b.w}; }
 
+// Of this program alone: what getrusage says begins with the memory of the process that started it.
 uint64_t peak_rss() {
-  struct rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
+  const File file(std::fopen("/proc/self/status", "re"));
+  char line[128];
+  unsigned long long kilobytes = 0;
+  while (file && std::fgets(line, sizeof line, file.get()))
+    if (std::sscanf(line, "VmHWM: %llu", &kilobytes) == 1) break;
+  return kilobytes * 1024;
 }
 
 // Number of images; Error(kUsage) unless the array is one of the two that the network takes.
