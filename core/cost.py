@@ -17,7 +17,7 @@ from .encoding import odd
 from .errors import CheckFailed, UnsupportedError, UsageError
 from .graph import Graph, Node
 from .groups import Group, channel_group, groups, is_depthwise
-from .plan import BitConfig, CompressionPlan, GroupId, LayerId, Segment
+from .plan import MAX_ACT_BITS, WEIGHT_BITS, BitConfig, CompressionPlan, GroupId, LayerId, Segment
 from .storage import LAYERS, act_encoding
 
 WIDTHS = (2, 4, 8)  # b_j = 2 * b_(j-1): what the decomposition of SBS shares (methods A.1.2)
@@ -99,12 +99,27 @@ def _sizes(channels: int, size: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Space:
-    """`searched`: layers whose two widths are chosen from `widths`; `ends`: held at `END_BITS`; `gates` by group."""
+    """What may be chosen, and what is given.
+
+    `searched`: layers whose two widths are chosen from `widths`; `held`: layers whose (weight, input) widths are given;
+    `ends`: held at `END_BITS`. `gates` by group, of which those in `cut` are decided: the parts that stay.
+    """
 
     searched: tuple[LayerId, ...]
     ends: tuple[LayerId, ...]
     gates: Mapping[GroupId, Gate]
     widths: tuple[int, ...] = WIDTHS
+    held: Mapping[LayerId, tuple[int, int]] = field(default_factory=dict)
+    cut: Mapping[GroupId, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def open(self) -> Mapping[GroupId, Gate]:
+        """The gates that are still to be decided."""
+        return {g: gate for g, gate in self.gates.items() if g not in self.cut}
+
+    def given(self, layer: LayerId) -> tuple[int, int]:
+        """(weight, input) widths of a layer that is not searched."""
+        return self.held.get(layer, (END_BITS, END_BITS))
 
 
 @dataclass(frozen=True)
@@ -161,17 +176,38 @@ def _gate(graph: Graph, group: Group, size: int, ratio: float) -> Gate:
     return Gate(group.id, group.channels, size, removable, tuple(LayerId(n.name) for n in scored))
 
 
+def hold_bits(graph: Graph, space: Space, bits: tuple[int, int]) -> Space:
+    """The space with all inner layers at `bits` (weight, activation); UnsupportedError for widths without kernels."""
+    w, a = bits
+    if w not in WEIGHT_BITS:
+        raise UnsupportedError(f"weights of {w} bits have no kernel; there are {', '.join(map(str, WEIGHT_BITS))}")
+    if a > MAX_ACT_BITS:
+        raise UnsupportedError(f"activations of {a} bits have no kernel; there are 1 to {MAX_ACT_BITS}")
+    held = {name: (w, act_encoding(graph, name, a).bits) for name in space.searched}  # a sign takes a second bit
+    return replace(space, searched=(), held=held)
+
+
+def hold_channels(space: Space) -> Space:
+    """The space without pruning."""
+    return replace(space, gates={})
+
+
 def smallest(space: Space) -> Choice:
     """The cheapest point: least widths, largest pruning."""
-    least = min(space.widths)
-    bits = {**dict.fromkeys(space.searched, least), **dict.fromkeys(space.ends, END_BITS)}
-    return Choice(bits, bits, {g: tuple(range(gate.removable, len(gate.sizes))) for g, gate in space.gates.items()})
+    parts = {g: tuple(range(gate.removable, len(gate.sizes))) for g, gate in space.gates.items()}
+    return _corner(space, min(space.widths), parts)
 
 
 def largest(space: Space) -> Choice:
-    """Where a search starts: most bits everywhere, nothing pruned."""
-    bits = {**dict.fromkeys(space.searched, max(space.widths)), **dict.fromkeys(space.ends, END_BITS)}
-    return Choice(bits, bits, {g: tuple(range(len(gate.sizes))) for g, gate in space.gates.items()})
+    """Where a search starts: most bits everywhere, nothing pruned beyond what is decided."""
+    return _corner(space, max(space.widths), {g: tuple(range(len(gate.sizes))) for g, gate in space.gates.items()})
+
+
+def _corner(space: Space, width: int, parts: Mapping[GroupId, tuple[int, ...]]) -> Choice:
+    given = {name: space.given(name) for name in (*space.held, *space.ends)}
+    searched = dict.fromkeys(space.searched, width)
+    weight = {**searched, **{name: w for name, (w, _) in given.items()}}
+    return Choice(weight, {**searched, **{name: a for name, (_, a) in given.items()}}, {**parts, **space.cut})
 
 
 def to_plan(graph: Graph, space: Space, choice: Choice, *, residual: str) -> CompressionPlan:
@@ -181,7 +217,7 @@ def to_plan(graph: Graph, space: Space, choice: Choice, *, residual: str) -> Com
         g: space.gates[g].kept(parts) for g, parts in choice.parts.items() if len(parts) < len(space.gates[g].sizes)
     }
     bits = {}
-    for layer in (*space.searched, *space.ends):
+    for layer in (*space.searched, *space.held, *space.ends):
         rows = graph.consts[graph.value(layer).consts["weight"]].shape[0]
         filters = keep.get(group_of[layer], tuple(range(rows)))
         segment = Segment(odd(choice.weight[layer]), filters)
@@ -287,14 +323,26 @@ def check_reachable(graph: Graph, budgets: Iterable[Budget], space: Space) -> No
             share = 100 * figure / costs.whole[budget.kind]
             raise CheckFailed(
                 f"budget {budget.text} cannot be reached: it allows {bound:.0f}, and the least is {figure} "
-                f"({share:.4g} % of the float network), with {min(space.widths)}-bit weights and activations between "
-                f"{END_BITS}-bit ends and the largest pruning; raise the budget or the pruning ratio"
+                f"({share:.4g} % of the float network), with {_described(space)}; {_remedies(space)}"
             )
+
+
+def _described(space: Space) -> str:
+    """The cheapest point in words."""
+    held = next(iter(space.held.values()), None)
+    bits = f"{min(space.widths)}-bit weights and activations" if held is None else f"w{held[0]}a{held[1]}"
+    pruning = "the largest pruning" if space.open else "no pruning"
+    return f"{bits} between {END_BITS}-bit ends and {pruning}"
+
+
+def _remedies(space: Space) -> str:
+    ways = ["the budget", *(["the pruning ratio"] if space.open else [])]
+    return f"raise {' or '.join(ways)}" + (", or lower --bits" if space.held else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One step between choices. `side`: weight, act or prune; `name`: layer or group; `to`: new bits, or the part."""
+    """One step between choices. `side`: weight, act, prune, restore; `name`: layer or group; `to`: bits, or a part."""
 
     side: str
     name: str
@@ -307,8 +355,8 @@ class Move:
         if self.side == "act":
             return replace(choice, act={**choice.act, LayerId(self.name): self.to})
         group = GroupId(self.name)
-        left = tuple(p for p in choice.parts[group] if p != self.to)
-        return replace(choice, parts={**choice.parts, group: left})
+        left = {*choice.parts[group], self.to} if self.side == "restore" else {*choice.parts[group]} - {self.to}
+        return replace(choice, parts={**choice.parts, group: tuple(sorted(left))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,14 +377,17 @@ def lowering(space: Space, choice: Choice) -> list[Move]:
             to = down[bits]
             if to is not None:
                 out.append(Move(side, layer, to))
-    for group, gate in space.gates.items():
+    for group, gate in space.open.items():
         if len(gate.sizes) - len(choice.parts[group]) < gate.removable:
             out.extend(Move("prune", group, part) for part in choice.parts[group])
     return out
 
 
 def raising(space: Space, choice: Choice) -> list[Move]:
-    """Every move that gives one width back."""
+    """Every move that gives one width back; where no width is searched, one part.
+
+    A joint search spends on widths alone: removed channels save bytes, memory and time that BOPs do not tell.
+    """
     up = {b: min((w for w in space.widths if w > b), default=None) for b in space.widths}
     out = []
     for layer in space.searched:
@@ -344,6 +395,10 @@ def raising(space: Space, choice: Choice) -> list[Move]:
             to = up[bits]
             if to is not None:
                 out.append(Move(side, layer, to))
+    if not space.searched:
+        for group, gate in space.open.items():
+            gone = {*range(len(gate.sizes))} - {*choice.parts[group]}
+            out.extend(Move("restore", group, part) for part in sorted(gone))
     return out
 
 
@@ -387,7 +442,7 @@ def _weakest(space: Space, choice: Choice, loss: Callable[[Choice, Move], float]
 def fill(
     costs: Costs, budgets: Sequence[Budget], choice: Choice, gain: Callable[[Choice, Move], float]
 ) -> tuple[Choice, list[Step]]:
-    """What the budgets still allow is spent on widths, first where the gain per share of the figures is largest."""
+    """What the budgets still allow is spent on `raising`, first where the gain per share of the figures is largest."""
     done: list[Step] = []
     while True:
         best: tuple[float, str, Move, float] | None = None

@@ -24,7 +24,7 @@ RUN_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Epochs and learning rates of the three phases, and the batch."""
+    """Epochs and learning rates of float training, search and fine-tuning, and the batch."""
 
     epochs_float: int
     epochs_search: int
@@ -65,6 +65,9 @@ class Settings:
     model: str
     data: str
     method: str
+    mode: str  # of --search; "" where the method has none
+    bits: str  # widths that are given, not searched; "" where there are none
+    prune_share: float | None
     budget: tuple[str, ...]
     files: Mapping[str, str]  # what was read -> SHA-256
     classes: int
@@ -86,7 +89,7 @@ class Settings:
         return plain
 
 
-_FLAGS = {"model": "MODEL", "files": "--weights, --data or MODEL (the files differ)"}
+_FLAGS = {"model": "MODEL", "mode": "--search", "files": "--weights, --data or MODEL (the files differ)"}
 
 
 def flag(name: str) -> str:

@@ -37,7 +37,7 @@ UNIT, ODD, EVEN = "unit", "odd", "even"
 
 
 def steps(domain: str, bits: int) -> int:
-    """Steps of the grid from 0 to 1: 2**b - 1, or 2**(b-1) - 1 on the symmetric one."""
+    """Steps of the grid from 0 to 1: 2**b - 1, or 2**(b-1) - 1 on the symmetric one, which takes 2 bits at least."""
     return 2 ** (bits - 1) - 1 if domain == EVEN else 2**bits - 1
 
 
@@ -297,14 +297,17 @@ class SuperNet(FloatNet):
             self._hold(clip, torch.ones(()), learnt=True)
         for name in self.layers:
             self._hold(f"{name}.weight_clip", torch.ones(()), learnt=True)
-            self._hold(f"{name}.bits", torch.tensor([END_BITS, END_BITS]), learnt=False)
+            self._hold(f"{name}.bits", torch.tensor(self.space.given(name)), learnt=False)
         for name in self.space.searched:
             self._hold(f"{name}.threshold_w", torch.zeros(2), learnt=True)
             self._hold(f"{name}.threshold_a", torch.zeros(2), learnt=True)
             self._hold(f"{name}.mean_residual", torch.zeros(2), learnt=False)
         for group, gate in self.space.gates.items():
+            stay = self.space.cut.get(group, range(len(gate.sizes)))
+            parts = [float(i in stay) for i in range(len(gate.sizes))]
+            self._hold(f"{group}.parts", torch.tensor(parts), learnt=False)
+        for group in self.space.open:
             self._hold(f"{group}.threshold_p", torch.zeros(()), learnt=True)
-            self._hold(f"{group}.parts", torch.ones(len(gate.sizes)), learnt=False)
         self._hold("gates_frozen", torch.zeros((), dtype=torch.bool), learnt=False)
 
     # -- parameters by kind -------------------------------------------------------------------------------------
@@ -452,7 +455,7 @@ class SuperNet(FloatNet):
 
     def part_gates(self, group: str) -> Tensor:
         """Gate of each part, [parts]."""
-        if self.frozen:
+        if self.frozen or GroupId(group) in self.space.cut:
             return self.tensor(f"{group}.parts")
         return hard_gate(self.part_scores(group), self.tensor(f"{group}.threshold_p"))
 
@@ -462,7 +465,7 @@ class SuperNet(FloatNet):
             for layer in self.space.searched:
                 self.tensor(f"{layer}.threshold_w").clamp_(min=0)
                 self.tensor(f"{layer}.threshold_a").clamp_(min=0)
-            for group, gate in self.space.gates.items():
+            for group, gate in self.space.open.items():
                 cap = float(self.part_scores(group).sort().values[gate.removable - 1])
                 self.tensor(f"{group}.threshold_p").clamp_(0, cap)
 
@@ -504,17 +507,16 @@ class SuperNet(FloatNet):
         """
         total = torch.zeros((), dtype=torch.float64)
         for term in self.costs.terms:
-            w, a = self._width(self.last.weight, term.layer, weights), self._width(self.last.act, term.layer, acts)
-            if term.layer in self.space.ends:
-                w, a = torch.tensor(float(END_BITS)), torch.tensor(float(END_BITS))
+            w, a = (torch.tensor(bits, dtype=torch.float64) for bits in self.space.given(term.layer))
+            if term.layer in self.space.searched:
+                w, a = self._width(self.last.weight[term.layer], weights), self._width(self.last.act[term.layer], acts)
             channels = self._count(term.inside, term.c_in) * self._count(term.outside, term.c_out)
             total = total + channels * (w * a * term.unit if kind == "bops" else w * (term.depth / 8))
         return total
 
-    def _width(self, side: Mapping[str, tuple[Tensor, Tensor]], layer: str, learns: bool) -> Tensor:
-        if layer not in side:
-            return torch.tensor(float(END_BITS))
-        bits = width(side[layer]).double()
+    @staticmethod
+    def _width(gates: tuple[Tensor, Tensor], learns: bool) -> Tensor:
+        bits = width(gates).double()
         return bits if learns else bits.detach()
 
     def _count(self, group: str, whole: int) -> Tensor:

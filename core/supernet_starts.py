@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cost import END_BITS, Choice, largest
+from .cost import Choice, largest
 from .plan import LayerId
 from .storage import STREAM_BITS
 from .supernet import EVEN, ODD, SAMPLE, FloatNet, SuperNet, best_clip, mean_residuals
@@ -47,7 +47,7 @@ def bits_of(net: SuperNet, clip: str, choice: Choice | None) -> int:
         return STREAM_BITS
     if choice is not None:
         return choice.act[layer]
-    return START_BITS if layer in net.space.searched else END_BITS
+    return START_BITS if layer in net.space.searched else net.space.given(layer)[1]
 
 
 def fit_weights(net: SuperNet, choice: Choice | None) -> None:
@@ -56,7 +56,7 @@ def fit_weights(net: SuperNet, choice: Choice | None) -> None:
         for layer in net.layers:
             clip = net.tensor(f"{layer}.weight_clip")
             clip.fill_(1.0)
-            bits = START_BITS if layer in net.space.searched else END_BITS
+            bits = START_BITS if layer in net.space.searched else net.space.given(layer)[0]
             clip.fill_(best_clip(net.normalised_weight(layer)[0], ODD, choice.weight[layer] if choice else bits))
 
 
@@ -112,7 +112,7 @@ def sensitivities(net: SuperNet, teacher: FloatNet, images: Tensor) -> dict[str,
             for bits in (4, 2):
                 out[f"{layer}.w{bits}"] = _with_weight(net, layer, bits, distance, top) - base
                 out[f"{layer}.a{bits}"] = _with_act(net, seen, layer, bits, distance, top) - base
-        for group, gate in net.space.gates.items():
+        for group, gate in net.space.open.items():
             weakest = int(net.part_scores(group).argmin())
             parts = tuple(p for p in range(len(gate.sizes)) if p != weakest)
             out[f"{group}.p"] = distance(Choice(top.weight, top.act, {**top.parts, group: parts})) - base

@@ -27,9 +27,12 @@ PLAN = (
 @click.option(
     "--data", required=True, metavar="DATA", help="digits, cifar10:DIR, imagefolder:DIR, file.py:factory, ..."
 )
-@click.option("--budget", multiple=True, required=True, metavar="KIND=VALUE", help="bops=1.5%, bops=630M, size=120kB.")
+@click.option("--budget", multiple=True, metavar="KIND=VALUE", help="bops=1.5%, bops=630M, size=120kB.")
 @click.option("--out", required=True, metavar="RUN", help="Folder of the run; an unfinished one is resumed.")
-@click.option("--method", default="sbs", help="sbs; djpq, ajpq, bayesian-bits, two-stage and uniform are to come.")
+@click.option("--method", default="sbs", help="sbs, two-stage, uniform; djpq, ajpq and bayesian-bits are to come.")
+@click.option("--search", "mode", metavar="joint|bits|prune", help="sbs: what moves; the other is left alone or given.")
+@click.option("--bits", metavar="w4a4", help="uniform: the widths. --search prune, two-stage: while pruning, w8a8.")
+@click.option("--prune-share", type=float, help="two-stage: share of the fall of ln BOPs left to pruning, 0.25.")
 @click.option("--residual", type=Names("int8", "float32"), default="int8", help="How residual streams are held.")
 @click.option("--epochs-float", type=int, help="Epochs of the float network, where no weights are given.")
 @click.option("--epochs-search", type=int, help="Epochs of the search.")
@@ -46,6 +49,8 @@ PLAN = (
 @model_options
 def command(common: Common, model: str, data: str, budget: tuple[str, ...], out: str, **options: Any) -> Result:
     """Searches pruning and bit-widths of MODEL together until the budget holds, fine-tunes, and leaves RUN.
+
+    Baselines: --method uniform trains at --bits (a budget is only checked), --method two-stage prunes, then narrows.
 
     Schedules default to what suits the data set. The same command continues a run that was interrupted.
     """
@@ -94,11 +99,15 @@ def _widths(row: Any) -> str:
     return " ".join(f"{bits}:{count}" for bits, count in sorted(row.bits_hist.items()))
 
 
+def _budget(texts: list[str]) -> str:
+    return f"budget {', '.join(texts)} met, " if texts else ""
+
+
 def _notes(document: dict[str, Any]) -> list[str]:
     from .progress import duration
 
     return [
-        f"{document['run']}: budget {', '.join(document['budget'])} met, 1/{document['bops_ratio']:.1f} of the float "
+        f"{document['run']}: {_budget(document['budget'])}1/{document['bops_ratio']:.1f} of the float "
         f"network's BOPs ({si(document['bops'])}), in {duration(document['seconds'])}; "
         f"next: bitpress compile {document['run']} -o X.bpk"
     ]

@@ -1,4 +1,4 @@
-"""Search methods: one file a method (schedule and objective only); the registry is `SEARCHES`.
+"""Search methods: one file a method (phases and objective only); the list of them is registry.py.
 
 `search` is what the command line calls: everything that can be refused is refused before any work; then float
 training, the method, and one look at the test part, by the integer semantics.
@@ -21,23 +21,20 @@ from ..capture import capture
 from ..cost import GROUP_SIZE, MAX_PRUNING_RATIO, Budget, check_reachable, parse_budget, plan_cost, search_space
 from ..data import Data
 from ..data import load as load_data
-from ..errors import CheckFailed, UnsupportedError, UsageError, close
+from ..errors import CheckFailed, UsageError
 from ..evaluate import evaluate as accuracy
 from ..factory import is_factory
 from ..graph import Graph
 from ..host import head
 from ..integer import integer
-from ..job import Settings, locked, open_run, schedule, sha256
+from ..job import Schedule, Settings, locked, open_run, schedule, sha256
 from ..plan import RESIDUALS
 from ..rundir import FLOAT, RESULT, read_json, write_json, write_run, write_tensors
 from ..semantics import Semantics
 from ..supernet import FloatNet, SuperNet
 from ..train import Job, Loop, Progress, Samples, Training
-from . import sbs
+from .registry import MODES, PROMISED, SEARCHES, Method, Terms, method_of, resolve
 
-Method = Callable[[Job], SuperNet]
-SEARCHES: Mapping[str, Method] = {"sbs": sbs.search}
-PROMISED = ("sbs", "djpq", "ajpq", "bayesian-bits", "two-stage", "uniform")
 DISTILL = 0.5  # share of the loss that comes from the float network's outputs (methods F)
 # Operations of a step below which threads wait for each other more than they save: on a busy 2-core host, digits took
 # 13 times the CPU time with 2 threads that it took with 1 (96 s against 7.5 s).
@@ -49,9 +46,12 @@ def search(
     model: str,
     *,
     data: str,
-    budgets: Sequence[str],
     out: str | Path,
+    budgets: Sequence[str] = (),
     method: str = "sbs",
+    mode: str | None = None,
+    bits: str | None = None,
+    prune_share: float | None = None,
     weights: str | Path | None = None,
     classes: int | None = None,
     in_shape: tuple[int, int, int] | None = None,
@@ -68,31 +68,37 @@ def search(
     batch: int | None = None,
     seed: int = 0,
     threads: int | None = None,
-    group_size: int = GROUP_SIZE,
-    max_pruning_ratio: float = MAX_PRUNING_RATIO,
+    group_size: int | None = None,
+    max_pruning_ratio: float | None = None,
     distill: float = DISTILL,
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """Searches `model` on `data` under `budgets` and leaves a RUN in `out`; the content of its result.json.
 
-    A RUN of the same settings is continued, a finished one returns its result. UsageError, UnsupportedError or
-    CheckFailed (a budget that cannot be reached) before any work; Interrupted on a signal, with the state saved.
+    `mode`: joint, bits or prune, of methods that have them; `bits`: "w4a4", where widths are given and not searched;
+    `prune_share`: of two-stage. A RUN of the same settings is continued, a finished one returns its result. UsageError
+    (an option that the method does not take), UnsupportedError or CheckFailed (a budget that cannot be reached) before
+    any work; Interrupted on a signal, with the state saved.
     """
-    run = method_of(method)
     found = tuple(parse_budget(text) for text in budgets)
-    _check(found, residual, distill, seed, threads)
     changes = {
         "epochs_float": epochs_float, "epochs_search": epochs_search, "epochs_finetune": epochs_finetune,
         "lr_float": lr_float, "lr_search": lr_search, "lr_thresholds": lr_thresholds, "lr_finetune": lr_finetune,
         "batch": batch,
     }  # fmt: skip
-    planned = schedule(data, changes)
+    pruning = {"group_size": group_size, "max_pruning_ratio": max_pruning_ratio}
+    terms = resolve(method, {**changes, **pruning, "mode": mode, "bits": bits, "prune_share": prune_share})
+    _check(found, terms, residual, distill, seed, threads)
+    planned = _schedule(data, changes, terms)
+    group_size = GROUP_SIZE if group_size is None else group_size
+    max_pruning_ratio = MAX_PRUNING_RATIO if max_pruning_ratio is None else max_pruning_ratio
     if weights is not None:
         planned = replace(planned, epochs_float=0)
     with _torch(threads or 1, seed):
         loaded = models.load(model, classes=classes, in_shape=in_shape, weights=weights, mean=mean, std=std)
         graph = capture(loaded.module, loaded.in_shape)
         space = search_space(graph, group_size=group_size, max_pruning_ratio=max_pruning_ratio)
+        space = terms.chosen.space(graph, space, terms)
         check_reachable(graph, found, space)
         images = load_data(data, in_shape=loaded.in_shape, seed=seed)
         images.require_fit(loaded.in_shape, loaded.classes)
@@ -100,9 +106,9 @@ def search(
             threads = default_threads(TRAINING_COST * bops.count(graph).totals.macs * planned.batch)
             torch.set_num_threads(threads)
         settings = Settings(
-            model, data, method, tuple(sorted(budgets)), _files(model, weights, images), loaded.classes,
-            loaded.in_shape, loaded.mean, loaded.std, residual, planned, seed, threads, group_size, max_pruning_ratio,
-            distill,
+            model, data, method, terms.mode, terms.bits, terms.prune_share, tuple(sorted(budgets)),
+            _files(model, weights, images), loaded.classes, loaded.in_shape, loaded.mean, loaded.std, residual, planned,
+            seed, threads, group_size, max_pruning_ratio, distill,
         )  # fmt: skip
         folder = Path(out)
         with locked(folder):
@@ -110,12 +116,12 @@ def search(
             if (folder / RESULT).exists():
                 return read_json(folder / RESULT)
             samples = _samples(images, settings)
-            loop = _loop(folder, graph, samples, settings, progress)
+            loop = _loop(folder, graph, samples, settings, terms, progress)
             with loop.signals():
                 teacher = _float(graph, samples, settings, loop)
                 trained = graph.with_nodes(graph.nodes, teacher.float_tensors())
                 job = Job(settings, trained, space, found, samples, loop, teacher)
-                return _finish(folder, job, run(job), images, images.labels or loaded.labels)
+                return _finish(folder, job, terms.method.run(job), images, images.labels or loaded.labels)
 
 
 def default_threads(work: float) -> int:
@@ -123,18 +129,21 @@ def default_threads(work: float) -> int:
     return 1 if work < SMALL_STEP else len(os.sched_getaffinity(0))
 
 
-def method_of(name: str) -> Method:
-    """The method of that name; UnsupportedError for one that is promised but not here, UsageError for another."""
-    if name in SEARCHES:
-        return SEARCHES[name]
-    here = ", ".join(SEARCHES)
-    if name in PROMISED:
-        raise UnsupportedError(f"--method {name} is not in this version; it has {here}")
-    raise UsageError(f"unknown --method {name!r}{close(name, PROMISED)}; this version has {here}")
+def _schedule(data: str, changes: Mapping[str, int | float | None], terms: Terms) -> Schedule:
+    """Epochs and rates. A method without a search fine-tunes by default for the epochs that a search has in all."""
+    planned = schedule(data, changes)
+    if "epochs_search" in terms.chosen.takes:
+        return planned
+    epochs = planned.epochs_finetune
+    if changes["epochs_finetune"] is None:
+        epochs += planned.epochs_search
+    return replace(planned, epochs_search=0, epochs_finetune=epochs)
 
 
-def _check(budgets: tuple[Budget, ...], residual: str, distill: float, seed: int, threads: int | None) -> None:
-    if not budgets:
+def _check(
+    budgets: tuple[Budget, ...], terms: Terms, residual: str, distill: float, seed: int, threads: int | None
+) -> None:
+    if not budgets and terms.method.needs_budget:
         raise UsageError("a search needs a budget, for example --budget bops=2%")
     kinds = [b.kind for b in budgets]
     if len(set(kinds)) < len(kinds):
@@ -187,19 +196,15 @@ def _samples(images: Data, settings: Settings) -> Samples:
 
 
 def _loop(
-    folder: Path, graph: Graph, samples: Samples, settings: Settings, progress: Callable[[Progress], None] | None
-) -> Loop:
-    """The loop over the three phases, where a checkpoint left it."""
+    folder: Path, graph: Graph, samples: Samples, settings: Settings, terms: Terms,
+    progress: Callable[[Progress], None] | None,
+) -> Loop:  # fmt: skip
+    """The loop over all phases, where a checkpoint left it."""
     plan = settings.schedule
     return Loop(
         folder, samples, batch=plan.batch, seed=settings.seed,
         work=TRAINING_COST * bops.count(graph).totals.macs * plan.batch,
-        agenda=(
-            ("float", plan.epochs_float, 1.0),
-            ("search", plan.epochs_search, sbs.SEARCH_COST),
-            ("finetune", plan.epochs_finetune, sbs.FINETUNE_COST),
-        ),
-        progress=progress,
+        agenda=(("float", plan.epochs_float, 1.0), *terms.method.agenda(plan)), progress=progress,
     )  # fmt: skip
 
 
@@ -253,22 +258,19 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
     }  # fmt: skip
     write_tensors(folder / FLOAT, job.graph.consts)  # before training went on; peers run it
     write_run(folder, graph, plan, tensors, meta)
-    schedule_ = settings.schedule
     result = {
         **head("bitpress.search", threads=settings.threads),
-        "method": settings.method,
+        "method": settings.method, "mode": settings.mode or None, "bits": settings.bits or None,
         "baseline_top1": before.top1, "top1": after.top1, "top5": after.top5, "n": after.n,
         "predictions_sha256": after.sha256, "bops": totals.bops, "bops_fp32": totals.bops_fp32,
         "bops_ratio": totals.bops_ratio, "bops_convention": totals.bops_convention,
         "weight_bytes": totals.weight_bytes, "fp32_bytes": totals.fp32_bytes, "latency": None,
         "budget": list(settings.budget),
-        "epochs": {
-            "float": schedule_.epochs_float, "search": schedule_.epochs_search, "finetune": schedule_.epochs_finetune,
-        },
+        "epochs": {name: epochs for name, epochs, _ in job.loop.agenda},
         "seconds": job.loop.seconds, "data": settings.data, "seed": settings.seed,
     }  # fmt: skip
     write_json(folder / RESULT, result)
     return result
 
 
-__all__ = ["PROMISED", "SEARCHES", "Method", "method_of", "search"]
+__all__ = ["MODES", "PROMISED", "SEARCHES", "Method", "method_of", "search"]

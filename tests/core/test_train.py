@@ -245,7 +245,8 @@ def test_statistics_are_estimated_as_the_mean_over_batches() -> None:
 
 def _settings(**changes: Any) -> Settings:
     values: dict[str, Any] = {
-        "model": "m", "data": "digits", "method": "sbs", "budget": ("bops=2%",), "files": {"weights": "ab"},
+        "model": "m", "data": "digits", "method": "sbs", "mode": "joint", "bits": "", "prune_share": None,
+        "budget": ("bops=2%",), "files": {"weights": "ab"},
         "classes": 10, "in_shape": (1, 8, 8), "mean": (0.0,), "std": (1.0,), "residual": "int8",
         "schedule": schedule("digits", {}), "seed": 0, "threads": 1, "group_size": 4, "max_pruning_ratio": 0.5,
         "distill": 0.5,

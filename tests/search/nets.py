@@ -47,6 +47,23 @@ class Block(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Signed(nn.Module):
+    """An inner convolution whose input can be negative."""
+
+    in_shape = SHAPE
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem, self.bn0 = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn1(self.conv1(self.bn0(self.stem(x)))))
+        return self.fc(torch.relu(self.bn2(self.conv2(x))).mean((2, 3)))
+
+
 class Odd(nn.Module):
     """Has an op that nothing here knows."""
 
@@ -66,6 +83,10 @@ def chain(classes: int = 4) -> nn.Module:
 
 def block(classes: int = 4) -> nn.Module:
     return Block(classes)
+
+
+def signed(classes: int = 4) -> nn.Module:
+    return Signed(classes)
 
 
 def odd(classes: int = 4) -> nn.Module:

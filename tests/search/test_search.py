@@ -22,7 +22,7 @@ from bitpress.core.errors import CheckFailed, CorruptError, Interrupted, Unsuppo
 from bitpress.core.evaluate import evaluate
 from bitpress.core.integer import integer
 from bitpress.core.rundir import load_run
-from bitpress.core.search import SEARCHES, default_threads, search
+from bitpress.core.search import PROMISED, SEARCHES, default_threads, search
 from bitpress.core.semantics import Semantics
 from bitpress.core.supernet import differing_codes
 from bitpress.core.train import Progress
@@ -122,7 +122,7 @@ def test_weights_that_are_given_are_not_trained_again(tmp_path: Path) -> None:
         ({"budgets": []}, UsageError, "needs a budget"),
         ({"budgets": ["bops=2%", "bops=3%"]}, UsageError, "one bound of a kind"),
         ({"budgets": ["latency=1ms"]}, UsageError, "latency table"),
-        ({"method": "djpq"}, UnsupportedError, "not in this version; it has sbs"),
+        ({"method": "djpq"}, UnsupportedError, "not in this version; it has sbs, two-stage, uniform"),
         ({"method": "magic"}, UsageError, "unknown --method"),
         ({"residual": "int4"}, UsageError, "--residual"),
         ({"distill": 1.5}, UsageError, "--distill"),
@@ -182,7 +182,8 @@ def test_small_steps_get_one_thread_where_nobody_says(tmp_path: Path) -> None:
 
 
 def test_every_method_is_listed_once() -> None:
-    assert list(SEARCHES) == ["sbs"]
+    assert list(SEARCHES) == ["sbs", "two-stage", "uniform"]
+    assert set(SEARCHES) <= set(PROMISED)
 
 
 # kill -9
@@ -191,14 +192,14 @@ def test_every_method_is_listed_once() -> None:
 SCRIPT = """
 import json, sys, time, torch
 from bitpress.core.search import search
-from bitpress.core.search import sbs
+from bitpress.core import train_gates
 options = json.loads(sys.argv[1])
 pause = options.pop("pause")
-step = sbs.Searching.step
+step = train_gates.Searching.step
 def slow(self, *args):
     time.sleep(pause)
     return step(self, *args)
-sbs.Searching.step = slow
+train_gates.Searching.step = slow
 search(**options)
 """
 

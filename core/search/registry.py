@@ -1,0 +1,148 @@
+"""The list of methods and the options that each takes; one that would do nothing is refused, with where it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..cost import Space, hold_bits, hold_channels
+from ..encoding import parse_bits
+from ..errors import UnsupportedError, UsageError, close
+from ..graph import Graph
+from ..job import Schedule, flag
+from ..supernet import SuperNet
+from ..train import Job
+from . import sbs, two_stage, uniform
+
+Agenda = Callable[[Schedule], tuple[tuple[str, int, float], ...]]
+SEARCHING = frozenset({"epochs_search", "lr_search", "lr_thresholds"})
+PRUNING = frozenset({"group_size", "max_pruning_ratio"})
+OPTIONS = SEARCHING | PRUNING | {"mode", "bits", "prune_share"}  # those that not every method takes
+BITS = "w8a8"  # where widths are given but not said
+PRUNE_SHARE = 0.25  # of the fall of ln BOPs: 1.4x where widths do the rest of 4x, near the paper's 1.5x (methods B.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What a search moves: `holds` names what is given instead (bits, channels); `takes`: the options it reads."""
+
+    takes: frozenset[str]
+    holds: frozenset[str] = frozenset()
+
+    def space(self, graph: Graph, space: Space, terms: Terms) -> Space:
+        """The part of `space` that is searched; UnsupportedError where there is nothing to prune."""
+        if "channels" in self.holds:
+            space = hold_channels(space)
+        elif not space.gates and terms.bits:
+            raise UnsupportedError(
+                f"{terms.said}: this network has no channels that may be removed, or the pruning ratio allows none; "
+                "--method sbs --search bits searches widths alone"
+            )
+        if "bits" in self.holds:
+            return hold_bits(graph, space, parse_bits(terms.bits))
+        if terms.bits:
+            hold_bits(graph, space, parse_bits(terms.bits))  # refuses what has no kernel
+        return space
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A row. `modes`: of --search, the default first; "" alone where it has none. `bits` "": they must be said."""
+
+    run: Callable[[Job], SuperNet]
+    agenda: Agenda
+    modes: Mapping[str, Mode]
+    needs_budget: bool = True
+    bits: str = BITS
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """A method and what its own options resolve to; `bits` "" and `prune_share` None where it has none."""
+
+    name: str
+    method: Method
+    mode: str
+    bits: str
+    prune_share: float | None
+
+    @property
+    def chosen(self) -> Mode:
+        """The row of the mode."""
+        return self.method.modes[self.mode]
+
+    @property
+    def said(self) -> str:
+        """How the command line names it."""
+        return f"--method {self.name}" + (f" --search {self.mode}" if self.mode else "")
+
+
+SEARCHES: Mapping[str, Method] = {
+    "sbs": Method(
+        sbs.search, sbs.agenda,
+        {
+            "joint": Mode(SEARCHING | PRUNING | {"mode"}),
+            "bits": Mode(SEARCHING | {"mode"}, frozenset({"channels"})),
+            "prune": Mode(SEARCHING | PRUNING | {"mode", "bits"}, frozenset({"bits"})),
+        },
+    ),
+    "two-stage": Method(
+        two_stage.search, two_stage.agenda, {"": Mode(SEARCHING | PRUNING | {"bits", "prune_share"})}
+    ),
+    "uniform": Method(
+        uniform.search, uniform.agenda, {"": Mode(frozenset({"bits"}), frozenset({"bits", "channels"}))},
+        needs_budget=False, bits="",
+    ),
+}  # fmt: skip
+PROMISED = ("sbs", "djpq", "ajpq", "bayesian-bits", "two-stage", "uniform")
+MODES = tuple(dict.fromkeys(mode for row in SEARCHES.values() for mode in row.modes if mode))
+
+
+def method_of(name: str) -> Method:
+    """The method of that name; UnsupportedError for one that is promised but not here, UsageError for another."""
+    if name in SEARCHES:
+        return SEARCHES[name]
+    here = ", ".join(SEARCHES)
+    if name in PROMISED:
+        raise UnsupportedError(f"--method {name} is not in this version; it has {here}")
+    raise UsageError(f"unknown --method {name!r}{close(name, PROMISED)}; this version has {here}")
+
+
+def resolve(name: str, given: Mapping[str, Any]) -> Terms:
+    """The method `name` with `given` options (None: not given); UsageError for one that it does not take."""
+    method = method_of(name)
+    said = {key: value for key, value in given.items() if key in OPTIONS and value is not None}
+    mode = said.get("mode", next(iter(method.modes)))
+    if mode not in method.modes:
+        if mode not in MODES:
+            raise UsageError(f"--search {mode!r} is unknown{close(mode, MODES)}; valid: {', '.join(MODES)}")
+        raise UsageError(f"--search {mode} does nothing with --method {name}; it goes with {_takers('mode')}")
+    takes = method.modes[mode].takes
+    for key in sorted(said.keys() - takes):
+        here = f"--method {name}" + (f" --search {mode}" if mode else "")
+        raise UsageError(f"{flag(key)} does nothing with {here}; it goes with {_takers(key)}")
+    bits = str(said.get("bits", method.bits)) if "bits" in takes else ""
+    if "bits" in takes and not bits:
+        raise UsageError(f"--method {name} needs --bits, for example --bits w4a4: widths of weights and activations")
+    if bits:
+        try:
+            parse_bits(bits)
+        except ValueError as error:
+            raise UsageError(f"--bits: {error}") from error
+    share = said.get("prune_share", PRUNE_SHARE) if "prune_share" in takes else None
+    if share is not None and not 0 <= share <= 1:
+        raise UsageError(f"--prune-share {share} is a share of what ln BOPs must lose, within [0, 1]")
+    return Terms(name, method, mode, bits, share)
+
+
+def _takers(key: str) -> str:
+    """Methods, and modes of theirs, that take an option."""
+    out = []
+    for name, method in SEARCHES.items():
+        modes = [mode for mode, row in method.modes.items() if key in row.takes]
+        if len(modes) == len(method.modes):
+            out.append(f"--method {name}")
+        else:
+            out += [f"--method {name} --search {mode}" for mode in modes]
+    return ", ".join(out)

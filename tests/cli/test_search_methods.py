@@ -1,0 +1,62 @@
+"""Baselines and modes through the command line: options that go together, those that do not, documents that keep to
+the schema, and RUNs that evaluate to the same digest as what is compiled from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ..schema.schemas import check
+from .test_compile import BLOBS, CHAIN
+from .tool import good, refused
+
+QUICK = ("--epochs-float", "2", "--epochs-finetune", "1", "--threads", "1")
+SEARCH = ("search", CHAIN, "--data", BLOBS, *QUICK)
+
+
+@pytest.mark.parametrize(
+    ("args", "mode", "bits"),
+    [
+        (("--method", "uniform", "--bits", "w4a4"), None, "w4a4"),
+        (("--search", "bits", "--budget", "bops=10%", "--epochs-search", "1"), "bits", None),
+        (("--search", "prune", "--budget", "bops=60%", "--epochs-search", "1"), "prune", "w8a8"),
+        (("--method", "two-stage", "--budget", "bops=10%", "--epochs-search", "2"), None, "w8a8"),
+    ],
+)  # fmt: skip
+def test_a_run_is_evaluated_and_compiled_to_the_same_digest(
+    args: tuple[str, ...], mode: str | None, bits: str | None, tmp_path: Path
+) -> None:
+    run, file = tmp_path / "run", tmp_path / "x.bpk"
+    outcome = good(*SEARCH, *args, "--out", run, "--json", "-")
+    document = check(outcome.document())
+    assert (document["mode"], document["bits"]) == (mode, bits)
+    lines = [line for line in outcome.err.splitlines() if "epoch" in line]
+    assert len(lines) == sum(document["epochs"].values())  # one an epoch of every phase
+    assert json.loads((run / "result.json").read_text())["top1"] == document["top1"]
+    good("compile", run, "-o", file)
+    for source in (run, file):
+        found = good("eval", source, "--data", BLOBS, "--json", "-").document()
+        assert found["predictions_sha256"] == document["predictions_sha256"]
+    assert good("verify", file, "--against", run, "--json", "-").document()["exact"]
+    assert "Result, test part" in good(*SEARCH, *args, "--out", run).out  # finished: its result again
+
+
+@pytest.mark.parametrize(
+    ("code", "args", "says"),
+    [
+        (1, ("--method", "uniform", "--bits", "w8a8", "--budget", "bops=1%"), "raise the budget, or lower --bits"),
+        (2, ("--method", "uniform"), "needs --bits"),
+        (2, ("--method", "uniform", "--bits", "w4"), "w2a8"),
+        (3, ("--method", "uniform", "--bits", "w3a4"), "no kernel"),
+        (2, ("--method", "uniform", "--bits", "w4a4", "--search", "bits"), "it goes with --method sbs"),
+        (2, ("--bits", "w4a4", "--budget", "bops=10%"), "--bits does nothing with --method sbs --search joint"),
+        (2, ("--search", "both", "--budget", "bops=10%"), "valid: joint, bits, prune"),
+        (2, ("--search", "prune",), "needs a budget"),
+        (2, ("--prune-share", "0.5", "--budget", "bops=10%"), "--prune-share does nothing"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_go_together(code: int, args: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    assert says in refused(code, *SEARCH, *args, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
