@@ -142,7 +142,8 @@ void say(const std::string& text, FILE* to) { std::fwrite(text.data(), 1, text.s
 
 void print(const Report& r) {
   if (!r.step_ms.empty()) say(table_of(r), stdout);
-  const std::string where = "(" + r.isa + ", " + std::to_string(r.asked.threads) + " threads)\n";
+  const std::string where =
+      "(" + r.isa + ", " + std::to_string(r.asked.threads) + (r.asked.threads > 1 ? " threads)\n" : " thread)\n");
   if (r.golden_checked && r.golden_difference.empty()) say("the golden sample comes out exactly " + where, stdout);
   char text[64];
   std::snprintf(text, sizeof text, "%llu images in %.3f s: ", static_cast<unsigned long long>(r.images), r.run_seconds);

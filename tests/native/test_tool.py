@@ -161,6 +161,20 @@ def test_a_full_disk_is_said_and_leaves_the_old_file(tree: Tree, programs: dict[
     assert code == 2
 
 
+def test_lack_of_memory_and_of_threads_is_exit_code_5(tree: Tree, programs: dict[str, Sample], tmp_path: Path) -> None:
+    """Address space for the program, but not for what it wants: a line on stderr, and no thread left behind."""
+
+    def within(megabytes: int, *arguments: object) -> str:
+        limited = f'ulimit -v {megabytes * 1024} && exec "$@"'
+        return run(["sh", "-c", limited, "sh", tree.tool, *arguments], code=5).stderr
+
+    maker = Maker((3, 1024, 1024))
+    pooled = maker.pool("sum_pool2d", "pool", maker.quantize(), "f32", (1024, 1024), (1, 1))
+    artifact.write(maker.program(pooled), tmp_path / "wide.bpk")
+    assert "out of memory" in within(12, tmp_path / "wide.bpk")
+    assert "no thread can be started" in within(64, programs["everything"].file, "--threads", 256)
+
+
 def test_forced_kernel_and_isa_are_seen_in_the_table(tree: Tree, programs: dict[str, Sample]) -> None:
     sample = programs["everything"].file
     rows = json.loads(run([tree.tool, sample, "--verify", "--json"], BITPRESS_FORCE_KERNEL="bitserial_generic").stdout)
