@@ -30,7 +30,7 @@ Progress = Callable[[str, float], None]
 def bench(
     artifact: str | Path,
     *,
-    vs: Sequence[str] = ("onnxruntime",),
+    vs: Sequence[str] | None = None,
     batches: Sequence[int] = (1,),
     threads: Sequence[int] = (1,),
     against: str | Path | None = None,
@@ -42,9 +42,13 @@ def bench(
 ) -> dict[str, Any]:
     """The `bitpress.bench` document: times in milliseconds, one entry of `runs` per batch size and thread count.
 
-    `vs`: names of `peers.FAMILIES`; `seconds` for each run; `progress` is told what is under way and the share done.
+    `vs`: names of `peers.FAMILIES`; None: `peers.DEFAULT`, without those whose libraries are missing, which
+    `peers_left_out` tells. `seconds` for each run; `progress` is told what is under way and the share done.
     Nothing is timed that answers wrongly: CheckFailed if the golden sample or the reference disagrees.
     """
+    left_out = ""
+    if vs is None:
+        vs, left_out = peer_families.at_hand(peer_families.DEFAULT)
     peer_families.check(vs)
     for name, values in (("--batch", batches), ("--threads", threads)):
         if not values or min(values) < 1:
@@ -70,6 +74,7 @@ def bench(
         **head("bitpress.bench", isa=loaded.isa, threads=max(threads)),
         "artifact": str(artifact),
         "peer_source": net.source,
+        "peers_left_out": left_out,
         "images": images.source,
         "seed": seed,
         "runs": runs,

@@ -139,6 +139,21 @@ FAMILIES: Mapping[str, _Row] = {
 _ABSENT = {"litert": "a TFLite model of the network is needed, and Bitpress does not write one"}
 
 
+DEFAULT = ("onnxruntime",)
+
+
+def at_hand(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """The families of `names` that can run here, and a sentence about the others, empty if there are none."""
+    usable, reasons = [], []
+    for name in names:
+        try:
+            check((name,))
+            usable.append(name)
+        except EnvironmentMissing as error:
+            reasons.append(str(error))
+    return tuple(usable), f"left out: {'; '.join(reasons)}" if reasons else ""
+
+
 def check(names: Sequence[str]) -> None:
     """Refuses before any work: UsageError for an unknown name, EnvironmentMissing for a library that is not here."""
     for name in names:

@@ -26,8 +26,7 @@ PEERS = (
 @click.option(
     "--vs",
     type=Words(),
-    default="onnxruntime",
-    help="Peers by comma: onnxruntime, openvino, litert, torch; '' for none.",
+    help="Peers by comma: onnxruntime, openvino, litert, torch; '' for none. Default: onnxruntime where installed.",
 )
 @click.option("--against", metavar="RUN", help="The peers' dense network is that of RUN.")
 @click.option("--model", metavar="MODEL", help="The peers' dense network is MODEL.")
@@ -37,8 +36,8 @@ PEERS = (
     "--seconds", type=click.FloatRange(0.01, 3600), default=2.0, help="Time for each batch size and thread count."
 )
 def command(
-    common: Common, artifact: str, vs: tuple[str, ...], against: str | None, model: str | None, weights: str | None,
-    batch: tuple[int, ...], seconds: float,
+    common: Common, artifact: str, vs: tuple[str, ...] | None, against: str | None, model: str | None,
+    weights: str | None, batch: tuple[int, ...], seconds: float,
 ) -> Result:  # fmt: skip
     """Times X.bpk layer by layer and against its peers, interleaved in one run.
 
@@ -50,7 +49,8 @@ def command(
         artifact, vs=vs, batches=batch, threads=common.threads, against=against, model=model, weights=weights,
         seconds=seconds, seed=common.seed, progress=common.progress,
     )  # fmt: skip
-    return Result(document, tables(document), (f"peers run: {document['peer_source']}; images: {document['images']}",))
+    notes = (f"peers run: {document['peer_source']}; images: {document['images']}", document["peers_left_out"])
+    return Result(document, tables(document), tuple(filter(None, notes)))
 
 
 def tables(document: Mapping[str, Any]) -> list[Table]:

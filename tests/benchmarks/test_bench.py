@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitpress.benchmarks import demo, report
+from bitpress.benchmarks import demo, peers, report
 from bitpress.benchmarks.bench import bench
 from bitpress.compiler import artifact
-from bitpress.core.errors import CheckFailed, UsageError
+from bitpress.core.errors import CheckFailed, EnvironmentMissing, UsageError
 
 from ..runtime import samples
 from ..schema.schemas import check
@@ -51,12 +51,22 @@ def test_native_layers_have_times_and_bounds(sample: Path, monkeypatch: pytest.M
     assert run["unattributed"] == pytest.approx(run["total"]["median"] - sum(r["median"] for r in run["layers"]))
 
 
+def test_a_default_peer_that_is_not_installed_is_left_out_by_name(
+    sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda _module: None)
+    document = check(bench(sample, seconds=0.05))
+    assert document["runs"][0]["peers"] == [] and "bitpress[onnx]" in document["peers_left_out"]
+    with pytest.raises(EnvironmentMissing, match=r"bitpress\[onnx\]"):
+        bench(sample, vs=("onnxruntime",), seconds=0.05)
+
+
 def test_peers_answer_as_we_do(sample: Path) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     document = check(bench(sample, vs=("onnxruntime",), seconds=0.05))
-    peers = {peer["name"]: peer for peer in document["runs"][0]["peers"]}
-    assert set(peers) == {"onnxruntime-fp32", "onnxruntime-int8"}
-    assert all(peer["ratio"] > 0 and 0 <= peer["output_matches"] <= 1 for peer in peers.values())
+    found = {peer["name"]: peer for peer in document["runs"][0]["peers"]}
+    assert set(found) == {"onnxruntime-fp32", "onnxruntime-int8"}
+    assert all(peer["ratio"] > 0 and 0 <= peer["output_matches"] <= 1 for peer in found.values())
     assert "rebuilt from the artifact" in document["peer_source"] and "golden input" in document["images"]
 
 
