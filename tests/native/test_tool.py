@@ -68,9 +68,13 @@ def test_images_are_normalised_as_python_does(tree: Tree, programs: dict[str, Sa
     assert infer(tree, sample, images, tmp_path) == infer(tree, sample, np.ascontiguousarray(floats), tmp_path)
 
 
-def test_the_table_names_every_step_and_its_kernel(tree: Tree, programs: dict[str, Sample]) -> None:
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_table_names_every_step_and_its_kernel(
+    isa: str, tree: Tree, programs: dict[str, Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITPRESS_FORCE_ISA", isa)
     sample = programs["everything"]
-    lines = run([tree.tool, sample.file]).stdout.splitlines()
+    lines = run([tree.tool, sample.file], BITPRESS_FORCE_ISA=isa).stdout.splitlines()
     rows = _native.Session(sample.file.read_bytes()).steps()
     assert lines[0].split() == ["step", "op", "output", "kernel", "ISA", "ms", "share"]
     for line, row, step in zip(lines[1:], rows, sample.program.steps, strict=False):
