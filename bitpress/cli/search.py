@@ -87,10 +87,17 @@ def _tables(document: dict[str, Any]) -> list[Table]:
     rows = [
         {"what": "float", "top1": document["baseline_top1"], "bops": document["bops_fp32"], "share": "100 %",
          "weight_bytes": totals.fp32_bytes},
-        {"what": document["method"], "top1": document["top1"], "bops": document["bops"],
+        {"what": _method(document), "top1": document["top1"], "bops": document["bops"],
          "share": f"{100 / document['bops_ratio']:.3g} %", "weight_bytes": document["weight_bytes"]},
     ]  # fmt: skip
     return [Table("Plan", PLAN, layers, foot), Table("Result, test part", RESULT, rows)]
+
+
+def _method(document: dict[str, Any]) -> str:
+    """Method, mode and given widths; a joint search is the method itself."""
+    mode = document.get("mode")
+    words = (document["method"], mode if mode != "joint" else None, document.get("bits"))
+    return " ".join(word for word in words if word)
 
 
 def _widths(row: Any) -> str:

@@ -40,7 +40,14 @@ def test_a_run_is_evaluated_and_compiled_to_the_same_digest(
         found = good("eval", source, "--data", BLOBS, "--json", "-").document()
         assert found["predictions_sha256"] == document["predictions_sha256"]
     assert good("verify", file, "--against", run, "--json", "-").document()["exact"]
-    assert "Result, test part" in good(*SEARCH, *args, "--out", run).out  # finished: its result again
+    again = good(*SEARCH, *args, "--out", run).out  # finished: its result again
+    assert " ".join(filter(None, (document["method"], mode, bits))) in again
+
+
+def test_options_of_a_method_come_from_a_configuration_file_too(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('[search]\nsearch = "prune"\nbits = "w4a4"\nbudget = ["bops=0.1%"]\n')
+    out = refused(1, *SEARCH, "--config", tmp_path / "c.toml", "--out", tmp_path / "run")
+    assert "w4a4 between 8-bit ends and the largest pruning" in out
 
 
 @pytest.mark.parametrize(

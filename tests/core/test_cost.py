@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from bitpress.core.cost import (
     Space,
     check_reachable,
     fill,
+    hold_bits,
+    hold_channels,
     largest,
     lowering,
     parse_budget,
@@ -141,6 +144,58 @@ def _random(space: Space, rng: np.random.Generator) -> Choice:
         gone = set(rng.permutation(len(gate.sizes))[: rng.integers(0, gate.removable + 1)].tolist())
         parts[group] = tuple(p for p in range(len(gate.sizes)) if p not in gone)
     return Choice(weight, act, parts)
+
+
+@pytest.mark.parametrize("make", [chain, depthwise])
+def test_a_space_with_everything_held_has_one_point_and_it_is_the_uniform_one(make: object) -> None:
+    graph: Graph = make()  # type: ignore[operator]
+    for bits in ((4, 4), (2, 8), (8, 3)):
+        space = hold_channels(hold_bits(graph, search_space(graph), bits))
+        assert smallest(space) == largest(space)
+        assert lowering(space, largest(space)) == []
+        found = bops.count(graph, to_plan(graph, space, largest(space), residual="int8")).totals
+        want = bops.count(graph, uniform=bits).totals
+        assert (found.bops, found.weight_bytes) == (want.bops, want.weight_bytes)
+        assert Costs(graph, space).bops(largest(space)) == want.bops
+
+
+def test_one_bit_of_a_signed_input_costs_two() -> None:
+    graph = depthwise()
+    space = hold_bits(graph, search_space(graph), (2, 1))
+    assert space.given(LayerId("expand")) == (2, 2)  # reads a linear bottleneck
+    assert space.given(LayerId("dw")) == (2, 1)
+    plan = to_plan(graph, space, smallest(space), residual="int8")
+    assert bops.count(graph, plan).totals.bops == Costs(graph, space).bops(smallest(space))
+
+
+@pytest.mark.parametrize(("bits", "says"), [((3, 4), "weights of 3 bits"), ((4, 9), "activations of 9 bits")])
+def test_widths_without_kernels_are_not_held(bits: tuple[int, int], says: str) -> None:
+    with pytest.raises(UnsupportedError, match=says):
+        hold_bits(chain(), search_space(chain()), bits)
+
+
+def test_a_gate_that_is_decided_does_not_move() -> None:
+    graph = chain()
+    whole = search_space(graph, group_size=4)
+    group = next(iter(whole.gates))
+    space = replace(whole, cut={group: (1, 2)})
+    assert group not in space.open
+    assert smallest(space).parts[group] == largest(space).parts[group] == (1, 2)
+    assert not [m for m in lowering(space, largest(space)) if m.name == group and m.side == "prune"]
+    assert Costs(graph, space).bops(largest(space)) < Costs(graph, whole).bops(largest(whole))
+
+
+def test_the_remedy_is_one_that_helps() -> None:
+    graph = chain()
+    space, budget = search_space(graph), [parse_budget("bops=0.01%")]
+    for held, says in (
+        (space, "largest pruning; raise the budget or the pruning ratio$"),
+        (hold_channels(space), "no pruning; raise the budget$"),
+        (hold_bits(graph, space, (4, 8)), "w4a8 between .* raise the budget or the pruning ratio, or lower --bits$"),
+        (hold_channels(hold_bits(graph, space, (4, 8))), "no pruning; raise the budget, or lower --bits$"),
+    ):
+        with pytest.raises(CheckFailed, match=says):
+            check_reachable(graph, budget, held)
 
 
 def test_the_least_is_the_least() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from bitpress.core import supernet as sn
 from bitpress.core.bops import count
-from bitpress.core.cost import Choice, Costs, largest, search_space, to_plan
+from bitpress.core.cost import Choice, Costs, hold_bits, hold_channels, largest, search_space, to_plan
 from bitpress.core.errors import UnsupportedError
 from bitpress.core.graph import Graph, run
 from bitpress.core.integer import integer, weight_levels
@@ -246,6 +247,30 @@ def test_the_differentiable_figures_are_core_bops_at_hard_gates(make: object) ->
         totals = count(graph, to_plan(graph, net.space, net.choice(), residual="int8")).totals
         assert int(net.cost("bops").detach()) == totals.bops
         assert abs(float(net.cost("size").detach()) - totals.weight_bytes) <= 64  # rows end on whole bytes there
+
+
+@pytest.mark.parametrize("make", [chain, residual, depthwise])
+def test_what_is_held_has_neither_threshold_nor_gradient_and_is_counted(make: object) -> None:
+    graph: Graph = make()  # type: ignore[operator]
+    whole = search_space(graph, group_size=4)
+    group, gate = next(iter(whole.gates.items()))
+    parts = tuple(range(1, len(gate.sizes)))
+    for space in (hold_bits(graph, whole, (4, 2)), replace(whole, cut={group: parts}), hold_channels(whole)):
+        net = SuperNet(graph, space)
+        fit(net, [_images(graph, 16)])
+        net.train()(_images(graph))
+        totals = count(graph, to_plan(graph, space, net.choice(), residual="int8")).totals
+        assert int(net.cost("bops").detach()) == totals.bops
+        names = {n for n in net.state_dict() if ".threshold_" in n}
+        assert names == {f"{n}.threshold_{s}" for n in space.searched for s in "wa"} | {
+            f"{g}.threshold_p" for g in space.open
+        }
+        net.clamp_thresholds()
+    net = SuperNet(graph, replace(whole, cut={group: parts}))
+    fit(net, [_images(graph, 16)])
+    assert net.choice().parts[group] == parts
+    mask = net.mask(next(v for v, (g, _) in net._masked.items() if g == group))
+    assert float(mask[: gate.size].sum()) == 0 and bool((mask[gate.size :] == 1).all())
 
 
 def test_the_figure_telescopes_over_widths_and_channels() -> None:
