@@ -20,7 +20,7 @@ SEARCHING = frozenset({"epochs_search", "lr_search", "lr_thresholds"})
 PRUNING = frozenset({"group_size", "max_pruning_ratio"})
 OPTIONS = SEARCHING | PRUNING | {"mode", "bits", "prune_share"}  # those that not every method takes
 BITS = "w8a8"  # where widths are given but not said
-PRUNE_SHARE = 0.25  # of the fall of ln BOPs: 1.4x where widths do the rest of 4x, near the paper's 1.5x (methods B.1)
+PRUNE_SHARE = 0.25  # of the fall of ln BOPs: 1.4x where widths do the rest of 4x, near the paper's 1.5x (methods C)
 
 
 @dataclass(frozen=True, slots=True)
