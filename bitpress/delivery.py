@@ -118,8 +118,8 @@ def quantise(model: str, recipe: Recipe, *, progress: Progress = lambda _what, _
     from .core.capture import capture
     from .core.data import load as load_data
     from .core.encoding import parse_bits
+    from .core.graph import refuse_unknown
     from .core.models import load
-    from .planning import refuse_unknown
 
     if recipe.images < 1:
         raise UsageError(f"--calibration-images {recipe.images}: at least 1 is needed")

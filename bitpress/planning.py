@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .core.errors import CheckFailed, UnsupportedError, UsageError
+from .core.errors import CheckFailed, UsageError
 from .core.host import head
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def plan(
     from .core import cost
     from .core.bops import count
     from .core.capture import capture
+    from .core.graph import refuse_unknown, unknown_ops
     from .core.groups import groups
     from .core.models import load
 
@@ -42,7 +43,7 @@ def plan(
     options = {"group_size": group_size, "max_pruning_ratio": max_pruning_ratio}
     loaded = load(model, classes=classes, in_shape=in_shape, weights=weights)
     graph = capture(loaded.module, loaded.in_shape)
-    unsupported = _unknown(graph)
+    unsupported = [{"name": name, "op": op, "shape": list(graph.value(name).shape)} for name, op in unknown_ops(graph)]
     if wanted:
         refuse_unknown(graph, model)
     counts = count(graph, uniform=pairs[0] if pairs else None, convention=convention)
@@ -76,21 +77,6 @@ def plan(
         document["space"] = _space(space, costs)
         document["budgets"] = [_judged(graph, one, space, costs) for one in wanted]
     return document
-
-
-def refuse_unknown(graph: Graph, model: str) -> None:
-    """UnsupportedError naming every op that Bitpress does not know."""
-    if found := _unknown(graph):
-        names = ", ".join(f"{row['name']} ({row['op']})" for row in found)
-        raise UnsupportedError(f"{model} has {len(found)} unsupported ops: {names}; `bitpress plan` shows where")
-
-
-def _unknown(graph: Graph) -> list[dict[str, Any]]:
-    return [
-        {"name": n.name, "op": str(n.attrs.get("target", n.op)), "shape": list(n.shape)}
-        for n in graph.nodes
-        if n.op == "unknown"
-    ]
 
 
 def _pair(text: str) -> tuple[int, int]:

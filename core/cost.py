@@ -62,10 +62,10 @@ def parse_budget(text: str) -> Budget:
             f"budget {text!r}: {amount!r} is not a number with %, {', '.join(u for u in units if u)} or no unit"
         )
     if kind == "latency":
-        raise UsageError(f"budget {text!r}: a latency budget needs a latency table of this machine (--latency-table)")
+        raise UsageError(f"budget {text!r}: latency budgets are not in this version; give bops= or size=")
     value = float(match[1]) * (0.01 if match[2] == "%" else units[match[2]])
-    if value <= 0:
-        raise UsageError(f"budget {text!r}: the bound must be above zero")
+    if not 0 < value < math.inf:
+        raise UsageError(f"budget {text!r}: the bound must be a finite number above zero")
     return Budget(kind, text, value, match[2] == "%")
 
 

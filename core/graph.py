@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import CorruptError
+from .errors import CorruptError, UnsupportedError
 
 GRAPH_SCHEMA = "bitpress.graph"
 GRAPH_VERSION = 1
@@ -137,6 +137,20 @@ def verify(graph: Graph, stage: str) -> None:
     for name in graph.outputs:
         if name not in seen:
             raise CorruptError(f"{stage} graph: output {name!r} is not computed")
+
+
+def unknown_ops(graph: Graph) -> list[tuple[str, str]]:
+    """(node, what the tracer called it) of every op that has no row in `core.ops`."""
+    return [(n.name, str(n.attrs.get("target", n.op))) for n in graph.nodes if n.op == "unknown"]
+
+
+def refuse_unknown(graph: Graph, model: str) -> None:
+    """UnsupportedError naming every op of `model`'s graph that Bitpress does not know."""
+    if found := unknown_ops(graph):
+        names = ", ".join(f"{name} ({op})" for name, op in found)
+        raise UnsupportedError(
+            f"{model} has {len(found)} unsupported op{'s' * (len(found) > 1)}: {names}; `bitpress plan` shows where"
+        )
 
 
 def run(graph: Graph, inputs: Mapping[str, np.ndarray], *, keep: bool = False) -> dict[str, np.ndarray]:

@@ -204,7 +204,7 @@ def _options(*, table: bool, lists: bool) -> list[click.Parameter]:
                      metavar="F", help="TOML file with options; the command line wins."),
         click.Option(["--device"], type=Names("cpu", "cuda"), default="cpu", help="Where it runs."),
         click.Option(["--threads"], type=many, default=None,
-                     help=f"Threads{several}. Default: BITPRESS_NUM_THREADS, else 1."),
+                     help=f"Threads{several}. Default: BITPRESS_NUM_THREADS, else 1 (search: all if steps are long)."),
         click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of all randomness."),
         click.Option(["-v", "--verbose"], is_flag=True, help="More on stderr."),
         click.Option(["-q", "--quiet"], is_flag=True, help="No progress."),

@@ -24,7 +24,7 @@ from ..data import load as load_data
 from ..errors import CheckFailed, UsageError
 from ..evaluate import evaluate as accuracy
 from ..factory import is_factory
-from ..graph import Graph
+from ..graph import Graph, refuse_unknown
 from ..host import head
 from ..integer import integer
 from ..job import Schedule, Settings, locked, open_run, schedule, sha256
@@ -97,6 +97,7 @@ def search(
     with _torch(threads or 1, seed):
         loaded = models.load(model, classes=classes, in_shape=in_shape, weights=weights, mean=mean, std=std)
         graph = capture(loaded.module, loaded.in_shape)
+        refuse_unknown(graph, model)
         space = search_space(graph, group_size=group_size, max_pruning_ratio=max_pruning_ratio)
         space = terms.chosen.space(graph, space, terms)
         check_reachable(graph, found, space)
