@@ -95,6 +95,9 @@ def test_report_is_markdown_with_its_command(sample: Path, tmp_path: Path, capsy
     out = capsys.readouterr().out
     assert out.startswith("`bitpress bench x.bpk --vs '' --batch 1 --threads 1`, ")
     assert "| layer | ms | share | BOPs | bytes |" in out and "| total |" in out
+    assert report.main(["--summary", str(path), str(path)]) == 0
+    assert capsys.readouterr().out.count("\n| x |") == 2
+    assert report.main(["--summary"]) == 2
     path.write_text("{}", encoding="utf-8")
     assert (report.main([str(path)]), report.main([]), report.main([str(tmp_path / "no")])) == (2, 2, 2)
     path.write_text("{", encoding="utf-8")
