@@ -27,12 +27,18 @@ def padded(x: Tensor, node: Node, value: float = 0.0) -> Tensor:
     return F.pad(x, (left, right, top, bottom), value=value)
 
 
+def _border(x: Tensor, node: Node, value: float = 0.0) -> tuple[Tensor, tuple[int, int]]:
+    """Input, and the padding that the op itself can add: symmetric, and for a pool at most half of its kernel."""
+    top, left, bottom, right = node.attrs.get("padding", (0, 0, 0, 0))
+    height, width = node.attrs.get("kernel", (2 * top, 2 * left))
+    if (top, left) == (bottom, right) and 2 * top <= height and 2 * left <= width:
+        return x, (top, left)
+    return padded(x, node, value), (0, 0)
+
+
 def conv2d(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolution under the attrs of `node` with any weight; asymmetric padding too."""
-    top, left, bottom, right = node.attrs["padding"]
-    pad: tuple[int, int] = (top, left)
-    if (top, left) != (bottom, right):
-        x, pad = padded(x, node), (0, 0)
+    x, pad = _border(x, node)
     stride, dilation = tuple(node.attrs["stride"]), tuple(node.attrs["dilation"])
     return F.conv2d(x, weight, bias, stride, pad, dilation, node.attrs["groups"])
 
@@ -44,11 +50,13 @@ def _batch_norm(node: Node, consts: Consts, x: Tensor) -> Tensor:
 
 
 def _max_pool2d(node: Node, _consts: Consts, x: Tensor) -> Tensor:
-    return F.max_pool2d(padded(x, node, float("-inf")), tuple(node.attrs["kernel"]), tuple(node.attrs["stride"]))
+    x, pad = _border(x, node, float("-inf"))
+    return F.max_pool2d(x, tuple(node.attrs["kernel"]), tuple(node.attrs["stride"]), pad)
 
 
 def _avg_pool2d(node: Node, _consts: Consts, x: Tensor) -> Tensor:
-    return F.avg_pool2d(padded(x, node), tuple(node.attrs["kernel"]), tuple(node.attrs["stride"]))
+    x, pad = _border(x, node)
+    return F.avg_pool2d(x, tuple(node.attrs["kernel"]), tuple(node.attrs["stride"]), pad)
 
 
 def _slice(node: Node, _consts: Consts, x: Tensor) -> Tensor:

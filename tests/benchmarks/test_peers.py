@@ -11,7 +11,7 @@ import pytest
 
 from bitpress.benchmarks import peers
 from bitpress.core.errors import EnvironmentMissing, UsageError
-from bitpress.core.graph import FLOAT_OPS, Graph, run
+from bitpress.core.graph import Graph, run
 
 from .graphs import everything, residual, tolerance
 
@@ -66,13 +66,6 @@ def test_int8_model_is_the_fair_one(tmp_path: Path) -> None:
         assert consts[weight.input[0]].dtype == np.int8 and consts[weight.input[1]].size == 16
     assert not [n for n in model.graph.node if n.op_type == "BatchNormalization"]
     assert model.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
-
-
-def test_torch_form_of_every_float_op() -> None:
-    pytest.importorskip("torch", reason="the torch peer needs the extra `search`")
-    from bitpress.benchmarks.peers_torch import _OPS
-
-    assert set(_OPS) == FLOAT_OPS - {"unknown"}
 
 
 def test_thread_count_of_torch_is_restored(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Float ops in torch against their numpy definitions."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from bitpress.core.graph import run
+from bitpress.core.graph import FLOAT_OPS, Node, run
+from bitpress.core.ops import OPS
 from bitpress.core.torch_ops import TORCH_OPS
 from tests.benchmarks.graphs import everything, tolerance
 
@@ -20,3 +23,19 @@ def test_every_float_op_as_numpy_defines_it():
     bound = tolerance(graph, x)
     for name, value in values.items():
         assert np.abs(value.numpy() - want[name]).max() <= bound, name
+
+
+def test_every_float_op_has_a_row():
+    assert set(TORCH_OPS) == FLOAT_OPS
+
+
+def test_a_pool_with_more_padding_than_torch_takes():
+    node = Node(
+        "max_pool2d", "p", ("x",), (1, 3, 3), attrs={"kernel": (2, 2), "stride": (2, 2), "padding": (1, 1, 2, 2)}
+    )
+    wide = replace(node, attrs={**attrs, "kernel": (3, 3), "padding": (2, 2, 2, 2)})
+    x = np.random.default_rng(2).normal(size=(1, 1, 3, 3)).astype(np.float32)
+    for one in (node, wide):
+        np.testing.assert_array_equal(
+            TORCH_OPS["max_pool2d"](one, {}, torch.from_numpy(x)).numpy(), OPS["max_pool2d"].meaning(one, {}, x)
+        )
