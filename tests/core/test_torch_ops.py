@@ -33,7 +33,7 @@ def test_a_pool_with_more_padding_than_torch_takes():
     node = Node(
         "max_pool2d", "p", ("x",), (1, 3, 3), attrs={"kernel": (2, 2), "stride": (2, 2), "padding": (1, 1, 2, 2)}
     )
-    wide = replace(node, attrs={**attrs, "kernel": (3, 3), "padding": (2, 2, 2, 2)})
+    wide = replace(node, attrs={**node.attrs, "kernel": (3, 3), "padding": (2, 2, 2, 2)})
     x = np.random.default_rng(2).normal(size=(1, 1, 3, 3)).astype(np.float32)
     for one in (node, wide):
         np.testing.assert_array_equal(
