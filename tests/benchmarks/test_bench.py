@@ -97,11 +97,24 @@ def test_report_is_markdown_with_its_command(sample: Path, tmp_path: Path, capsy
     assert "| layer | ms | share | BOPs | bytes |" in out and "| total |" in out
     assert report.main(["--summary", str(path), str(path)]) == 0
     assert capsys.readouterr().out.count("\n| x |") == 2
-    assert report.main(["--summary"]) == 2
+    assert report.main(["--summary"]) == report.main(["--kernels", str(path)]) == 2
     path.write_text("{}", encoding="utf-8")
     assert (report.main([str(path)]), report.main([]), report.main([str(tmp_path / "no")])) == (2, 2, 2)
     path.write_text("{", encoding="utf-8")
     assert report.main([str(path)]) == 4
+
+
+def test_report_of_kernels_has_a_column_for_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def case(kernel: str, seconds: float) -> dict[str, Any]:
+        info = {"bits": "w2a2", "kernel": kernel, "macs": 2_000_000}
+        return {"extra_info": info, "params": {"shape": "r20s1"}, "stats": {"median": seconds}}
+
+    document = {"machine_info": {"bitpress_cpu": "some CPU"}, "benchmarks": [case("a", 1e-3), case("b", 5e-4)]}
+    path = tmp_path / "suite.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert report.main(["--kernels", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "some CPU" in out and "| w2a2 | r20s1 | 2 M | 2 | 4 |" in out
 
 
 def _documents() -> dict[str, Any]:
