@@ -17,7 +17,7 @@ import numpy as np
 from ..compiler.program import Program, Step
 from ..core.encoding import parse
 
-FAMILIES = ("i8dot", "bitserial")
+FAMILIES = ("i8dot", "bitserial", "lut")
 SECONDS = 0.04  # per rate: hundreds of windows of 0.2 ms, of which some are quiet on a shared host
 
 
@@ -55,7 +55,7 @@ def work(step: Step, program: Program) -> Work:
 
 def family(kernel: str) -> str:
     """Family of a kernel row by its name; depthwise and other rows count as int8 dots, the highest roof that fits."""
-    return "bitserial" if kernel.startswith("bitserial") else "i8dot"
+    return next((name for name in FAMILIES if kernel.startswith(f"{name}_")), "i8dot")
 
 
 def bound(job: Work, kernel: str, isa: str, roofs: Roofs, batch: int) -> float | None:

@@ -184,6 +184,18 @@ __attribute__((target("avx512f,avx512vpopcntdq"))) double bits_avx512vbmi(std::u
   return static_cast<double>(loops) * 8 * 512;
 }
 
+// 64 sums of three products from a table, added up.
+__attribute__((target("avx512f,avx512bw,avx512vbmi"))) double looks_avx512vbmi(std::uint64_t loops) {
+  ACC8(__m512i);
+  __m512i a = _mm512_set1_epi8(3);
+  for (std::uint64_t i = 0; i < loops; ++i) {
+#define STEP(n) "vpermb %8, %8, %%zmm15\n\tvpaddb %%zmm15, %" n ", %" n "\n\t"
+    asm volatile(CHAINS8(STEP) : OUT8 : "v"(a) : "xmm15");
+#undef STEP
+  }
+  return static_cast<double>(loops) * 8 * 64 * 3;
+}
+
 #undef OUT8
 #undef ACC8
 #undef CHAINS12
@@ -193,7 +205,9 @@ bool always() { return true; }
 bool avx2() { return __builtin_cpu_supports("avx2"); }
 bool avx512() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"); }
 bool avx512vnni() { return avx512() && __builtin_cpu_supports("avx512vnni"); }
-bool avx512vbmi() { return avx512vnni() && __builtin_cpu_supports("avx512vpopcntdq"); }
+bool avx512vbmi() {
+  return avx512vnni() && __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512vbmi");
+}
 #if defined(__GNUC__) && (__GNUC__ >= 11 || defined(__clang__))
 bool avxvnni() { return avx2() && __builtin_cpu_supports("avxvnni"); }
 #else
@@ -213,6 +227,7 @@ constexpr Row kRows[] = {
     {"bitserial", "avx512", avx512, bits_avx512},
     {"bitserial", "avx512vnni", avx512vnni, bits_avx512},
     {"bitserial", "avx512vbmi", avx512vbmi, bits_avx512vbmi},
+    {"lut", "avx512vbmi", avx512vbmi, looks_avx512vbmi},
 };
 
 __attribute__((target("avx2"))) std::uint64_t read_avx2(const unsigned char* data, std::size_t bytes) {

@@ -5,13 +5,16 @@
 //   acc[r, x] = sum over the window of w[r, k] * a[x, k], an exact int32; padding is level 0;
 //   out[r, x] = clamp(half_to_even(acc * m[r] + b[r] + residual * m_r)), each float32 operation rounded on its own;
 //               no rounding to an integer where floats are stored.
-// Two families compute acc.
+// Three families compute acc.
 //   i8dot      w = 2^shift * v + factor with v a signed byte (or int16), a = byte - zero with an unsigned byte:
 //              acc = 2^shift * dot(v, byte) + factor * sum(byte) + bias[r]
 //              bias[r] = -zero * (2^shift * sum(v) + factor * K): the border holds `zero` too, so it is one constant.
 //              Steps may wrap modulo 2^32; the final sum is proved to fit (AccumulatorOverflow), hence exact.
 //   bitserial  acc = sum over planes p, q of cw[p] * ca[q] * popcount(W_p & A_q) + factor * sum(a) + bias[r], factor
 //              being the weights' offset. Activations have none, and zero bits add nothing: K is padded for free.
+//   lut        dot(v, byte) of i8dot, for bytes below 4 and at most four v: in threes, from a table of all 64 x 64 sums
+//   of
+//              three products, each with a constant that makes it unsigned; bias[r] takes that back too.
 //
 // Rules for all of them. Kernels are single-threaded, do not allocate, throw, keep anything or call anything but
 // memcpy; two calls may run at once if they write different rows or pixels and have scratch memory of their own. No
@@ -63,19 +66,23 @@ struct Conv {
   uint32_t out_rows, out_cols;
   size_t first_pixel, out_row_pixels;  // index of pixel (0, 0) in the output, and from one row to the next
   // i8dot16: steps of `group` elements whose sum fits int16: floor(32767 / (2 * max|v| * max byte)), at least 1
+  // lut: look-ups whose sum fits uint8, in fours
   uint32_t delay;
+  const uint8_t* tables;  // lut: [code of three activations][code of three weights], codes of 2 bits each, first lowest
   // bitserial
   uint32_t w_bits, a_bits, words;  // words of 32 bits of one plane of K = taps * valid elements
   const int32_t* coeffs;           // [w_bits, a_bits]: cw[p] * ca[q]
   uint8_t flip;                    // 0x80 where the bytes are signed levels, for the sum of a window
   // bitserial, aligned to 64: kStrip * (K rounded up to 64, and 64 more) bytes, then kStrip * a_bits * (words, made
-  // even) words
+  // even) words. lut: codes of all bytes from `in` to the last window's, and 64 more
   uint8_t* scratch;
   Output out;
 };
 
 // weights of i8dot rows: [blocks][taps * run / group][lanes][group] of int8 (group 4) or int16 (group 2); for the
 // generic row [rows][taps * run] int16. Weights of bitserial rows: uint32 [blocks][w_bits][words][lanes].
+// Weights of lut rows: codes of triples [blocks][taps][ceil(valid / 3)][lanes]; lane 2i is channel i of the block, lane
+// 2i + 1 is channel lanes / 2 + i.
 
 // Row r reads channel r of `in` (channels already chosen and bordered with zeros) and weights[tap][r].
 struct Depthwise {

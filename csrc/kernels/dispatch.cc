@@ -94,16 +94,17 @@ std::string misfit(const Row& r, const Problem& p) {
 
 uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
-// Microseconds for one image. A product costs what its row says, an output kOutput for both families. bitserial packs
+// Microseconds for one image. A product costs what its row says, an output kOutput for all families. bitserial packs
 // planes once for every pixel, kPixel + kPack a bit, and ends every pair of planes in a multiplication an output,
-// kPair. Picoseconds, fitted on the machine of kernels.def to within a quarter over w1a1 .. w4a4 of ResNet-20 and
-// ResNet-18.
+// kPair. lut codes every pixel once, kPixel, and widens sums of 16 bits, kWiden an output. Picoseconds, fitted on the
+// machine of kernels.def to within a quarter over w1a1 .. w4a4 of ResNet-20 and ResNet-18 (lut: and 1x1).
 double estimate(const Row& r, const Problem& p) {
-  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20;
+  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40;
   const double pixels = static_cast<double>(p.pixels), groups = static_cast<double>(p.groups);
   if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
   const double rows = groups * static_cast<double>(padded(p.rows / p.groups, r.lanes));
   const double depth = static_cast<double>(padded(p.depth, r.group));
+  if (r.lut()) return ((r.cost * depth + kOutput + kWiden) * rows + groups * kPixel) * pixels * 1e-6;
   if (!r.bitserial()) return (r.cost * depth + kOutput) * rows * pixels * 1e-6;
   const double planes = p.weight.bits * p.act.bits;
   const double pack = groups * (kPixel + kPack * p.act.bits * depth);
@@ -118,6 +119,7 @@ std::string number(double x) {
 
 }  // namespace
 
+bool Row::lut() const { return std::strcmp(family, "lut") == 0; }
 bool Row::delayed() const { return std::strcmp(family, "i8dot16") == 0; }
 
 const std::vector<Isa>& isas() {
@@ -162,6 +164,13 @@ Split split_weight(const Encoding& w) {
   if (w.lo() >= -128 && w.hi() <= 127) return {0, 0, magnitude(w.lo(), w.hi())};
   if (w.lo() >= 0) return {0, 128, 128};                         // u8: v = w - 128
   return {1, 1, magnitude((w.lo() - 1) / 2, (w.hi() - 1) / 2)};  // odd levels: v = (w - 1) / 2
+}
+
+Split split_for_lut(const Encoding& w, bool gaps) {
+  bool zero = w.bits < 2;  // then there is a code to spare
+  for (uint32_t code = 0; code < 1u << w.bits; ++code) zero |= w.level(code) == 0;
+  if (zero || !gaps) return {0, 0, std::max(std::abs(w.lo()), std::abs(w.hi()))};
+  return {1, 1, std::max(std::abs((w.lo() - 1) / 2), std::abs((w.hi() - 1) / 2))};
 }
 
 int32_t zero_byte(const Encoding& act) { return act.is_signed() ? act.hi() : 0; }

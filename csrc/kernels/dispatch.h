@@ -31,6 +31,7 @@ struct Row {
   }
   bool bitserial() const { return op == Op::kConv2d && group == 32; }
   bool delayed() const;  // sums products in int16
+  bool lut() const;      // looks sums of three products up
 };
 
 // What the choice depends on. `weight` has no bits where there are none; `rows`, `depth` and `pixels` of one image.
@@ -46,6 +47,8 @@ struct Split {
   int32_t shift, factor, largest;
 };
 Split split_weight(const Encoding& weight);
+// The same for look-ups; `gaps`: triples may hold activations of no element, which must meet v = 0.
+Split split_for_lut(const Encoding& weight, bool gaps);
 // Level 0 of an activation as i8dot's unsigned byte.
 int32_t zero_byte(const Encoding& act);
 // Steps of i8dot16 whose sum of products cannot leave int16.

@@ -106,7 +106,8 @@ void Bound::plan_bands(size_t weight_bytes) {
   if (w.flat) {
     const size_t window = size_t{w.valid} * w.element;
     w.band = static_cast<uint32_t>(std::clamp<size_t>(budget / window / 14 * 14, 14, 448));
-    w.scratch = w.copy ? w.band * window : 0;
+    w.band_bytes = w.band * window;
+    w.scratch = w.copy ? w.band_bytes : 0;
     return;
   }
   const uint32_t reach = (s.kernel_h - 1) * s.dilation_h + 1;
@@ -114,25 +115,29 @@ void Bound::plan_bands(size_t weight_bytes) {
   const size_t most = rows > reach ? (rows - reach) / s.stride_h + 1 : 1;
   const uint32_t bands = static_cast<uint32_t>((out_.h + most - 1) / most);
   w.band = static_cast<uint32_t>((out_.h + bands - 1) / bands);
-  w.scratch = w.copy ? ((w.band - 1) * size_t{s.stride_h} + reach) * w.row_bytes : 0;
+  w.band_bytes = ((w.band - 1) * size_t{s.stride_h} + reach) * w.row_bytes;
+  w.scratch = w.copy ? w.band_bytes : 0;
 }
 
 void Bound::bind_convolution(const Step& s) {
-  const bool bits = row_->bitserial(), wide = row_->group < 4;
+  const bool bits = row_->bitserial(), lut = row_->lut(), wide = row_->group < 4 && !lut;
   Windows& w = windows_;
   w.element = wide ? 2 : 1;
   w.zero = static_cast<uint8_t>(bits || wide ? 0 : zero_byte(in_.storage));
   plan_windows(false);
-  if (!bits) w.run = static_cast<uint32_t>(padded(w.valid, row_->group));
+  if (!bits && !lut) w.run = static_cast<uint32_t>(padded(w.valid, row_->group));
   const uint32_t lanes = row_->lanes, per_group = s.rows / s.groups;
   blocks_ = (per_group + lanes - 1) / lanes;
-  const size_t depth = size_t{w.taps} * w.run;
+  const size_t depth = size_t{w.taps} * (lut ? (w.valid + 2) / 3 : w.run);
   words_ = (s.depth + 31) / 32;
   block_bytes_ = bits ? size_t{4} * static_cast<size_t>(s.weight.bits) * words_ * lanes : depth * lanes * w.element;
   group_bytes_ = block_bytes_ * blocks_;
   weights_ = Memory(group_bytes_ * s.groups);
 
-  const Split split = bits || wide ? Split{0, bits ? s.weight.offset : 0, 0} : split_weight(s.weight);
+  const bool apart = w.taps == 1 && (w.flat || size_t{s.stride_w} * w.channels >= w.valid);
+  const Split split = lut            ? split_for_lut(s.weight, w.valid % 3 != 0 && !apart)
+                      : bits || wide ? Split{0, bits ? s.weight.offset : 0, 0}
+                                     : split_weight(s.weight);
   shift_ = split.shift;
   factor_ = split.factor;
   if (row_->delayed()) delay_ = static_cast<uint32_t>(std::min<int64_t>(delay_of(s.weight, in_.storage), 1 << 30));
@@ -140,7 +145,9 @@ void Bound::bind_convolution(const Step& s) {
     for (int q = 0; q < in_.storage.bits; ++q)
       coeffs_.push_back(s.weight.coeffs[static_cast<size_t>(p)] * in_.storage.coeffs[static_cast<size_t>(q)]);
 
-  for (uint32_t row = 0; row < s.rows; ++row) {
+  if (lut) bind_lut(s, split);
+
+  for (uint32_t row = 0; row < s.rows && !lut; ++row) {
     const std::vector<uint8_t> codes = codes_of(s, row);
     const uint32_t group = row / per_group, lane = row % per_group % lanes;
     uint8_t* block = weights_.data() + group * group_bytes_ + row % per_group / lanes * block_bytes_;
@@ -170,9 +177,54 @@ void Bound::bind_convolution(const Step& s) {
   plan_bands(weights_.size());
   // Behind the band: windows and planes of a strip of pixels.
   scratch_ = padded(w.scratch + gemm::kSlack, 64);
+  if (lut) scratch_ += 2 * (w.band_bytes + 64);
   if (bits)
     scratch_ += gemm::kStrip *
                 (padded(s.depth, 64) + 64 + size_t{4} * static_cast<size_t>(in_.storage.bits) * padded(words_, 2));
+}
+
+// The tables of the layer's weights, and codes of triples: element i of each third of a run, rows of a block in lanes.
+void Bound::bind_lut(const Step& s, const Split& split) {
+  const Windows& w = windows_;
+  int32_t v[4] = {};  // of a code; the codes of missing elements and rows stand for 0
+  uint8_t none = 2;
+  int32_t lo = 0, hi = 0;
+  for (uint32_t code = 0; code < 1u << s.weight.bits; ++code) {
+    v[code] = (s.weight.level(code) - split.factor) >> split.shift;
+    if (v[code] == 0) none = static_cast<uint8_t>(code);
+    lo = std::min(lo, v[code]);
+    hi = std::max(hi, v[code]);
+  }
+  constexpr int32_t kTop = 3;  // largest byte of an activation
+  const int32_t constant = -3 * kTop * lo;
+  delay_ = static_cast<uint32_t>(255 / (3 * kTop * (hi - lo))) / 4 * 4;  // what tiles take at once
+  tables_ = Memory(64 * 64);
+  for (uint32_t a = 0; a < 64; ++a)
+    for (uint32_t k = 0; k < 64; ++k) {
+      int32_t sum = constant;
+      for (uint32_t i = 0; i < 6; i += 2) sum += static_cast<int32_t>(a >> i & 3) * v[k >> i & 3];
+      tables_.data()[64 * a + k] = static_cast<uint8_t>(sum);
+    }
+
+  const uint32_t lanes = row_->lanes, half = lanes / 2, per_group = s.rows / s.groups, third = (w.valid + 2) / 3;
+  std::memset(weights_.data(), none * 21, weights_.size());
+  for (uint32_t row = 0; row < s.rows; ++row) {
+    const std::vector<uint8_t> codes = codes_of(s, row);
+    const uint32_t group = row / per_group, channel = row % per_group % lanes;
+    const uint32_t lane = channel < half ? 2 * channel : 2 * (channel - half) + 1;
+    uint8_t* block = weights_.data() + group * group_bytes_ + row % per_group / lanes * block_bytes_;
+    int64_t sum = 0;
+    for (uint32_t k = 0; k < s.depth; ++k) {
+      const uint32_t at = k % w.valid, shift = 2 * (at / third);
+      uint8_t& code = block[(size_t{k / w.valid} * third + at % third) * lanes + lane];
+      code = static_cast<uint8_t>((code & ~(3u << shift)) | static_cast<uint32_t>(codes[k]) << shift);
+      sum += v[codes[k]];
+    }
+    const int64_t looks = int64_t{w.taps} * third;
+    const int64_t bias = -int64_t{w.zero} * (sum * (1 << split.shift) + int64_t{split.factor} * s.depth) -
+                         looks * constant * (1 << split.shift);
+    bias_[group * size_t{padded_rows_} + row % per_group] = static_cast<int32_t>(static_cast<uint32_t>(bias));
+  }
 }
 
 void Bound::bind_depthwise(const Step& s) {

@@ -50,9 +50,10 @@ struct Windows {
   uint32_t channels = 0;  // of the group
   uint32_t taps = 0, run = 0, valid = 0;
   std::vector<uint32_t> offsets;
-  size_t row_bytes = 0;  // of the (bordered) input
-  uint32_t band = 0;     // output rows (flat: pixels) of one pass through scratch memory
-  size_t scratch = 0;    // bytes of that
+  size_t row_bytes = 0;   // of the (bordered) input
+  uint32_t band = 0;      // output rows (flat: pixels) of one pass through scratch memory
+  size_t band_bytes = 0;  // of the input of one pass
+  size_t scratch = 0;     // bytes of that memory
 };
 
 class Bound {
@@ -63,7 +64,7 @@ class Bound {
   const Row& row() const { return *row_; }
   const std::string& why() const { return why_; }
   size_t scratch_bytes() const { return scratch_; }
-  size_t weight_bytes() const { return weights_.size(); }
+  size_t weight_bytes() const { return weights_.size() + tables_.size(); }
   // Rough number of operations, to tell whether threads are worth waking.
   double work(size_t images) const;
 
@@ -80,6 +81,7 @@ class Bound {
  private:
   void bind_epilogue(const Step& step, uint32_t per_group);
   void bind_convolution(const Step& step);
+  void bind_lut(const Step& step, const Split& split);
   void bind_depthwise(const Step& step);
   void bind_gather(const Step& step);
   void plan_windows(bool channels_chosen);
@@ -100,7 +102,7 @@ class Bound {
   Encoding residual_;
   const Row* row_ = nullptr;
   std::string why_;
-  Memory weights_;
+  Memory weights_, tables_;
   std::vector<float> m_, b_;
   std::vector<int32_t> bias_, coeffs_;
   uint32_t padded_rows_ = 0;  // of one group's constants

@@ -140,6 +140,7 @@ void Bound::run_convolution(const Place& place, size_t begin, size_t end, uint32
   c.block_begin = block_begin;
   c.block_end = block_end;
   c.delay = delay_;
+  c.tables = tables_.data();
   c.w_bits = static_cast<uint32_t>(step_.weight.bits);
   c.a_bits = static_cast<uint32_t>(in_.storage.bits);
   c.words = words_;

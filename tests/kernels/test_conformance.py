@@ -90,13 +90,23 @@ def case(weight: str, act: str, c: int, side: tuple[int, int], rows: int, g: Win
     return x, w, oracle.convolve(x, w, g)
 
 
+def has_bits(kernel: str, w: int, a: int) -> bool:
+    """Whether the list says so."""
+    (w_from, w_to), (a_from, a_to) = TABLE[kernel]["w_bits"], TABLE[kernel]["a_bits"]
+    return bool(w_from <= w <= w_to and a_from <= a <= a_to)
+
+
 def session_of(program: Program, kernel: str, monkeypatch: pytest.MonkeyPatch) -> object:
-    """A session whose last step runs on `kernel`; None where its int16 sums could overflow, the one reason allowed."""
+    """A session whose last step runs on `kernel`; None where the row has other bits, or its int16 sums could overflow:
+    the two reasons allowed."""
     step = program.steps[-1]
     assert step.weight is not None
     act = parse(program.buffers[1].storage)
     problem = Problem(step.op, step.weight.encoding, act, *step.weight.shape)
     reason = next(v.why for v in registry.explain(problem) if v.kernel.name == kernel)
+    if not has_bits(kernel, step.weight.encoding.bits, act.bits):
+        assert reason.startswith("has "), reason
+        return None
     monkeypatch.setenv("BITPRESS_FORCE_KERNEL", kernel)
     session = _native.Session(artifact.encode(program))
     used = session.steps()[-1]["kernel"]
@@ -138,7 +148,7 @@ def test_every_pair_of_encodings_depthwise(kernel: str, monkeypatch: pytest.Monk
             check(kernel, weight, act, case(weight, act, 5, (3, 2), 5, g), g, monkeypatch, "depthwise_conv2d")
 
 
-PAIRS = (("i8", "u8"), ("o8", "i8"), ("u8", "u8"), ("o2", "i2"), ("b1", "u1"), ("i4", "u4"), ("t2", "i4"))
+PAIRS = (("i8", "u8"), ("o8", "i8"), ("u8", "u8"), ("o2", "i2"), ("b1", "u1"), ("i4", "u4"), ("t2", "i4"), ("o2", "u2"))
 GEOMETRIES = (
     (1, (1, 1), 1, Window()),
     (63, (1, 1), 15, Window()),
@@ -155,6 +165,9 @@ GEOMETRIES = (
     (8, (4, 3), 4, Window((4, 3))),  # a linear layer after flatten
     (9, (5, 5), 7, Window((5, 5), padding=(2, 2, 2, 2))),
     (7, (6, 6), 3, Window((1, 1), (2, 2))),
+    (4, (5, 10), 129, Window((3, 3), (2, 2), (1, 1, 1, 1))),  # three blocks of look-ups
+    (64, (3, 3), 63, Window((3, 3), (2, 2), (0, 1, 0, 1))),
+    (129, (2, 9), 5, Window()),
 )
 
 
@@ -181,7 +194,18 @@ def test_depthwise_shapes(kernel: str, weight: str, act: str, monkeypatch: pytes
 @pytest.mark.parametrize("kernel", CONVOLUTIONS)
 @pytest.mark.parametrize(
     ("weight", "act"),
-    [("o8", "u8"), ("o8", "i8"), ("i8", "u8"), ("i8", "i8"), ("u8", "u8"), ("o4", "u8"), ("i8", "u4")],
+    [
+        ("o8", "u8"),
+        ("o8", "i8"),
+        ("i8", "u8"),
+        ("i8", "i8"),
+        ("u8", "u8"),
+        ("o4", "u8"),
+        ("i8", "u4"),
+        ("o2", "u2"),
+        ("u2", "u2"),
+        ("i2", "i2"),
+    ],
 )
 @pytest.mark.parametrize("shape", [(1, 1), (8, 8)])
 def test_extremes_at_the_largest_depth(
@@ -206,9 +230,10 @@ def test_ties_and_bounds_of_the_epilogue(kernel: str, monkeypatch: pytest.Monkey
     depthwise = kernel in DEPTHWISE
     g = Window((3, 3), padding=(1, 1, 1, 1), groups=21 if depthwise else 1)
     op = "depthwise_conv2d" if depthwise else "conv2d"
-    x, w, sums = case("i2", "i3", 21, (3, 5), 21, g)
+    act = "i3" if has_bits(kernel, 2, 3) else "u2"
+    x, w, sums = case("i2", act, 21, (3, 5), 21, g)
     m, b = np.resize(np.float32([0.5, -0.5, 0.25]), 21), np.resize(np.float32([0.0, 1.0, 0.5, -2.5]), 21)
-    plain = one_step(x.shape[1:], "i3", w, "i2", g, op=op)
+    plain = one_step(x.shape[1:], act, w, "i2", g, op=op)
     base = plain.arena_bytes
     levels = Buffer("stored", (21, 3, 5), "i4", base, 21 * 15)
     out = Buffer("out", (21, 3, 5), "f32", base + 320, 4 * 21 * 15)
@@ -233,8 +258,9 @@ def test_ties_and_bounds_of_the_epilogue(kernel: str, monkeypatch: pytest.Monkey
 def test_empty_batch(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     g = SAME if kernel in CONVOLUTIONS else Window((3, 3), padding=(1, 1, 1, 1), groups=5)
     op = "conv2d" if kernel in CONVOLUTIONS else "depthwise_conv2d"
-    x, w, _ = case("i8", "u8", 5, (3, 2), 5, g)
-    session = session_of(one_step(x.shape[1:], "u8", w, "i8", g, op=op), kernel, monkeypatch)
+    weight, act = ("i8", "u8") if has_bits(kernel, 8, 8) else ("i2", "u2")
+    x, w, _ = case(weight, act, 5, (3, 2), 5, g)
+    session = session_of(one_step(x.shape[1:], act, w, weight, g, op=op), kernel, monkeypatch)
     if session is not None:
         assert session.run(np.empty((0, 5, 3, 2), np.float32)).shape == (0, 30)  # type: ignore[attr-defined]
 

@@ -75,3 +75,21 @@ def test_one_bit_and_deep_is_what_bit_planes_are_for(monkeypatch: pytest.MonkeyP
     deep = Problem("conv2d", parse("b1"), parse("u1"), 256, 4608, 49)
     assert registry.find(deep).name == "bitserial_generic"
     assert registry.find(Problem("conv2d", parse("i8"), parse("u8"), 256, 4608, 49)).name == "i8dot_generic"
+
+
+@pytest.mark.native
+def test_look_ups_are_for_two_bits_and_many_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BITPRESS_FORCE_ISA", raising=False)
+    monkeypatch.delenv("BITPRESS_FORCE_KERNEL", raising=False)
+
+    def problem(rows: int, depth: int, a: str = "u2") -> Problem:
+        return Problem("conv2d", parse("o2"), parse(a), rows, depth, 196)
+
+    def chosen(rows: int, depth: int, a: str = "u2") -> str:
+        return registry.find(problem(rows, depth, a)).name
+
+    if not any(v.cost is not None for v in registry.explain(problem(64, 576)) if v.kernel.name == "lut_avx512vbmi"):
+        pytest.skip("this host has no AVX-512 VBMI")
+    assert chosen(64, 576) == chosen(512, 4608) == "lut_avx512vbmi"
+    assert "i8dot" in chosen(16, 144), "a block of look-ups has 64 channels"
+    assert "i8dot" in chosen(64, 576, "u4")
