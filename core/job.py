@@ -114,13 +114,23 @@ def open_run(folder: Path, settings: Settings) -> bool:
         recorded = _read(path)
         different = sorted(k for k in wanted.keys() | recorded.keys() if wanted.get(k) != recorded.get(k))
         if different:
-            rows = "; ".join(f"{flag(k)}: {recorded.get(k)} there, {wanted.get(k)} now" for k in different)
+            told = ((flag(k), _shown(recorded.get(k)), _shown(wanted.get(k))) for k in different)
+            rows = "; ".join(f"{name}: {there} there, {now} now" for name, there, now in told)
             raise UsageError(f"{folder} is a RUN of other settings ({rows}); give another --out, or these values")
         return True
     if folder.exists() and (not folder.is_dir() or any(p.name != LOCK for p in folder.iterdir())):
         raise UsageError(f"{folder} exists and is no RUN of a search (no {SETTINGS}); give another --out")
     write_json(path, {"schema": RUN_SCHEMA, "schema_version": RUN_VERSION, **wanted})
     return False
+
+
+def _shown(value: Any) -> str:
+    """A setting as people read it, files by the begin of their hashes; one that was not given is "none"."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {digest[:8]}" for name, digest in sorted(value.items())) or "none"
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "none"
+    return "none" if value is None or value == "" else str(value)
 
 
 def _read(path: Path) -> dict[str, Any]:

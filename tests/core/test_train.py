@@ -260,7 +260,9 @@ def test_a_folder_becomes_a_run_and_refuses_other_settings_by_flag(tmp_path: Pat
         assert open_run(tmp_path / "run", _settings()) is True
         with pytest.raises(UsageError, match=r"--seed: 0 there, 1 now") as caught:
             open_run(tmp_path / "run", _settings(seed=1, budget=("bops=3%",)))
-        assert "--budget" in str(caught.value)
+        assert "--budget: bops=2% there, bops=3% now" in str(caught.value)
+        with pytest.raises(UsageError, match=r"--weights, .*: weights ab there, none now"):
+            open_run(tmp_path / "run", _settings(files={}))
         with pytest.raises(UsageError, match="--epochs-search"):
             open_run(tmp_path / "run", _settings(schedule=schedule("digits", {"epochs_search": 1})))
         with pytest.raises(UsageError, match="--weights"):
