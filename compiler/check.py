@@ -22,7 +22,6 @@ MAX_SIDE = 0xFFFF
 MAX_COUNT = 0xFFFFFFFF
 CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 POOLS = ("max_pool2d", "sum_pool2d")
-WITH_EPILOGUE = ("quantize", "requantize", "sum_pool2d", *CONVOLUTIONS)
 WITH_RESIDUAL = ("requantize", "sum_pool2d", *CONVOLUTIONS)
 
 

@@ -9,10 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..core.encoding import Encoding
 from ..kernels.packed import PackedTensor
-
-NO_BUFFER = -1
 
 # Ops of the flat program; the number is the position and part of the format.
 STEP_OPS = ("quantize", "conv2d", "depthwise_conv2d", "requantize", "max_pool2d", "sum_pool2d", "gather")
@@ -96,8 +93,3 @@ class Program:
     golden_input: np.ndarray | None = None  # float32 [1, C, H, W]
     golden_output: np.ndarray | None = None  # float32 [1, outputs]
     meta: dict[str, object] = field(default_factory=dict)
-
-
-def weight_encoding(step: Step) -> Encoding | None:
-    """Encoding of the step's weights, None where it has none."""
-    return step.weight.encoding if step.weight is not None else None

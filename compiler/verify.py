@@ -1,7 +1,8 @@
 """torch = integer reference = C++, value by value; the first that differs is named.
 
 Stages: `torch` (core.semantics of the RUN, which shares nothing with the compiler but core.integer), `reference`
-(the program in numpy), `native` (the C++ session). Every one is compared with the reference.
+(the program in numpy), `native` (the C++ session). Every one is compared with the reference. Apart from that stands the
+training forward of a searched RUN, in floats: its share of differing codes is told, and decides nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import EnvironmentMissing, UsageError
+from ..core.errors import EnvironmentMissing, UnsupportedError, UsageError
 from ..core.graph import Graph
 from ..core.integer import integer
 from . import artifact
@@ -73,6 +74,7 @@ def verify(
         "first_difference": report.first,
         "runs": runs,
         "golden": golden,
+        "training_forward": next((s.forward(x) for s in stages if s.forward is not None), None),
         "images": len(x),
         "isa": next((s.isa for s in stages if s.name == NATIVE), None),
     }
@@ -99,12 +101,16 @@ def images(program: Program, data: str | np.ndarray | None, count: int) -> np.nd
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """Something that executes the network: all values by buffer name, and outputs with so many threads."""
+    """Something that executes the network: all values by buffer name, and outputs with so many threads.
+
+    `forward`: value -> share of codes that the training forward gives differently, None where a plan has none.
+    """
 
     name: str
     values: Callable[[np.ndarray], Values]
     run: Callable[[np.ndarray, int], np.ndarray]
     isa: str | None = None
+    forward: Callable[[np.ndarray], dict[str, float] | None] | None = None
 
 
 @dataclass
@@ -210,7 +216,19 @@ def _torch_stage(program: Program, run: Source | str | Path) -> _Stage:
         TORCH,
         lambda x: _kept(graph, Semantics(graph).values(x), shapes),
         lambda x, threads: Semantics(graph, threads).run(x),
+        forward=lambda x: _forward(loaded, graph, x),
     )
+
+
+def _forward(run: Source, graph: Graph, x: np.ndarray) -> dict[str, float] | None:
+    from ..core.semantics import Semantics
+    from ..core.supernet import differing_codes, from_plan
+
+    try:
+        from_plan(run.graph, run.plan, run.tensors)
+    except UnsupportedError:  # post-training plans, and several widths inside a layer
+        return None
+    return differing_codes(run.graph, run.plan, run.tensors, Semantics(graph).values(x), x)
 
 
 def _kept(graph: Graph, found: Values, shapes: Mapping[str, tuple[int, int, int]]) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from .encoding import Encoding, odd
 from .errors import UnsupportedError
 from .graph import Graph, Node
 from .groups import channel_group, groups
+from .integer import weight_clip
 from .plan import CompressionPlan, GroupId, LayerId
 from .storage import LAYERS, STREAM_BITS, act_encoding, analyse
 from .torch_ops import TORCH_OPS
@@ -549,7 +550,7 @@ class SuperNet(FloatNet):
 
 
 def from_plan(graph: Graph, plan: CompressionPlan, tensors: Mapping[str, np.ndarray]) -> SuperNet:
-    """The frozen net of a plan on odd weight grids, one width a layer: the training forward of a searched RUN.
+    """The frozen net of a plan on odd grids, one width and clip a layer: the training forward of a searched RUN.
 
     UnsupportedError for any other plan: it has no training forward.
     """
@@ -568,8 +569,10 @@ def from_plan(graph: Graph, plan: CompressionPlan, tensors: Mapping[str, np.ndar
         for name in net.domains:
             net.tensor(name).copy_(torch.from_numpy(np.asarray(tensors[name], np.float32)))
         for name in layers:
-            special = tensors.get(f"{name}.weight_clip.{weight[name]}", tensors[f"{name}.weight_clip"])
-            net.tensor(f"{name}.weight_clip").copy_(torch.from_numpy(np.asarray(special, np.float32)))
+            clip = np.asarray(tensors[weight_clip(tensors, name, weight[name])], np.float32)
+            if clip.size != 1:
+                raise UnsupportedError(f"{name}: {clip.size} weight clips; only one a layer has been trained")
+            net.tensor(f"{name}.weight_clip").copy_(torch.from_numpy(clip.reshape(())))
     net.freeze(Choice(weight, act, dict(plan.keep)))
     return net.eval()
 

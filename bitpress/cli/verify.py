@@ -49,7 +49,14 @@ def _failure(artifact: str, first: dict[str, Any] | None) -> str:
 def _notes(document: dict[str, Any]) -> list[str]:
     stages = " = ".join(document["stages"])
     said = f"exact: {stages}" if document["exact"] else f"not exact: {stages}"
+    forward = document["training_forward"]
+    worst = max(forward, key=forward.get) if forward else ""
     return [
         f"{said}; {document['images']} images, ISA {document['host']['isa']}",
+        *(
+            [f"the training forward, in floats, gives at most {forward[worst]:.2%} of codes differently ({worst})"]
+            if worst
+            else ()
+        ),
         *(f"left out: {row['stage']} ({row['why']})" for row in document["left_out"]),
     ]

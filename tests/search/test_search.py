@@ -16,6 +16,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from bitpress.compiler import artifact
+from bitpress.compiler.pipeline import compile_run
+from bitpress.compiler.verify import verify
 from bitpress.core import data as datasets
 from bitpress.core.bops import count
 from bitpress.core.errors import CheckFailed, CorruptError, Interrupted, UnsupportedError, UsageError
@@ -72,6 +75,8 @@ def test_a_search_leaves_a_run_whose_accuracy_is_that_of_the_integer_semantics(
     x = np.asarray(test.images[:50])
     shares = differing_codes(run.graph, run.plan, run.tensors, semantics.values(x), x)
     assert max(shares.values()) < 0.02, shares
+    document = verify(artifact.encode(compile_run(run)), run, batches=(50,), threads=(1,), data=x)
+    assert document["exact"] and document["training_forward"] == shares
     kinds = [json.loads(line)["event"] for line in (out / "events.jsonl").read_text().splitlines()]
     assert {"epoch", "start", "gates", "choice"} <= set(kinds)
 
