@@ -22,6 +22,7 @@ from .errors import UnsupportedError
 from .graph import Graph, Node
 from .groups import channel_group, groups
 from .integer import weight_clip
+from .parallel import averaged
 from .plan import CompressionPlan, GroupId, LayerId
 from .storage import LAYERS, STREAM_BITS, act_encoding, analyse
 from .torch_ops import TORCH_OPS
@@ -374,7 +375,7 @@ class SuperNet(FloatNet):
             bits = STREAM_BITS if layer is None else int(self.tensor(f"{layer}.bits")[1])
             return rounded_to(z, steps(domain, bits))
         if self.training:
-            self.tensor(f"{layer}.mean_residual").lerp_(mean_residuals(z, domain), RESIDUAL_MOMENTUM)
+            self.tensor(f"{layer}.mean_residual").lerp_(averaged(mean_residuals(z, domain)), RESIDUAL_MOMENTUM)
         gates = self.act_gates(layer)
         self.last.act[layer] = gates
         if not self.training:

@@ -32,8 +32,9 @@ MAY_IMPORT = {
 }
 # Third party -> where it may be imported at the top of a module, and where inside functions only.
 TORCH = (
-    "core/capture.py", "core/supernet*.py", "core/train*.py", "core/semantics.py", "core/calibrate.py",
-    "core/torch_*.py", "core/models/*.py", "core/search/*.py", "kernels/gpu/*.py", "benchmarks/peers_torch.py",
+    "core/capture.py", "core/parallel.py", "core/supernet*.py", "core/train*.py", "core/semantics.py",
+    "core/calibrate.py", "core/torch_*.py", "core/models/*.py", "core/search/*.py", "kernels/gpu/*.py",
+    "benchmarks/peers_torch.py", "benchmarks/separate_paths.py",
 )  # fmt: skip
 TORCH_INSIDE = ("compiler/verify.py", "bitpress/nn/*.py", "benchmarks/peers*.py")
 ANYWHERE = ("*",)
