@@ -24,6 +24,8 @@ WIDTHS = (2, 4, 8)  # b_j = 2 * b_(j-1): what the decomposition of SBS shares (m
 END_BITS = bops.END_BITS
 GROUP_SIZE = 4  # filters a pruning gate (methods A.1.4, CIFAR)
 MAX_PRUNING_RATIO = 0.5  # share of a group's channels that may go; the paper's value is not known
+EXCHANGES = 200  # trades at most
+LEAST_GAIN = 1e-9  # of a trade, in what harm is measured in: less is rounding
 KINDS = ("bops", "size", "latency")
 _UNITS: Mapping[str, Mapping[str, float]] = {
     "bops": {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
@@ -201,6 +203,14 @@ def smallest(space: Space) -> Choice:
 def largest(space: Space) -> Choice:
     """Where a search starts: most bits everywhere, nothing pruned beyond what is decided."""
     return _corner(space, max(space.widths), {g: tuple(range(len(gate.sizes))) for g, gate in space.gates.items()})
+
+
+def middle(space: Space) -> Choice:
+    """The middle width everywhere, nothing pruned beyond what is decided."""
+    whole = largest(space)
+    width = sorted(space.widths)[len(space.widths) // 2]
+    halved = dict.fromkeys(space.searched, width)
+    return Choice({**whole.weight, **halved}, {**whole.act, **halved}, whole.parts)
 
 
 def _corner(space: Space, width: int, parts: Mapping[GroupId, tuple[int, ...]]) -> Choice:
@@ -459,3 +469,34 @@ def fill(
             return choice, done
         choice = best[2].applied(choice)
         done.append(Step(best[2], -best[3], {b.kind: costs.figure(b.kind, choice) for b in budgets}))
+
+
+def exchange(
+    costs: Costs, budgets: Sequence[Budget], choice: Choice, harm: Callable[[Choice, Move], float]
+) -> tuple[Choice, list[Step]]:
+    """A choice within its budgets that harms less, and the steps that led there.
+
+    Round by round the best trade is made: one width given back, then lowered elsewhere until the budgets hold
+    (`project`), then the rest spent (`fill`). `harm` of a move must be a difference of one function of the choice, so
+    that trades add up; ends where no trade gains. Deterministic.
+    """
+    done: list[Step] = []
+    for _ in range(EXCHANGES):
+        best: tuple[float, Choice, list[Step]] | None = None
+        for move in raising(costs.space, choice):
+            raised = move.applied(choice)
+            first = Step(move, harm(choice, move), {b.kind: costs.figure(b.kind, raised) for b in budgets})
+            try:
+                found, lowered = project(costs, budgets, raised, harm)
+            except CheckFailed:
+                continue
+            found, spent = fill(costs, budgets, found, lambda c, m: -harm(c, m))
+            steps = [first, *lowered, *spent]
+            total = sum(s.loss for s in steps)
+            if total < -LEAST_GAIN and (best is None or total < best[0]):
+                best = total, found, steps
+        if best is None:
+            break
+        choice = best[1]
+        done += best[2]
+    return choice, done

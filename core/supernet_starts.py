@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cost import Choice, largest
+from .cost import Choice
 from .plan import LayerId
 from .storage import STREAM_BITS
 from .supernet import EVEN, ODD, SAMPLE, FloatNet, SuperNet, best_clip, mean_residuals
 
-IMAGES, PIXELS = 256, 1 << 22  # looked at to measure sensitivities, at most
+IMAGES, PIXELS = 256, 1 << 22  # of a batch, and of all, that are looked at to measure sensitivities, at most
+LOOKED_AT = 1024  # images: with 256 the noise of a figure was as large as most figures
 START_BITS = 4  # clips of searched tensors start as 4 bits like them: between what 2 and 8 bits want
 _Distance = Callable[[Choice], float]
 
@@ -84,60 +85,71 @@ def fit(net: SuperNet, batches: Sequence[Tensor], choice: Choice | None = None) 
     net.train(before)
 
 
-def sensitivities(net: SuperNet, teacher: FloatNet, images: Tensor) -> dict[str, float]:
-    """How far the outputs move when one thing alone is made cheaper: mean KL(float || rounded), beyond that of 8/8.
+def sensitivities(net: SuperNet, teacher: FloatNet, images: Tensor, base: Choice) -> dict[str, float]:
+    """How far the outputs move when one thing alone differs from `base`: mean KL(float || rounded), less that of base.
 
-    Batch norms use the statistics of `images`, as they would after they are estimated anew.
-    Keys: "{layer}.w4", "{layer}.w2", "{layer}.a4", "{layer}.a2" with clips fitted to that width, "{group}.p" for the
-    weakest part of a group removed. Leaves the net as it was.
+    Batch norms use the statistics of each batch of `IMAGES` at most, as they would after they are estimated anew.
+    Keys: "{layer}.w{bits}", "{layer}.a{bits}" for every width, 0 for the base's own, with clips fitted to the other
+    widths; "{group}.p" for the weakest part that stays removed. Leaves the net as it was.
     """
-    images = images[: max(2, min(IMAGES, PIXELS // math.prod(images.shape[2:])))]
+    images = images[: max(2, min(LOOKED_AT, PIXELS // math.prod(images.shape[2:])))]
+    chunks = [c for c in torch.split(images, IMAGES) if len(c) > 1]
     saved = {k: v.clone() for k, v in net.state_dict().items()}
     before = net.training
     net.eval()
-    top = largest(net.space)
     out: dict[str, float] = {}
     with torch.no_grad():
-        target = F.softmax(teacher(images), 1)
+        targets = [F.softmax(teacher(x), 1) for x in chunks]
 
         def distance(choice: Choice) -> float:
             net.freeze(choice)
             net.train()
-            return float(F.kl_div(F.log_softmax(net(images), 1), target, reduction="batchmean"))
+            parts = [
+                F.kl_div(F.log_softmax(net(x), 1), t, reduction="sum") for x, t in zip(chunks, targets, strict=True)
+            ]
+            return float(sum(parts)) / sum(len(x) for x in chunks)
 
         with observed(net, rounding=False) as seen:
-            net(images)
-        base = distance(top)
+            net(chunks[0])
+        least = distance(base)
         for layer in net.space.searched:
-            for bits in (4, 2):
-                out[f"{layer}.w{bits}"] = _with_weight(net, layer, bits, distance, top) - base
-                out[f"{layer}.a{bits}"] = _with_act(net, seen, layer, bits, distance, top) - base
+            for bits in net.space.widths:
+                w, a = base.weight[layer], base.act[layer]
+                out[f"{layer}.w{bits}"] = 0.0 if bits == w else _with_weight(net, layer, bits, distance, base) - least
+                out[f"{layer}.a{bits}"] = (
+                    0.0 if bits == a else _with_act(net, seen, layer, bits, distance, base) - least
+                )
         for group, gate in net.space.open.items():
-            weakest = int(net.part_scores(group).argmin())
-            parts = tuple(p for p in range(len(gate.sizes)) if p != weakest)
-            out[f"{group}.p"] = distance(Choice(top.weight, top.act, {**top.parts, group: parts})) - base
+            stay = base.parts.get(group, tuple(range(len(gate.sizes))))
+            if len(stay) > 1:
+                scores = net.part_scores(group)
+                weakest = min(stay, key=lambda p: float(scores[p]))
+                parts = tuple(p for p in stay if p != weakest)
+                out[f"{group}.p"] = distance(Choice(base.weight, base.act, {**base.parts, group: parts})) - least
+            else:
+                out[f"{group}.p"] = 0.0
     net.load_state_dict(saved)
     net.train(before)
-    return {key: max(value, 0.0) for key, value in out.items()}
+    return out
 
 
-def _with_weight(net: SuperNet, layer: LayerId, bits: int, distance: _Distance, top: Choice) -> float:
+def _with_weight(net: SuperNet, layer: LayerId, bits: int, distance: _Distance, base: Choice) -> float:
     clip = net.tensor(f"{layer}.weight_clip")
     old = clip.clone()
     clip.fill_(1.0)
     clip.fill_(best_clip(net.normalised_weight(layer)[0], ODD, bits))
-    found = distance(Choice({**top.weight, layer: bits}, top.act, top.parts))
+    found = distance(Choice({**base.weight, layer: bits}, base.act, base.parts))
     clip.copy_(old)
     return found
 
 
 def _with_act(
-    net: SuperNet, seen: Mapping[str, list[Tensor]], layer: LayerId, bits: int, distance: _Distance, top: Choice
+    net: SuperNet, seen: Mapping[str, list[Tensor]], layer: LayerId, bits: int, distance: _Distance, base: Choice
 ) -> float:
     name = f"{layer}.act_clip"
     clip = net.tensor(name)
     old = clip.clone()
     clip.fill_(best_clip(torch.cat(seen[name]), net.domains[name], bits))
-    found = distance(Choice(top.weight, {**top.act, layer: bits}, top.parts))
+    found = distance(Choice(base.weight, {**base.act, layer: bits}, base.parts))
     clip.copy_(old)
     return found

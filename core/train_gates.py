@@ -5,8 +5,9 @@
 start. Which phases a method has, over which space and for how long, is the method's business.
 
 Ours, where the papers are silent or we do better (methods F): the user states the budget, and a controller moves
-lambda; thresholds start at distances that are proportional to how much each step hurts by itself; activation gates read
-running means; gates freeze once the budget is met, and a projection makes sure that it is.
+lambda; the shared weights are first trained at widths drawn by chance, so that what a width hurts is measured on a net
+that has learnt to bear it; thresholds start at distances that are proportional to that harm; activation gates read
+running means; gates freeze once the budget is met, and harms measured then decide what the budget still buys.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cost import Budget, Choice, Move, Step, fill, project
-from .plan import GroupId
+from .cost import Budget, Choice, Move, Step, exchange, fill, middle, project
+from .plan import GroupId, LayerId
 from .supernet import TINY, SuperNet
 from .supernet_starts import fit, sensitivities
 from .train import Job, Training, check_finite, cosine, evaluate, objective, reestimate, set_rates, sgd
 
+WARM = 0.35  # share of the search in which widths are drawn by chance
+DRAWN = (0.25, 0.5, 0.25)  # chances of 2, 4 and 8 bits then
+FAR = 9.0  # a threshold that no residual in [0, 1] passes
 RAMP = 0.8  # share of the search after which the target has come down to the budget
 DEADLINE = 0.9  # share after which the gates freeze though the budget is not met: the projection does the rest
 CONTROL = 0.2  # lambda *= (figure / target) ** CONTROL after each step
@@ -106,26 +110,39 @@ class Searching:
         self.optimizer = sgd(net, [*rates_of(net), thresholds], schedule.lr_search)
         self.rates = [float(g["lr"]) for g in self.optimizer.param_groups]
         self.weights = {b.kind: LAMBDA_START for b in self.budgets}  # lambda of each budget
-        self.starts: dict[str, float] = {}  # figures at the beginning
-        self.hurts: dict[str, float] = {}  # sensitivities
+        self.starts: dict[str, float] = {}  # figures when the gates begin to move
+        self.warm = WARM if net.space.searched else 0.0
 
     def begin(self) -> None:
-        """Clips from data, thresholds from sensitivities."""
-        batches = self.job.batches(CALIBRATION_BATCHES)
-        fit(self.net, batches)
-        self.hurts = sensitivities(self.net, self.job.teacher, torch.cat(batches))
+        """Clips from data."""
+        fit(self.net, self.job.batches(CALIBRATION_BATCHES))
         self.net.train()
-        place_thresholds(self.net, self.hurts)
+
+    def open_gates(self) -> None:
+        """Thresholds from sensitivities, at `START_BITS` everywhere; what the controller starts from."""
+        hurts = self.measured(middle(self.net.space))
+        place_thresholds(self.net, hurts)
         self.net.clamp_thresholds()
         choice = self.net.choice()
         self.starts = {kind: float(self.costs.figure(kind, choice)) for kind in self.bounds}
         self.job.loop.event(
-            "start", phase=self.name, figures=self.starts, bounds=self.bounds, sensitivities=self.hurts, **self.notes
+            "start", phase=self.name, figures=self.starts, bounds=self.bounds, sensitivities=hurts, **self.notes
         )
+
+    def measured(self, base: Choice) -> dict[str, float]:
+        """Sensitivities around `base`, of the net as it is now."""
+        hurts = sensitivities(self.net, self.job.teacher, torch.cat(self.job.batches(CALIBRATION_BATCHES)), base)
+        self.net.train()
+        return hurts
 
     def step(self, x: Tensor, y: Tensor, done: int, total: int) -> dict[str, float]:
         """One step of the objective, then the controller; freezes the gates when it is time."""
         net, share = self.net, done / total
+        warming = share < self.warm
+        if warming:
+            draw_widths(net)
+        elif not self.starts:
+            self.open_gates()
         set_rates(self.optimizer, self.rates, max(cosine(done, total), RATE_LEAST))
         teacher = self.job.teacher if self.job.settings.distill else None
         with torch.no_grad():
@@ -134,15 +151,18 @@ class Searching:
         ce = objective(net(x), y, taught, self.job.settings.distill)
         loss, figures = ce, {}
         if not frozen:
-            for kind in self.bounds:
+            for kind in self.bounds if not warming else ():
                 figure = net.cost(kind, weights=on_weights, acts=not on_weights)
                 figures[kind] = float(figure.detach())
                 loss = loss + self.weights[kind] * torch.log(figure).float()
         check_finite(loss, net, x, self.name)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        self._rest("threshold_a" if on_weights else "threshold_w")
+        for leaf in ("threshold_w", "threshold_a") if warming else ("threshold_a" if on_weights else "threshold_w",):
+            self._rest(leaf)
         self.optimizer.step()
+        if warming:
+            return {"loss": float(ce.detach())}
         if not frozen:
             net.clamp_thresholds()
             self._steer(figures, share)
@@ -155,60 +175,59 @@ class Searching:
         return out
 
     def _rest(self, leaf: str) -> None:
-        """The side whose turn it is not stays where it is (methods A.1.5)."""
+        """Thresholds of a side whose turn it is not stay where they are (methods A.1.5)."""
         for layer in self.net.space.searched:
             self.net.tensor(f"{layer}.{leaf}").grad = None
 
     def _steer(self, figures: Mapping[str, float], share: float) -> None:
         """lambda follows a target that falls log-linearly from the start to the budget."""
         for kind, bound in self.bounds.items():
-            start = max(self.starts[kind], bound)
-            target = math.exp(math.log(start) + (math.log(bound) - math.log(start)) * min(1.0, share / RAMP))
+            start, way = max(self.starts[kind], bound), (share - self.warm) / (RAMP - self.warm)
+            target = math.exp(math.log(start) + (math.log(bound) - math.log(start)) * min(1.0, way))
             moved = self.weights[kind] * (figures[kind] / target) ** CONTROL
             self.weights[kind] = min(max(moved, LAMBDA_LEAST), LAMBDA_MOST)
 
     def settle(self) -> None:
-        """Gates -> a choice within the budgets, for good: projection, what is left spent, clips and norms anew."""
+        """Gates -> a choice within the budgets, for good.
+
+        Harms are measured anew around what the gates say; by them the choice is brought under the budgets, the rest is
+        spent and widths are traded as long as that harms less. Then clips and norms anew.
+        """
         net = self.net
         if net.frozen:
             return
-        choice = net.choice()
-        margins = margins_of(net)
-        loop = self.job.loop
+        if not self.starts:
+            self.open_gates()
+        choice, loop = net.choice(), self.job.loop
+        before = dict(choice.parts)
+        hurts = self.measured(choice)
+        with torch.no_grad():
+            scores = {g: net.part_scores(g) for g in net.space.open}
 
-        def loss(choice: Choice, move: Move) -> float:
-            return margins[_key(choice, move)]
+        def harm(choice: Choice, move: Move) -> float:
+            if move.side in ("prune", "restore"):
+                group = GroupId(move.name)
+                score, gone = scores[group], len(before[group]) - len(choice.parts[group])
+                weakest = score[list(before[group])].min().clamp_min(TINY)
+                lost = (max(hurts[f"{group}.p"], 0.0) + LEAST_WORTH) * float(score[move.to] / weakest)
+                return lost * (gone + 1) if move.side == "prune" else -lost
+            side = "w" if move.side == "weight" else "a"
+            now = (choice.weight if side == "w" else choice.act)[LayerId(move.name)]
+            return hurts[f"{move.name}.{side}{move.to}"] - hurts[f"{move.name}.{side}{now}"]
 
-        loop.event(
-            "gates",
-            phase=self.name,
-            **_described(choice),
-            figures={k: self.costs.figure(k, choice) for k in self.bounds},
-        )
-        choice, lowered = project(self.costs, self.budgets, choice, loss)
-        choice, raised = fill(self.costs, self.budgets, choice, self._worth)
-        choice, further = (choice, []) if self.after is None else self.after(choice, loss)
-        for kind, steps in (("projection", lowered), ("fill", raised), ("further", further)):
+        loop.event("gates", phase=self.name, **self._told(choice), sensitivities=hurts)
+        choice, lowered = project(self.costs, self.budgets, choice, harm)
+        choice, raised = fill(self.costs, self.budgets, choice, lambda c, m: -harm(c, m))
+        choice, traded = exchange(self.costs, self.budgets, choice, harm)
+        choice, further = (choice, []) if self.after is None else self.after(choice, harm)
+        for kind, steps in (("projection", lowered), ("fill", raised), ("exchange", traded), ("further", further)):
             for step in steps:
                 loop.event(kind, **_logged(step))
-        loop.event(
-            "choice",
-            phase=self.name,
-            **_described(choice),
-            figures={k: self.costs.figure(k, choice) for k in self.bounds},
-        )
+        loop.event("choice", phase=self.name, **self._told(choice))
         settled(self.job, net, choice)
 
-    def _worth(self, choice: Choice, move: Move) -> float:
-        """What giving a width back is worth: the harm of the narrower one less that of the wider. A part: its score's
-        share of the harm that the weakest does."""
-        if move.side == "restore":
-            with torch.no_grad():
-                scores = self.net.part_scores(move.name)
-            return (self.hurts[f"{move.name}.p"] + LEAST_WORTH) * float(scores[move.to] / scores.min().clamp_min(TINY))
-        side = "w" if move.side == "weight" else "a"
-        before = (choice.weight if side == "w" else choice.act)[move.name]  # type: ignore[index]
-        return self.hurts[f"{move.name}.{side}{before}"] - self.hurts.get(f"{move.name}.{side}{move.to}", 0.0)
+    def _told(self, choice: Choice) -> dict[str, Any]:
+        return {**_described(choice), "figures": {k: self.costs.figure(k, choice) for k in self.bounds}}
 
     def epoch_end(self) -> dict[str, float]:
         """Validation of the net as the gates are."""
@@ -219,14 +238,14 @@ class Searching:
         """Network with gates and running means, optimiser, controller, sensitivities."""
         return {
             "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "lambda": dict(self.weights),
-            "starts": dict(self.starts), "hurts": dict(self.hurts),
+            "starts": dict(self.starts),
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.weights, self.starts, self.hurts = dict(state["lambda"]), dict(state["starts"]), dict(state["hurts"])
+        self.weights, self.starts = dict(state["lambda"]), dict(state["starts"])
         self.net.train()
 
     def tensors(self) -> Mapping[str, Tensor]:
@@ -243,7 +262,8 @@ def place_thresholds(net: SuperNet, hurts: Mapping[str, float]) -> None:
     time in every kernel, which BOPs do not tell. Distances lie between `NEAREST` of the residual or score and all of it
     (threshold 0, the paper's start).
     """
-    worst = max([v for k, v in hurts.items() if k.endswith("2")] or hurts.values(), default=0.0) or 1.0
+    steps = [hurts[f"{name}.{side}2"] - hurts[f"{name}.{side}8"] for name in net.space.searched for side in "wa"]
+    worst = max(0.0, *steps, *(hurts[f"{g}.p"] for g in net.space.open)) or 1.0
 
     def below(level: float, harm: float) -> float:
         return level - min(max(REACH * harm / worst, NEAREST * level), level)
@@ -252,33 +272,23 @@ def place_thresholds(net: SuperNet, hurts: Mapping[str, float]) -> None:
         for layer in net.space.searched:
             for side, levels in (("w", net.weight_residuals(layer)), ("a", net.tensor(f"{layer}.mean_residual"))):
                 threshold = net.tensor(f"{layer}.threshold_{side}")
-                harm4, harm2 = hurts[f"{layer}.{side}4"], hurts[f"{layer}.{side}2"]
+                harm2, harm4, harm8 = (hurts[f"{layer}.{side}{bits}"] for bits in (2, 4, 8))
                 threshold[0] = below(float(levels[0]), max(harm2 - harm4, 0.0))
-                threshold[1] = below(float(levels[1]), harm4)
+                threshold[1] = below(float(levels[1]), max(harm4 - harm8, 0.0))
         for group in net.space.open:
             score = float(net.part_scores(group).min())
             net.tensor(f"{group}.threshold_p").fill_(below(score, hurts[f"{group}.p"]))
 
 
-def margins_of(net: SuperNet) -> dict[str, float]:
-    """How far each gate is open, at least 0."""
-    out = {}
+def draw_widths(net: SuperNet) -> None:
+    """Every searched tensor at a width drawn by chance, by thresholds that its residuals all pass, or none."""
+    chances = torch.tensor(DRAWN)
     with torch.no_grad():
         for layer in net.space.searched:
-            for side, levels in (
-                ("weight", net.weight_residuals(layer)),
-                ("act", net.tensor(f"{layer}.mean_residual")),
-            ):
-                open_ = (levels - net.tensor(f"{layer}.threshold_{side[0]}")).clamp_min(0)
-                out[f"{side} {layer} 2"], out[f"{side} {layer} 4"] = float(open_[0]), float(open_[1])
-        for group in net.space.open:
-            scores = (net.part_scores(group) - net.tensor(f"{group}.threshold_p")).clamp_min(0)
-            out |= {f"prune {group} {i}": float(s) for i, s in enumerate(scores)}
-    return out
-
-
-def _key(_choice: Choice, move: Move) -> str:
-    return f"{move.side} {move.name} {move.to}"
+            drawn = torch.multinomial(chances, 2, replacement=True)
+            for side, which in zip("wa", drawn.tolist(), strict=True):
+                at = (FAR, FAR) if which == 0 else (0.0, FAR) if which == 1 else (0.0, 0.0)
+                net.tensor(f"{layer}.threshold_{side}").copy_(torch.tensor(at))
 
 
 def _logged(step: Step) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from bitpress.core.cost import (
     Move,
     Space,
     check_reachable,
+    exchange,
     fill,
     hold_bits,
     hold_channels,
     largest,
     lowering,
+    middle,
     parse_budget,
     plan_cost,
     project,
@@ -263,6 +265,33 @@ def test_what_is_left_is_spent_within_the_budget() -> None:
     assert steps
     assert not costs.over(choice, budgets)
     assert set(choice.weight[LayerId(n)] for n in space.searched) == {2}
+
+
+def test_trades_lower_a_known_harm_within_the_budget() -> None:
+    """Harms in which the activation of one layer is worth all its bits: the trade must find it and pay elsewhere."""
+    graph = chain()
+    space = search_space(graph)
+    costs = Costs(graph, space)
+    start = middle(space)
+    budgets = [parse_budget(f"bops={costs.bops(start)}")]
+    dear = space.searched[-1]
+
+    def level(choice: Choice) -> float:
+        rows = [(b, 1.0) for b in choice.weight.values()]
+        rows += [(b, 50.0 if layer == dear else 1.0) for layer, b in choice.act.items()]
+        return sum(weight / b for b, weight in rows)
+
+    def harm(choice: Choice, move: Move) -> float:
+        return level(move.applied(choice)) - level(choice)
+
+    choice, steps = exchange(costs, budgets, start, harm)
+    assert not costs.over(choice, budgets)
+    assert choice.act[dear] == 8
+    assert level(choice) < level(start)
+    assert sum(step.loss for step in steps) == pytest.approx(level(choice) - level(start))
+    assert exchange(costs, budgets, choice, harm) == (choice, [])  # nothing is left to gain
+    parts = {g: kept for g, kept in choice.parts.items() if kept != start.parts[g]}
+    assert all(len(kept) < len(start.parts[g]) for g, kept in parts.items())
 
 
 def test_plans_have_odd_weights_and_unsigned_inputs_where_nothing_is_negative() -> None:

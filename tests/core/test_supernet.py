@@ -11,7 +11,7 @@ import torch
 
 from bitpress.core import supernet as sn
 from bitpress.core.bops import count
-from bitpress.core.cost import Choice, Costs, hold_bits, hold_channels, largest, search_space, to_plan
+from bitpress.core.cost import Choice, Costs, hold_bits, hold_channels, largest, middle, search_space, to_plan
 from bitpress.core.errors import UnsupportedError
 from bitpress.core.graph import Graph, run
 from bitpress.core.integer import integer, weight_levels
@@ -404,9 +404,10 @@ def test_sensitivities_leave_the_net_alone_and_rank_the_widths() -> None:
     graph = chain()
     net = _net(graph).train()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    hurts = sensitivities(net, FloatNet(graph).eval(), _images(graph, 32))
+    hurts = sensitivities(net, FloatNet(graph).eval(), _images(graph, 32), middle(net.space))
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert net.training
-    assert set(hurts) == {f"{n}.{s}" for n in net.space.searched for s in ("w4", "w2", "a4", "a2")} | {"a.p", "b.p"}
-    assert all(v >= 0 for v in hurts.values())
+    sides = [f"{side}{bits}" for side in "wa" for bits in (2, 4, 8)]
+    assert set(hurts) == {f"{n}.{s}" for n in net.space.searched for s in sides} | {"a.p", "b.p"}
+    assert all(hurts[f"{n}.{side}4"] == 0 for n in net.space.searched for side in "wa")  # the base's own
     assert sum(hurts[f"{n}.w2"] for n in net.space.searched) > sum(hurts[f"{n}.w4"] for n in net.space.searched)
