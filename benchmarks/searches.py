@@ -1,0 +1,358 @@
+"""`python -m bitpress.benchmarks.searches keep NAME RUN | table`: what searches of hours found, kept and tabulated.
+
+`keep` compiles a finished RUN, verifies the artifact, evaluates both, and stores the documents, without paths of this
+host, in benchmarks/results/searches/NAME. `table` writes benchmarks/results/search.md from what is stored; no figure in
+it is typed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import BitpressError, CheckFailed, UsageError
+from ..core.job import flag
+from ..core.rundir import read_json
+
+STORE = Path(__file__).parent / "results" / "searches"
+TABLE = Path(__file__).parent / "results" / "search.md"
+LEAST_USED = 0.9  # of a budget, by a method that prunes
+USAGE = "usage: python -m bitpress.benchmarks.searches keep NAME RUN | table"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A published figure beside ours: top-1 in percent, BOPs in the convention `sbs`."""
+
+    method: str
+    top1: float
+    bops: float
+    source: str
+
+
+# Only networks, data and convention that are ours too (methods B.1); ABS is the first form of SBS.
+PUBLISHED: Mapping[tuple[str, str], tuple[Published, ...]] = {
+    ("preresnet20", "cifar100"): (
+        Published("float", 67.5, 41798.6e6, "ABS, table 1"),
+        Published("W4A4", 67.8, 674.6e6, "ABS, table 1"),
+        Published("ABS-P", 67.9, 28586.5e6, "ABS, table 1"),
+        Published("ABS-Q", 68.1, 649.5e6, "ABS, table 1"),
+        Published("ABS", 68.1, 630.6e6, "ABS, table 1"),
+        Published("SAMQ", 68.6, 374.4e6, "SAQ, README"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A stored run. `settings`, `result`, `checks`: its documents; `events`: the lines of events.jsonl."""
+
+    name: str
+    settings: Mapping[str, Any]
+    result: Mapping[str, Any]
+    checks: Mapping[str, Any]
+    events: tuple[Mapping[str, Any], ...]
+
+    @property
+    def dataset(self) -> str:
+        """cifar10, cifar100, digits, or a factory's file."""
+        return str(self.settings["data"]).partition(":")[0]
+
+    @property
+    def epochs(self) -> int:
+        """Of search and fine-tuning together: what compares."""
+        return int(self.settings["epochs_search"] + self.settings["epochs_finetune"])
+
+    @property
+    def images(self) -> int | None:
+        """Training images where they were limited."""
+        limit = self.settings.get("train_images")
+        return int(limit) if limit else None
+
+    @property
+    def family(self) -> tuple[str, str, int | None]:
+        """Runs whose figures compare, but for the epochs."""
+        return self.dataset, str(self.settings["model"]), self.images
+
+    @property
+    def share(self) -> float:
+        """Percent of the float network's BOPs."""
+        return 100 / float(self.result["bops_ratio"])
+
+    @property
+    def label(self) -> str:
+        """Method with what makes it differ from the method's default."""
+        said = [str(self.settings["method"])]
+        said += [str(self.settings[key]) for key in ("variant", "mode", "bits") if self.settings.get(key)]
+        return " ".join(dict.fromkeys(said))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or that of what went wrong."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if words[:1] == ["keep"] and len(words) == 3:
+            keep(words[1], Path(words[2]))
+        elif words == ["table"]:
+            TABLE.write_text(table(stored()), encoding="utf-8")
+            print(f"{TABLE} written")
+        else:
+            raise UsageError(USAGE)
+    except BitpressError as error:
+        print(f"searches: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def keep(name: str, run: Path, *, store: Path = STORE) -> Path:
+    """Checks a finished RUN and stores its documents under `name`; CheckFailed where a promise does not hold."""
+    import bitpress
+
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise UsageError(f"name {name!r}: lower-case letters, digits, '.', '_' and '-'")
+    result, settings = read_json(run / "result.json"), read_json(run / "run.json")
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = Path(folder) / "net.bpk"
+        bitpress.compile(str(run), artifact)
+        exact = bitpress.verify(artifact, against=run, batches=(1, 3))
+        layers = bitpress.inspect(artifact)["layers"]
+        size = artifact.stat().st_size
+        digests = [bitpress.evaluate(path, data=settings["data"])["predictions_sha256"] for path in (run, artifact)]
+    used = {b: _used(b, result) for b in result["budget"]}
+    failed = [f"budget {b}: {100 * u:.1f} % used" for b, u in used.items() if u > 1]
+    failed += ["verify is not exact"] if not exact["exact"] else []
+    failed += [f"eval gives {' and '.join(d[:16] for d in digests)}"] if len(set(digests)) > 1 else []
+    failed += ["eval differs from the search"] if digests[0] != result["predictions_sha256"] else []
+    if failed:
+        raise CheckFailed(f"{run}: {'; '.join(failed)}")
+    checks = {
+        "date": datetime.fromtimestamp((run / "result.json").stat().st_mtime, UTC).date().isoformat(),
+        "predictions_sha256": digests[0], "artifact_bytes": size, "used": used, "layers": layers,
+    }  # fmt: skip
+    out = store / name
+    out.mkdir(parents=True, exist_ok=True)
+    for file, document in {"run": _homeless(settings), "result": _homeless(result), "checks": checks}.items():
+        (out / f"{file}.json").write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    plan = json.dumps(read_json(run / "plan.json"), separators=(",", ":"), sort_keys=True)
+    (out / "plan.json").write_text(plan + "\n", encoding="utf-8")
+    (out / "events.jsonl").write_bytes((run / "events.jsonl").read_bytes())
+    print(f"{out}: kept, verified, both evaluations give {digests[0][:16]}")
+    return out
+
+
+def _used(budget: str, result: Mapping[str, Any]) -> float:
+    from ..core.cost import parse_budget
+
+    found = parse_budget(budget)
+    if found.kind == "bops":
+        return float(result["bops"]) / found.bound(float(result["bops_fp32"]))
+    return float(result["weight_bytes"]) / found.bound(float(result["fp32_bytes"]))
+
+
+def _homeless(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with the data set's folder as DIR."""
+    kind, _, rest = str(document["data"]).partition(":")
+    return {**document, "data": f"{kind}:DIR" if rest else kind}
+
+
+def stored(store: Path = STORE) -> list[Kept]:
+    """Every stored run, by name."""
+    out = []
+    for folder in sorted(p for p in store.iterdir() if p.is_dir()) if store.is_dir() else []:
+        events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+        documents = [read_json(folder / f"{name}.json") for name in ("run", "result", "checks")]
+        out.append(Kept(folder.name, documents[0], documents[1], documents[2], tuple(events)))
+    return out
+
+
+def front_at(points: Iterable[tuple[float, float]], share: float) -> float | None:
+    """Top-1 at `share` percent on the straight lines over ln BOPs that join (share, top-1) points; None outside.
+
+    Only points that no cheaper one equals or beats are joined: the others are no front.
+    """
+    rising: list[tuple[float, float]] = []
+    for x, y in sorted(points):
+        if not rising or y > rising[-1][1]:
+            rising.append((x, y))
+    for (x0, y0), (x1, y1) in pairwise(rising):
+        if x0 <= share <= x1:
+            return y0 + (y1 - y0) * (math.log(share) - math.log(x0)) / (math.log(x1) - math.log(x0))
+    if rising and math.isclose(share, rising[-1][0], rel_tol=0.02):
+        return rising[-1][1]
+    return None
+
+
+def command(kept: Kept) -> str:
+    """The command line of a stored run."""
+    s = kept.settings
+    words = ["bitpress", "search", str(s["model"])]
+    if "weights" in s["files"]:
+        words += ["--weights", "W.safetensors"]
+    words += ["--data", str(s["data"]), "--method", str(s["method"])]
+    if s.get("mode") and s["mode"] != "joint":
+        words += ["--search", str(s["mode"])]
+    if s.get("variant") and s["variant"] != "guided":
+        words += ["--sbs-variant", str(s["variant"])]
+    if s.get("bits"):
+        words += ["--bits", str(s["bits"])]
+    for budget in s["budget"]:
+        words += ["--budget", str(budget)]
+    names = ("epochs_float", "epochs_search", "epochs_finetune", "lr_search", "lr_thresholds", "lr_finetune", "batch")
+    skipped = {"epochs_search", "lr_search", "lr_thresholds"} if s["method"] == "uniform" else set()
+    for key in names:
+        if key not in skipped and not (key == "epochs_float" and "weights" in s["files"]):
+            words += [flag(key), f"{s[key]:g}"]
+    if s.get("train_images"):
+        words += ["--train-images", str(s["train_images"])]
+    words += ["--seed", str(s["seed"]), "--threads", str(s["threads"])]
+    return shlex.join(words)
+
+
+def table(runs: Sequence[Kept]) -> str:
+    """The whole page."""
+    lines = [
+        "# Searches",
+        "",
+        "Written by `python -m bitpress.benchmarks.searches table` from the documents in [searches/](searches), which",
+        "`... searches keep NAME RUN` put there: settings, result, plan and events of each run, its artifact compiled,",
+        "verified exact and evaluated to the digest of the RUN. The test part was read once a run, at its end. BOPs in",
+        "the convention `sbs` (8-bit ends). *Front*: top-1 less that of the `uniform` points of as many epochs, joined",
+        "by straight lines over ln BOPs.",
+    ]
+    families = dict.fromkeys(run.family for run in runs)
+    for family in sorted(families, key=str):
+        lines += ["", *_family([run for run in runs if run.family == family])]
+    return "\n".join(lines) + "\n"
+
+
+def _family(runs: Sequence[Kept]) -> list[str]:
+    from ..cli.tables import Column, Table, to_markdown
+
+    dataset, model, images = runs[0].family
+    part = f", {images:,} training images" if images else ""
+    rows = [
+        {
+            "label": run.label, "budget": ", ".join(run.settings["budget"]) or None,
+            "top1": f"{run.result['top1']:.2f}",
+            "drop": f"{run.result['top1'] - run.result['baseline_top1']:+.2f}",
+            "front": _against_front(run, runs), "bops": run.result["bops"], "share": f"{run.share:.3f}",
+            "bytes": run.result["weight_bytes"], "kept": _kept(run), "widths": _widths(run), "epochs": _epochs(run),
+            "seconds": f"{run.result['seconds']:.0f}", "seed": run.settings["seed"],
+            "name": f"[{run.name}](searches/{run.name})",
+        }
+        for run in sorted(runs, key=lambda r: (-r.share, r.label, r.epochs, r.settings["seed"]))
+    ]  # fmt: skip
+    columns = (
+        Column("label", "method"), Column("budget", "budget"), Column("top1", "top-1 %"), Column("drop", "to float"),
+        Column("front", "to front"), Column("bops", "BOPs", "si"), Column("share", "% of fp32"),
+        Column("bytes", "weight bytes", "int"), Column("kept", "pruned layers"),
+        Column("widths", "inner layers at w/a 2, 4, 8"),
+        Column("epochs", "epochs"), Column("seconds", "s"), Column("seed", "seed", "int"), Column("name", "run"),
+    )  # fmt: skip
+    floats = sorted({run.result["baseline_top1"] for run in runs})
+    said = ", ".join(f"{f:.2f} %" for f in floats)
+    hosts = ", ".join(sorted({f"{r.result['host']['cpu']}, {r.settings['threads']} thread(s)" for r in runs}))
+    dates = sorted({run.checks["date"] for run in runs})
+    lines = [
+        f"## {model}, {dataset}{part}",
+        "",
+        f"Float network {said} top-1 of {runs[0].result['n']:,} test images. {hosts}; {dates[0]}"
+        + (f" to {dates[-1]}" if dates[-1] != dates[0] else "")
+        + ". Times are those of a machine that other work shared.",
+        "",
+        to_markdown(Table("", columns, rows)).rstrip(),
+    ]
+    lines += _seeds(runs)
+    if (model, dataset) in PUBLISHED and not images:
+        told = [{"m": p.method, "t": f"{p.top1:.1f}", "b": p.bops, "s": p.source} for p in PUBLISHED[model, dataset]]
+        published = (Column("m", "published"), Column("t", "top-1 %"), Column("b", "BOPs", "si"), Column("s", "source"))
+        lines += ["", to_markdown(Table("", published, told)).rstrip()]
+    for run in runs:
+        if run.settings["method"] != "uniform":
+            lines += ["", f"**{run.name}**: `{command(run)}`", "", _layers(run)]
+    uniform = [run for run in runs if run.settings["method"] == "uniform"]
+    if uniform:
+        lines += ["", "Uniform points:", "", *(f"- {run.name}: `{command(run)}`" for run in uniform)]
+    return lines
+
+
+def _epochs(run: Kept) -> str:
+    parts = [("float", "epochs_float"), ("search", "epochs_search"), ("fine-tune", "epochs_finetune")]
+    shown = [f"{run.settings[key]} {name}" for name, key in parts if run.settings[key]]
+    return " + ".join(shown)
+
+
+def _against_front(run: Kept, runs: Sequence[Kept]) -> str | None:
+    if run.settings["method"] == "uniform":
+        return None
+    alike = [r for r in runs if r.settings["method"] == "uniform" and r.epochs == run.epochs]
+    level = front_at([(r.share, r.result["top1"]) for r in alike], run.share)
+    return None if level is None else f"{run.result['top1'] - level:+.2f}"
+
+
+def _inner(run: Kept) -> list[Mapping[str, Any]]:
+    layers = [row for row in run.checks["layers"] if row["w_bits"] is not None]
+    return layers[1:-1]
+
+
+def _kept(run: Kept) -> str:
+    cut = [row for row in run.checks["layers"] if row["channels_kept"] < row["channels_total"]]
+    kept, whole = (sum(row[key] for row in cut) for key in ("channels_kept", "channels_total"))
+    return f"{len(cut)} ({kept}/{whole})" if cut else "0"
+
+
+def _widths(run: Kept) -> str:
+    def count(key: str) -> str:
+        return " ".join(str(sum(row[key] == bits for row in _inner(run))) for bits in (2, 4, 8))
+
+    return f"{count('w_bits')} / {count('a_bits')}"
+
+
+def _layers(run: Kept) -> str:
+    """One line: every layer as name wXaY, with the channels that stay where some went."""
+    out = []
+    for row in run.checks["layers"]:
+        if row["w_bits"] is None:
+            continue
+        cut = row["channels_kept"] < row["channels_total"]
+        out.append(
+            f"{row['name']} w{row['w_bits']}a{row['a_bits']}"
+            + (f" ({row['channels_kept']}/{row['channels_total']})" if cut else "")
+        )
+    return ", ".join(out) + "."
+
+
+def _seeds(runs: Sequence[Kept]) -> list[str]:
+    """Mean and deviation where settings were run with several seeds."""
+    alike: dict[tuple[str, ...], list[Kept]] = {}
+    for run in runs:
+        key = (run.label, ", ".join(run.settings["budget"]), _epochs(run))
+        alike.setdefault(key, []).append(run)
+    rows = []
+    for (label, budget, epochs), found in sorted(alike.items()):
+        if len(found) > 1:
+            tops, shares = [r.result["top1"] for r in found], [r.share for r in found]
+            top1 = f"{statistics.mean(tops):.2f} ± {statistics.stdev(tops):.2f}"
+            rows.append(f"| {label} | {budget} | {epochs} | {len(found)} | {top1} | {statistics.mean(shares):.3f} |")
+    if not rows:
+        return []
+    head = [
+        "| method | budget | epochs | seeds | top-1 %, mean ± std | % of fp32, mean |",
+        "| --- | --- | --- | --: | --: | --: |",
+    ]
+    return ["", *head, *rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""What is kept of long searches, and the page that is written from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitpress.benchmarks import searches
+from bitpress.core.errors import CheckFailed
+from bitpress.core.search import search
+
+
+def test_the_front_joins_the_points_that_are_one() -> None:
+    points = [(1.614, 91.4), (0.841, 90.96), (0.455, 88.07), (0.842, 89.0)]
+    assert searches.front_at(points, 0.841) == pytest.approx(90.96)
+    assert searches.front_at(points, 1.0) == pytest.approx(91.077, abs=1e-3)  # a line over ln BOPs
+    assert searches.front_at(points, 0.7) == pytest.approx(90.10, abs=5e-3)
+    assert searches.front_at(points, 0.3) is None
+    assert searches.front_at(points, 1.62) == pytest.approx(91.4)  # within what ends and rounding move
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("searches") / "run"
+    search(
+        "digits_cnn", data="digits", out=folder, budgets=["bops=4%"], epochs_float=1, epochs_search=2,
+        epochs_finetune=1, seed=3, threads=1,
+    )  # fmt: skip
+    return folder
+
+
+def test_a_run_is_checked_kept_and_told_without_paths(run: Path, tmp_path: Path) -> None:
+    settings = json.loads((run / "run.json").read_text())
+    (kept,) = _kept(run, tmp_path)
+    assert kept.name == "digits-4"
+    assert kept.epochs == 3
+    assert kept.checks["predictions_sha256"] == kept.result["predictions_sha256"]
+    assert 0 < kept.checks["used"]["bops=4%"] <= 1
+    assert {path.name for path in (tmp_path / "digits-4").iterdir()} == {
+        "run.json", "result.json", "plan.json", "events.jsonl", "checks.json",
+    }  # fmt: skip
+    page = searches.table([kept])
+    assert f"{kept.result['top1']:.2f}" in page
+    assert "conv2 w" in page
+    assert searches.command(kept) in page
+    assert f"--epochs-search {settings['epochs_search']}" in searches.command(kept)
+
+
+def test_paths_of_this_host_are_not_kept() -> None:
+    assert searches._homeless({"data": "cifar10:/some/where"}) == {"data": "cifar10:DIR"}
+    assert searches._homeless({"data": "digits"}) == {"data": "digits"}
+
+
+def test_a_result_that_the_artifact_does_not_bear_out_is_not_kept(run: Path, tmp_path: Path) -> None:
+    path = run / "result.json"
+    document: dict[str, Any] = json.loads(path.read_text())
+    try:
+        path.write_text(json.dumps({**document, "predictions_sha256": "0" * 64}))
+        with pytest.raises(CheckFailed, match="eval differs from the search"):
+            searches.keep("wrong", run, store=tmp_path)
+    finally:
+        path.write_text(json.dumps(document))
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_what_cannot_be_read_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert searches.main(["keep", "Bad Name", "nowhere"]) == 2
+    assert "lower-case" in capsys.readouterr().err
+    assert searches.main([]) == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def _kept(run: Path, store: Path) -> list[searches.Kept]:
+    searches.keep("digits-4", run, store=store)
+    return searches.stored(store)
