@@ -111,6 +111,7 @@ class Searching:
         self.rates = [float(g["lr"]) for g in self.optimizer.param_groups]
         self.weights = {b.kind: LAMBDA_START for b in self.budgets}  # lambda of each budget
         self.starts: dict[str, float] = {}  # figures when the gates begin to move
+        self.hurts: dict[str, float] = {}  # sensitivities then
         self.warm = WARM if net.space.searched else 0.0
 
     def begin(self) -> None:
@@ -120,18 +121,18 @@ class Searching:
 
     def open_gates(self) -> None:
         """Thresholds from sensitivities, at `START_BITS` everywhere; what the controller starts from."""
-        hurts = self.measured(middle(self.net.space))
-        place_thresholds(self.net, hurts)
+        self.hurts = self.measured(middle(self.net.space), CALIBRATION_BATCHES)
+        place_thresholds(self.net, self.hurts)
         self.net.clamp_thresholds()
         choice = self.net.choice()
         self.starts = {kind: float(self.costs.figure(kind, choice)) for kind in self.bounds}
         self.job.loop.event(
-            "start", phase=self.name, figures=self.starts, bounds=self.bounds, sensitivities=hurts, **self.notes
+            "start", phase=self.name, figures=self.starts, bounds=self.bounds, sensitivities=self.hurts, **self.notes
         )
 
-    def measured(self, base: Choice) -> dict[str, float]:
+    def measured(self, base: Choice, batches: int) -> dict[str, float]:
         """Sensitivities around `base`, of the net as it is now."""
-        hurts = sensitivities(self.net, self.job.teacher, torch.cat(self.job.batches(CALIBRATION_BATCHES)), base)
+        hurts = sensitivities(self.net, self.job.teacher, torch.cat(self.job.batches(batches)), base)
         self.net.train()
         return hurts
 
@@ -158,11 +159,11 @@ class Searching:
         check_finite(loss, net, x, self.name)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        for leaf in ("threshold_w", "threshold_a") if warming else ("threshold_a" if on_weights else "threshold_w",):
-            self._rest(leaf)
+        self._rest(("w", "a", "p") if warming else ("a",) if on_weights else ("w",))
         self.optimizer.step()
         if warming:
-            return {"loss": float(ce.detach())}
+            drawn = {f"{kind}_of_budget": float(net.cost(kind).detach()) / bound for kind, bound in self.bounds.items()}
+            return {"loss": float(ce.detach()), **{f"lambda_{k}": 0.0 for k in self.bounds}, **drawn}
         if not frozen:
             net.clamp_thresholds()
             self._steer(figures, share)
@@ -174,10 +175,11 @@ class Searching:
             out |= {f"lambda_{kind}": self.weights[kind], f"{kind}_of_budget": now / bound}
         return out
 
-    def _rest(self, leaf: str) -> None:
+    def _rest(self, sides: Sequence[str]) -> None:
         """Thresholds of a side whose turn it is not stay where they are (methods A.1.5)."""
-        for layer in self.net.space.searched:
-            self.net.tensor(f"{layer}.{leaf}").grad = None
+        for side in sides:
+            for name in self.net.space.open if side == "p" else self.net.space.searched:
+                self.net.tensor(f"{name}.threshold_{side}").grad = None
 
     def _steer(self, figures: Mapping[str, float], share: float) -> None:
         """lambda follows a target that falls log-linearly from the start to the budget."""
@@ -200,7 +202,9 @@ class Searching:
             self.open_gates()
         choice, loop = net.choice(), self.job.loop
         before = dict(choice.parts)
-        hurts = self.measured(choice)
+        # On other images than at the start, and the mean of both: the least of many noisy figures is chosen below.
+        now = self.measured(choice, CALIBRATION_BATCHES + 1)
+        hurts = {key: (now[key] + self.hurts[key]) / 2 for key in now}
         with torch.no_grad():
             scores = {g: net.part_scores(g) for g in net.space.open}
 
@@ -212,10 +216,10 @@ class Searching:
                 lost = (max(hurts[f"{group}.p"], 0.0) + LEAST_WORTH) * float(score[move.to] / weakest)
                 return lost * (gone + 1) if move.side == "prune" else -lost
             side = "w" if move.side == "weight" else "a"
-            now = (choice.weight if side == "w" else choice.act)[LayerId(move.name)]
-            return hurts[f"{move.name}.{side}{move.to}"] - hurts[f"{move.name}.{side}{now}"]
+            bits = (choice.weight if side == "w" else choice.act)[LayerId(move.name)]
+            return hurts[f"{move.name}.{side}{move.to}"] - hurts[f"{move.name}.{side}{bits}"]
 
-        loop.event("gates", phase=self.name, **self._told(choice), sensitivities=hurts)
+        loop.event("gates", phase=self.name, **self._told(choice), sensitivities=now)
         choice, lowered = project(self.costs, self.budgets, choice, harm)
         choice, raised = fill(self.costs, self.budgets, choice, lambda c, m: -harm(c, m))
         choice, traded = exchange(self.costs, self.budgets, choice, harm)
@@ -238,14 +242,14 @@ class Searching:
         """Network with gates and running means, optimiser, controller, sensitivities."""
         return {
             "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "lambda": dict(self.weights),
-            "starts": dict(self.starts),
+            "starts": dict(self.starts), "hurts": dict(self.hurts),
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.weights, self.starts = dict(state["lambda"]), dict(state["starts"])
+        self.weights, self.starts, self.hurts = dict(state["lambda"]), dict(state["starts"]), dict(state["hurts"])
         self.net.train()
 
     def tensors(self) -> Mapping[str, Tensor]:
