@@ -9,11 +9,12 @@ file(STRINGS csrc/include/bitpress/bitpress.h line REGEX "#define BITPRESS_ABI_V
 string(REGEX REPLACE ".* ([0-9]+)$" "\\1" BITPRESS_ABI "${line}")
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS bitpress/_version.py csrc/include/bitpress/bitpress.h)
 
-# What runs once a load is made small: -O3 multiplies the text of messages. What runs on every image stays as it is.
+# What hands work out is made small: -O3 multiplies the text of messages. What touches every value stays as it is.
 set_source_files_properties(
-  csrc/runtime/artifact.cc csrc/runtime/program.cc csrc/runtime/check.cc csrc/kernels/dispatch.cc csrc/capi.cc
-  csrc/tools/bitpress_run.cc csrc/tools/arguments.cc csrc/tools/npy.cc csrc/tools/report.cc
+  csrc/runtime/artifact.cc csrc/runtime/program.cc csrc/runtime/check.cc csrc/runtime/session.cc
+  csrc/runtime/thread_pool.cc csrc/kernels/dispatch.cc csrc/capi.cc csrc/tools/bitpress_run.cc csrc/tools/arguments.cc csrc/tools/npy.cc csrc/tools/report.cc
   PROPERTIES COMPILE_OPTIONS "-Os;-ffunction-sections")
+set_source_files_properties(csrc/runtime/bound.cc csrc/runtime/model.cc PROPERTIES COMPILE_OPTIONS "-O2;-ffunction-sections")
 
 # Compilers take minutes over vector code in which every operation is watched: there, only addresses and races are. The
 # generic kernels, from the same templates, are watched for all.

@@ -44,13 +44,6 @@ void i8dot_tile(const Conv& c, const uint8_t* in, const uint8_t* w, int32_t* out
   const size_t block = c.block_stride;
   const uint32_t steps = c.run * static_cast<uint32_t>(V::kElementBytes) / 4;
   [[maybe_unused]] uint32_t left = c.delay;
-  const auto flush = [&]() BITPRESS_INLINE {
-    if constexpr (V::kDelayed)
-      unroll<MB * NB>([&](auto i) BITPRESS_INLINE {
-        V::add_store(out + i * static_cast<int>(V::kLanes), V::widen(acc.v[i]));
-        acc.v[i] = V::zero();
-      });
-  };
   if constexpr (V::kDelayed)
     unroll<MB * NB>([&](auto i) BITPRESS_INLINE { V::store(out + i * static_cast<int>(V::kLanes), V::zero()); });
   for (uint32_t t = 0; t < c.taps; ++t) {
@@ -72,18 +65,18 @@ void i8dot_tile(const Conv& c, const uint8_t* in, const uint8_t* w, int32_t* out
       }
       if constexpr (V::kDelayed) {
         left -= n;
-        if (left == 0) {
-          flush();
+        if (left == 0 || (todo == 0 && t + 1 == c.taps)) {
+          unroll<MB * NB>([&](auto i) BITPRESS_INLINE {
+            V::add_store(out + i * static_cast<int>(V::kLanes), V::widen(acc.v[i]));
+            acc.v[i] = V::zero();
+          });
           left = c.delay;
         }
       }
     }
   }
-  if constexpr (V::kDelayed) {
-    flush();
-  } else {
+  if constexpr (!V::kDelayed)
     unroll<MB * NB>([&](auto i) BITPRESS_INLINE { V::store(out + i * static_cast<int>(V::kLanes), acc.v[i]); });
-  }
 }
 
 template <class V, int MB, int NB>

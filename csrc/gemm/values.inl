@@ -95,7 +95,11 @@ void quantize(const Quantize& q) {
       } else {
         uint8_t some[L];
         F::store_levels(some, t, L);
-        for (uint32_t k = 0; k < n; ++k) static_cast<uint8_t*>(q.out.data)[(x + k) * channels + c] = some[k];
+        uint8_t* const out = static_cast<uint8_t*>(q.out.data) + x * channels + c;
+        if (n == L)
+          unroll<L>([&](auto k) BITPRESS_INLINE { out[k * channels] = some[k]; });
+        else
+          for (uint32_t k = 0; k < n; ++k) out[k * channels] = some[k];
       }
     }
   }

@@ -123,31 +123,49 @@ bool Row::lut() const { return std::strcmp(family, "lut") == 0; }
 bool Row::delayed() const { return std::strcmp(family, "i8dot16") == 0; }
 
 const std::vector<Isa>& isas() {
-  static const std::vector<Isa> all = {
-#define ISA(name, contains, features) make_isa(#name, contains, features),
+  static const std::vector<Isa> all = [] {
+    constexpr const char* kRows[][3] = {
+#define ISA(name, contains, features) {#name, contains, features},
 #include "../../kernels/isa.def"
 #undef ISA
-  };
+    };
+    std::vector<Isa> out;
+    for (const auto& row : kRows) out.push_back(make_isa(row[0], row[1], row[2]));
+    return out;
+  }();
   return all;
 }
 
 const std::vector<Row>& rows() {
   static const std::vector<Row> all = [] {
-    std::vector<Row> out;
-#if defined(__x86_64__)
-    constexpr bool kBuilt = true;
-#define BITPRESS_SYMBOL(family, isa) gemm::family##_##isa
-#else
-    constexpr bool kBuilt = false;
-#define BITPRESS_SYMBOL(family, isa) gemm::family##_generic
-#endif
-#define KERNEL(family, isa, op, w_from, w_to, a_from, a_to, lanes, group, cost)                              \
-  if (kBuilt || std::strcmp(#isa, "generic") == 0)                                                           \
-    out.push_back({#family, #isa, #family "_" #isa, op_named(#op), w_from, w_to, a_from, a_to, lanes, group, \
-                   static_cast<double>(cost), reinterpret_cast<void (*)()>(BITPRESS_SYMBOL(family, isa))});
+    static const struct {
+      const char *family, *isa, *name, *op;
+      uint8_t bits[4], lanes, group;
+      double cost;
+      void (*function)();
+    } kRows[] = {
+// CMake defines BITPRESS_BUILT_isa as "~," for the sets that it builds: the function comes second then, else null.
+#define BITPRESS_SECOND(first, second, ...) second
+#define BITPRESS_PICK(...) BITPRESS_SECOND(__VA_ARGS__)
+#define KERNEL(family, isa, op, w_from, w_to, a_from, a_to, lanes, group, cost) \
+  {#family,                                                                     \
+   #isa,                                                                        \
+   #family "_" #isa,                                                            \
+   #op,                                                                         \
+   {w_from, w_to, a_from, a_to},                                                \
+   lanes,                                                                       \
+   group,                                                                       \
+   static_cast<double>(cost),                                                   \
+   BITPRESS_PICK(BITPRESS_BUILT_##isa reinterpret_cast<void (*)()>(gemm::family##_##isa), nullptr, )},
 #include "../../kernels/kernels.def"
 #undef KERNEL
-#undef BITPRESS_SYMBOL
+#undef BITPRESS_PICK
+#undef BITPRESS_SECOND
+    };
+    std::vector<Row> out;
+    for (const auto& r : kRows)
+      out.push_back({r.family, r.isa, r.name, op_named(r.op), r.bits[0], r.bits[1], r.bits[2], r.bits[3], r.lanes,
+                     r.group, r.cost, r.function});
     return out;
   }();
   return all;
@@ -217,6 +235,7 @@ Choice Choice::from_environment() {
 std::string Choice::why_unusable(const Row& row) const {
   const Isa* isa = isa_named(row.isa);
   if (!isa->missing.empty()) return "the host lacks " + isa->missing;
+  if (!row.function) return std::string(row.isa) + " was left out when this was built";
   if (cap_.empty() || cap_ == row.isa) return "";
   const std::vector<std::string>& within = isa_named(cap_)->contains;
   if (std::find(within.begin(), within.end(), row.isa) != within.end()) return "";
@@ -255,7 +274,9 @@ Choice::Verdict Choice::find(const Problem& problem) const {
   if (fitting.empty())
     throw Error(Code::kUnsupported, std::string("no kernel for ") + op_name(problem.op) + " of " + problem.weight.name +
                                         " weights and " + problem.act.name + " activations" + reasons);
-  std::stable_sort(fitting.begin(), fitting.end(), [](const Verdict& a, const Verdict& b) { return a.cost < b.cost; });
+  for (size_t i = 0; i < fitting.size() && i < 2; ++i)  // the best two, in the order of the list where they are equal
+    for (size_t k = fitting.size() - 1; k > i; --k)
+      if (fitting[k].cost < fitting[k - 1].cost) std::swap(fitting[k], fitting[k - 1]);
   Verdict best = fitting[0];
   if (best.row->name == kernel_)
     best.why = "BITPRESS_FORCE_KERNEL=" + kernel_;

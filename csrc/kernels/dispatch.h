@@ -22,7 +22,7 @@ struct Row {
   int w_from, w_to, a_from, a_to;  // bits
   uint32_t lanes, group;
   double cost;
-  void (*function)();
+  void (*function)();  // null: its instruction set is not built, see CMakeLists.txt
 
   // Arguments are of the op's struct in csrc/gemm/contract.h.
   template <class Arguments>

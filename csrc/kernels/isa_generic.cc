@@ -18,7 +18,7 @@ struct F {
   template <class Op>
   static Vec each(const Op& op) {
     Vec out;
-    for (uint32_t i = 0; i < kLanes; ++i) out.v[i] = op(i);
+    unroll<kLanes>([&](auto i) BITPRESS_INLINE { out.v[i] = op(i); });
     return out;
   }
   static Vec load(const float* p) {

@@ -1,7 +1,7 @@
 // What a program must satisfy before it is run (docs/format.md 3). `compiler/check.py` is the same in Python.
 #include <algorithm>
 #include <cmath>
-#include <unordered_set>
+#include <set>
 
 #include "error.h"
 #include "program.h"
@@ -28,7 +28,7 @@ std::string shape(const Buffer& b) { return "(" + str(b.c) + ", " + str(b.h) + "
 
 template <class T>
 void check_unique(const std::vector<T>& items, const char* what) {
-  std::unordered_set<std::string> seen;
+  std::set<std::string> seen;
   for (const T& item : items)
     if (item.name.empty() || !seen.insert(item.name).second)
       corrupt("DuplicateName", std::string(what) + ": name '" + item.name + "' is empty or occurs twice");
@@ -203,7 +203,7 @@ void check_range(const Step& s, const Program& p) {
 // Channels of a buffer that steps have written. A set, not a bitmap: a small file can claim very many channels.
 struct Written {
   bool all = false;
-  std::unordered_set<int32_t> some;
+  std::set<int32_t> some;
 };
 
 void check_written(const Written& written, const Buffer& buffer, const std::string& reader) {

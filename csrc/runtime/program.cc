@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <unordered_set>
+#include <set>
 
 #include "error.h"
 
@@ -359,7 +359,7 @@ Program read_program(Bytes file) {
   Program program;
   read_head(content[kProgram], &program);
   const std::vector<std::string> names = read_strings(content[kNames], "names");
-  const std::unordered_set<std::string> unique(names.begin(), names.end());
+  const std::set<std::string> unique(names.begin(), names.end());
   if (names.empty() || !names[0].empty() || unique.size() != names.size())
     corrupt("DuplicateName", "string 0 of names is not empty, or a string occurs twice");
   for (const BufferRecord& r : elements<BufferRecord>(content[kBuffers], "buffers"))
