@@ -359,7 +359,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=3, help="counted steps a process [3]")
     parser.add_argument("--rounds", type=int, default=3, help="processes a variant [3]")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch [1]")
-    parser.add_argument("--every", action="store_true", help="also one path for each of the nine pairs of widths")
+    parser.add_argument(
+        "--every", action="append", metavar="SPEC", help="a --model to be run with a path for each pair of widths too"
+    )
     parser.add_argument("-o", "--output", metavar="FILE.md", type=Path, help="write there instead of printing")
     parser.add_argument("--measure", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--capture", metavar="SPEC", help=argparse.SUPPRESS)
@@ -386,9 +388,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(chosen: argparse.Namespace, command: str) -> None:
     terms = {"batch": chosen.batch, "rounds": chosen.rounds, "threads": chosen.threads}
-    variants = [v for v in VARIANTS if v != "every" or chosen.every]
+    models, every = chosen.model or ["preresnet20"], chosen.every or []
+    if lost := [m for m in every if m not in models]:
+        raise UsageError(f"--every {lost[0]}: it is none of the networks that are run, {', '.join(models)}")
     print("random images and labels: time and memory do not depend on what they show", file=sys.stderr)
-    found = [compare(m, variants, steps=chosen.steps, **terms) for m in chosen.model or ["preresnet20"]]
+    found = [
+        compare(m, [v for v in VARIANTS if v != "every" or m in every], steps=chosen.steps, **terms) for m in models
+    ]
     text = document(found, command=command, **terms)
     if chosen.output:
         write_text(chosen.output, text)

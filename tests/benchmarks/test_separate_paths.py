@@ -160,3 +160,5 @@ def test_from_end_to_end(tmp_path: Path) -> None:
 def test_senseless_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert sp.main(["--batch", "0"]) == 2
     assert "at least 1" in capsys.readouterr().err
+    assert sp.main(["--model", "resnet20", "--every", "preresnet20"]) == 2
+    assert "--every preresnet20" in capsys.readouterr().err
