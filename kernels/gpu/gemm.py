@@ -1,0 +1,133 @@
+"""Matrix product of packed weights and int8 or packed activations: o[M, N] = finish(x[M, K] @ w[N, K]^T).
+
+Bound by the weights' bytes up to about M = 200, by the tensor cores above. On NVIDIA the operands are swapped (SWAP):
+the product is w[BN, K] @ x^T[K, BM], because wgmma takes its first operand from registers, where unpacked weights are;
+the obvious x @ w^T sends every unpacked byte back through shared memory. Packed activations do pay that. On AMD there
+is neither gain nor 32-bit assembly: plain order.
+Unpacking to one slice and interleaving (`tl.join`) was tried by others and is what makes a loop five times as long.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from ...core.errors import UsageError
+from . import call
+from .call import Layer
+from .fields import multiply, operands
+from .finish import finish
+from .layout import Form
+from .tiles import Tile, choose
+
+
+@triton.jit
+def gemm(
+    x, w, o, m, b, correction, windows, residual, m_r, lo, hi, M, N, K,
+    W_BITS: tl.constexpr, A_BITS: tl.constexpr, A_SIGNED: tl.constexpr,
+    HALF: tl.constexpr, ZERO: tl.constexpr, SHIFT: tl.constexpr, DOUBLED: tl.constexpr, RUN: tl.constexpr,
+    OUT: tl.constexpr, OUT_ZERO: tl.constexpr, OUT_BITS: tl.constexpr, OUT_RUN: tl.constexpr,
+    RESIDUAL: tl.constexpr, RESIDUAL_ZERO: tl.constexpr, SWAP: tl.constexpr, ASM: tl.constexpr,
+    EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCKS: tl.constexpr, BAND: tl.constexpr,
+):  # fmt: skip
+    """x int8 [M, K] or fields [M, bytes]; w fields int8 [N, bytes]; EVEN: K is a whole number of turns.
+
+    Rows and pixels past the last read the last one again and are not stored. Past K activations are read as operand 0.
+    """
+    PARTS: tl.constexpr = 8 // W_BITS
+    PACKED: tl.constexpr = A_BITS < 8
+    BLOCK: tl.constexpr = PARTS * RUN
+    STEP: tl.constexpr = BLOCKS * RUN  # bytes of fields per turn
+    # Programs go through BAND tiles of rows for every tile of pixels, so that both stay in L2.
+    pid = tl.program_id(0)
+    across = tl.cdiv(M, BM)
+    first = pid // (BAND * across) * BAND
+    height = tl.minimum(tl.cdiv(N, BN) - first, BAND)
+    rows = (first + pid % (BAND * across) % height) * BN + tl.arange(0, BN)
+    pixels = pid % (BAND * across) // height * BM + tl.arange(0, BM)
+    known = tl.minimum(rows, N - 1)
+    reads = tl.minimum(pixels, M - 1)
+    j = tl.arange(0, STEP)
+    stride = tl.cdiv(K, BLOCK) * RUN
+    k = j if PACKED else j // RUN * BLOCK + j % RUN  # channel of field 0
+    end = stride if PACKED else K
+    if SWAP:
+        wp = w + known[:, None] * stride + j[None, :]
+        xp = x + reads[None, :] * end + k[:, None]
+        acc = tl.zeros((BN, BM), tl.int32)
+    else:
+        wp = w + known[None, :] * stride + j[:, None]
+        xp = x + reads[:, None] * end + k[None, :]
+        acc = tl.zeros((BM, BN), tl.int32)
+    for turn in range(0, tl.cdiv(stride, STEP)):
+        if EVEN or BLOCKS == 1:
+            fields = tl.load(wp)
+        else:
+            here = j < stride - turn * STEP
+            fields = tl.load(wp, mask=here[None, :] if SWAP else here[:, None], other=0)
+        ws = operands(fields, W_BITS, True, HALF, ASM)
+        if PACKED:
+            if EVEN or BLOCKS == 1:
+                codes = tl.load(xp)
+            else:
+                here = k < end - turn * STEP
+                codes = tl.load(xp, mask=here[:, None] if SWAP else here[None, :], other=0)
+            xs = operands(codes, A_BITS, A_SIGNED, 0, ASM)
+        for s in tl.static_range(PARTS):
+            if PACKED:
+                a = xs[s]
+            elif EVEN:
+                a = tl.load(xp + s * RUN)
+            else:
+                here = k < end - turn * STEP * PARTS - s * RUN
+                a = tl.load(xp + s * RUN, mask=here[:, None] if SWAP else here[None, :], other=0)
+            acc = multiply(ws[s], a, acc, SWAP)
+        wp += STEP
+        xp += STEP if PACKED else STEP * PARTS
+    finish(
+        acc, rows, pixels, o, m, b, correction, windows, residual, m_r, lo, hi, N, M,
+        ZERO, SHIFT, DOUBLED, OUT, OUT_ZERO, OUT_BITS, OUT_RUN, RESIDUAL, RESIDUAL_ZERO, SWAP,
+    )  # fmt: skip
+
+
+BAND = 8
+SCALARS = {"M": "i32", "N": "i32", "K": "i32"}
+
+
+def constants(form: Form, tile: Tile) -> dict[str, Any]:
+    """Compile-time arguments of the family beside those of `call.constants`."""
+    turn = tile.blocks * form.run
+    rest = form.bytes % turn if form.act.packed else form.channels % (turn * 8 // form.encoding.bits)
+    return {"EVEN": rest == 0, "BM": tile.pixels, "BN": tile.rows, "BLOCKS": tile.blocks, "BAND": BAND}
+
+
+def launch(
+    x: torch.Tensor, layer: Layer, *, residual: torch.Tensor | None = None, tile: Tile | None = None
+) -> torch.Tensor:
+    """x as layer.form.act stores it, [..., K] -> [..., N] as layer.out stores it.
+
+    UsageError, EnvironmentMissing, UnsupportedError: see `call.check`.
+    """
+    form = layer.form
+    shape = (*x.shape[:-1], form.rows)
+    target = call.check(x, layer, residual, shape)
+    if form.taps != 1:
+        raise UsageError(f"the layer has {form.taps} taps: it is a convolution, not a matrix product")
+    out = call.output(layer, shape, x.device)
+    pixels = math.prod(shape[:-1])
+    if pixels == 0:
+        return out
+    windows = layer.correction if layer.ones is None else launch(x, layer.ones)
+    tile = call.fit(tile or choose(target, pixels), layer.out)
+    gemm[(triton.cdiv(pixels, tile.pixels) * triton.cdiv(form.rows, tile.rows),)](
+        x, layer.fields, out, layer.m, layer.b, layer.correction, windows,
+        out if residual is None else residual,
+        layer.m_r, layer.lo, layer.hi, pixels, form.rows, form.channels,
+        **call.constants(form, layer.out, layer.residual, target, assembly=not call.INTERPRETED),
+        **constants(form, tile), **call.options(tile),
+    )  # fmt: skip
+    return out
