@@ -25,91 +25,25 @@ from .integer import weight_clip
 from .parallel import averaged
 from .plan import CompressionPlan, GroupId, LayerId
 from .storage import LAYERS, STREAM_BITS, act_encoding, analyse
+from .supernet_rounding import EVEN as EVEN
+from .supernet_rounding import ODD as ODD
+from .supernet_rounding import TINY as TINY
+from .supernet_rounding import (
+    UNIT,
+    clipped,
+    clipped_by_gates,
+    decomposed,
+    rounded_to,
+    split,
+    steps,
+)
+from .supernet_rounding import mean_residuals as mean_residuals
 from .torch_ops import TORCH_OPS
 
 BATCH_NORM_MOMENTUM = 0.1
 RESIDUAL_MOMENTUM = 0.02  # of the running means that activation gates read; ours (methods F)
-TINY = 1e-12
 SAMPLE = 1 << 15  # values looked at to choose a clip
 CANDIDATES = 60  # clips tried between nothing and the largest magnitude
-
-# Normalised domains. unit: activations that are never negative, [0, 1]; odd: weights, [0, 1] before 2D - 1, no zero;
-# even: signed activations, [-1, 1] on the symmetric grid, zero exact.
-UNIT, ODD, EVEN = "unit", "odd", "even"
-
-
-def steps(domain: str, bits: int) -> int:
-    """Steps of the grid from 0 to 1: 2**b - 1, or 2**(b-1) - 1 on the symmetric one, which takes 2 bits at least."""
-    return 2 ** (bits - 1) - 1 if domain == EVEN else 2**bits - 1
-
-
-class Round(torch.autograd.Function):
-    """D(z, 1/n) = round(z n) / n, half to even; the gradient passes (methods A.1.1)."""
-
-    @staticmethod
-    def forward(_ctx: Any, z: Tensor, n: int) -> Tensor:
-        """Nearest multiple of 1/n."""
-        return torch.round(z * n) / n
-
-    @staticmethod
-    def backward(_ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Straight through."""
-        return grad, None
-
-
-class Decompose(torch.autograd.Function):
-    """z_2 + g_4 (e_4 + g_8 e_8): the single path that holds 2, 4 and 8 bits (methods A.1.2, A.1.3).
-
-    The residuals' own gradients vanish under straight-through rounding, so z's gradient passes and each gate receives
-    the sum of gradient times what it lets through.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, g4: Tensor, g8: Tensor, domain: str) -> Tensor:
-        """Normalised z -> normalised rounded z; `g4`, `g8` scalars."""
-        z2, e4, e8 = residuals(z, domain)
-        ctx.save_for_backward(e4, e8, g4, g8)
-        return z2 + g4 * (e4 + g8 * e8)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """To z unchanged; to the gates what they let through."""
-        e4, e8, g4, g8 = ctx.saved_tensors
-        through4, through8 = (grad * e4).sum(), (grad * e8).sum()
-        return grad, through4 + g8 * through8, g4 * through8, None
-
-
-def rounded_to(z: Tensor, n: int) -> Tensor:
-    """`Round`, typed."""
-    out: Tensor = Round.apply(z, n)  # type: ignore[no-untyped-call]
-    return out
-
-
-def decomposed(z: Tensor, g4: Tensor, g8: Tensor, domain: str) -> Tensor:
-    """`Decompose`, typed."""
-    out: Tensor = Decompose.apply(z, g4, g8, domain)  # type: ignore[no-untyped-call]
-    return out
-
-
-def residuals(z: Tensor, domain: str) -> tuple[Tensor, Tensor, Tensor]:
-    """(z_2, e_4, e_8). Chained where the grids nest (5 and 17 steps in one); on the symmetric grid, where 127 is no
-    multiple of 7, the differences of the directly rounded values."""
-    two, four, eight = (steps(domain, b) for b in (2, 4, 8))
-    z2 = torch.round(z * two) / two
-    if domain == EVEN:
-        z4 = torch.round(z * four) / four
-        return z2, z4 - z2, torch.round(z * eight) / eight - z4
-    e4 = torch.round((z - z2) * four) / four
-    return z2, e4, torch.round((z - z2 - e4) * eight) / eight
-
-
-def mean_residuals(z: Tensor, domain: str) -> Tensor:
-    """[A_4, A_8]: mean |z - z_2| and mean |z - z_4|, on the scale of [0, 1] (methods A.1.3). No gradient."""
-    with torch.no_grad():
-        z2, e4, _ = residuals(z, domain)
-        left = z - z2
-        out = torch.stack((left.abs().mean(), (left - e4).abs().mean()))
-        return (out / 2 if domain == EVEN else out).float()
 
 
 def hard_gate(score: Tensor, threshold: Tensor) -> Tensor:
@@ -351,9 +285,14 @@ class SuperNet(FloatNet):
     def left(self, node: Node, value: Tensor) -> Tensor:
         """Masked and rounded where a chain ends: removed channels are zero there, which every grid holds."""
         clip = self._stored.get(node.name)
-        if clip is not None and node.name in self._masked:
+        if clip is not None and node.name in self._masked and self._hides(node.name):
             value = value * self.mask(node.name).view(1, -1, *(1,) * (value.dim() - 2))
         return self._round(value, clip)
+
+    def _hides(self, value: str) -> bool:
+        """Whether masking a value does anything: to its channels, or to the gates by their gradient."""
+        gates = self.last.prune[self._masked[value][0]]
+        return gates.requires_grad or bool((gates != 1).any())
 
     def mask(self, value: str) -> Tensor:
         """Gate of every channel (or flattened column) of a value, [C]."""
@@ -366,21 +305,16 @@ class SuperNet(FloatNet):
             return x
         domain = self.domains[clip]
         v = self.tensor(clip).abs() + TINY
-        z = torch.clamp(x / v, -1.0 if domain == EVEN else 0.0, 1.0)
-        return v * self._grid(clip, z, domain)
-
-    def _grid(self, clip: str, z: Tensor, domain: str) -> Tensor:
         layer = self._layer_of.get(clip)
         if layer is None or layer not in self.space.searched or self.frozen:
-            bits = STREAM_BITS if layer is None else int(self.tensor(f"{layer}.bits")[1])
-            return rounded_to(z, steps(domain, bits))
-        if self.training:
-            self.tensor(f"{layer}.mean_residual").lerp_(averaged(mean_residuals(z, domain)), RESIDUAL_MOMENTUM)
-        gates = self.act_gates(layer)
-        self.last.act[layer] = gates
+            return clipped(x, v, STREAM_BITS if layer is None else int(self.tensor(f"{layer}.bits")[1]), domain)
         if not self.training:
-            return rounded_to(z, steps(domain, _bits(gates)))
-        return decomposed(z, *gates, domain)
+            gates = self.last.act[layer] = self.act_gates(layer)
+            return clipped(x, v, _bits(gates), domain)
+        parts, means = split(x, v, domain)
+        self.tensor(f"{layer}.mean_residual").lerp_(averaged(means), RESIDUAL_MOMENTUM)
+        gates = self.last.act[layer] = self.act_gates(layer)
+        return clipped_by_gates(x, v, gates, parts, domain)
 
     def consts(self, node: Node) -> dict[str, Tensor]:
         """As stored, but for a layer's weight, which comes rounded."""
