@@ -9,10 +9,10 @@ CSRC := $(shell find csrc -name '*.cc' -o -name '*.h' -o -name '*.inl')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native demo test test-slow test-all lint fmt types bench golden wheel clean
+.PHONY: help setup native demo test test-slow test-all test-aarch64 lint fmt types bench golden wheel clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.native ## virtual environment, dependencies, native module, .venv/bin/bitpress-run
 
@@ -27,6 +27,9 @@ test: setup ## the tests, without the slow ones
 
 test-slow: setup ## the slow ones alone; BITPRESS_DATA=DIR adds those on real data
 	$(BIN)/pytest -m slow
+
+test-aarch64: setup ## the build for 64-bit Arm, run by qemu; needs g++-aarch64-linux-gnu and qemu-user
+	$(BIN)/pytest tests/native/test_aarch64.py
 
 test-all: setup ## all tests
 	$(BIN)/pytest

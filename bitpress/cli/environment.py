@@ -12,7 +12,6 @@ from ..core.errors import EnvironmentMissing, UsageError, close
 from ..core.host import cpu_features
 
 REFERENCE = "reference"
-NEON = ("neon", "neon_dotprod", "neon_i8mm")
 _ROW = re.compile(r'^ISA\((\w+),\s*"([^"]*)",\s*"([^"]*)"\)', re.MULTILINE)
 
 
@@ -43,7 +42,7 @@ def check(environment: Mapping[str, str] = os.environ) -> None:
     """Refuses unknown values (UsageError lists the valid ones) and what this host lacks (EnvironmentMissing)."""
     native = _one_of(environment, "BITPRESS_NATIVE", ("0", "1"))
     _threads(environment)
-    known = dict.fromkeys((REFERENCE, *(row.name for row in isas()), *NEON))
+    known = dict.fromkeys((REFERENCE, *(row.name for row in isas())))
     isa = _one_of(environment, "BITPRESS_FORCE_ISA", tuple(known))
     if isa and isa != REFERENCE:
         if missing := lacks(isa):

@@ -62,6 +62,7 @@ struct Words {
   static constexpr bool kDelayed = false;
   static constexpr size_t kElementBytes = 2;
   using Vec = __m256i;
+  using Operand = Vec;
   static Vec zero() { return _mm256_setzero_si256(); }
   static Vec load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static Vec broadcast(const uint8_t* p) {

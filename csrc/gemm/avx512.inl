@@ -49,6 +49,7 @@ struct Block {
   static constexpr int kMax1 = 14, kMax2 = 14, kMax4 = 6;
   static constexpr bool kDelayed = false;
   using Vec = __m512i;
+  using Operand = Vec;
   static Vec zero() { return _mm512_setzero_si512(); }
   static Vec load(const uint8_t* p) { return _mm512_loadu_si512(p); }
   static BITPRESS_INLINE Vec broadcast(const uint8_t* p) {

@@ -5,11 +5,12 @@
 //   acc[r, x] = sum over the window of w[r, k] * a[x, k], an exact int32; padding is level 0;
 //   out[r, x] = clamp(half_to_even(acc * m[r] + b[r] + residual * m_r)), each float32 operation rounded on its own;
 //               no rounding to an integer where floats are stored.
-// Three families compute acc.
+// Four families compute acc.
 //   i8dot      w = 2^shift * v + factor with v a signed byte (or int16), a = byte - zero with an unsigned byte:
 //              acc = 2^shift * dot(v, byte) + factor * sum(byte) + bias[r]
 //              bias[r] = -zero * (2^shift * sum(v) + factor * K): the border holds `zero` too, so it is one constant.
 //              Steps may wrap modulo 2^32; the final sum is proved to fit (AccumulatorOverflow), hence exact.
+//   s8dot      i8dot with dot(v, byte - 128): both sides are signed bytes, and bias[r] has 128 * 2^shift * sum(v) more.
 //   bitserial  acc = sum over planes p, q of cw[p] * ca[q] * popcount(W_p & A_q) + factor * sum(a) + bias[r], factor
 //              being the weights' offset. Activations have none, and zero bits add nothing: K is padded for free.
 //   lut        dot(v, byte) of i8dot, for bytes below 4 and at most four v: in threes, from a table of all 64 x 64 sums
@@ -79,8 +80,8 @@ struct Conv {
   Output out;
 };
 
-// weights of i8dot rows: [blocks][taps * run / group][lanes][group] of int8 (group 4) or int16 (group 2); for the
-// generic row [rows][taps * run] int16. Weights of bitserial rows: uint32 [blocks][w_bits][words][lanes].
+// weights of i8dot and s8dot rows: [blocks][taps * run / group][lanes][group] of int8 (group 4, 8) or int16 (group 2);
+// for the generic row [rows][taps * run] int16. Weights of bitserial rows: uint32 [blocks][w_bits][words][lanes].
 // Weights of lut rows: codes of triples [blocks][taps][ceil(valid / 3)][lanes]; lane 2i is channel i of the block, lane
 // 2i + 1 is channel lanes / 2 + i.
 

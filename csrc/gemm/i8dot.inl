@@ -2,8 +2,10 @@
 //   kLanes            output channels of a vector
 //   kMax1/2/4         most pixels of a tile that is 1, 2, 4 blocks of channels high: accumulators must fit registers
 //   kDelayed          dot() accumulates in int16 and widen() makes int32 of it, every Conv::delay steps
+//   Vec, Operand      of sums, of weights
 //   zero, load(w), broadcast(4 bytes), dot(&acc, a, w), widen(acc), store(int32*, v), add_store(int32*, v)
 //   window_sum(bytes, n, flip): sum of bytes ^ flip
+// A vocabulary of signed bytes (family s8dot) broadcasts bytes ^ 0x80, which are 128 less.
 // A step takes 4 bytes of activations (4 levels, or 2 of int16), and kLanes * 4 bytes of weights of each block.
 
 // Address of pixel J: at most 14 pixels from seven odd multiples, by x86's scaled index; a pointer for each would
@@ -54,10 +56,10 @@ void i8dot_tile(const Conv& c, const uint8_t* in, const uint8_t* w, int32_t* out
       if constexpr (V::kDelayed) n = todo < left ? todo : left;
       todo -= n;
       for (uint32_t k = 0; k < n; ++k) {
-        typename V::Vec wv[MB];
+        typename V::Operand wv[MB];
         unroll<MB>([&](auto i) BITPRESS_INLINE { wv[i] = V::load(w + static_cast<size_t>(i) * block); });
         unroll<NB>([&](auto j) BITPRESS_INLINE {
-          const typename V::Vec a = V::broadcast(pixel_at<j>(p, s));
+          const auto a = V::broadcast(pixel_at<j>(p, s));
           unroll<MB>([&](auto i) BITPRESS_INLINE { V::dot(acc.v[j * MB + i], a, wv[i]); });
         });
         p += 4;

@@ -1,7 +1,7 @@
 // lut: convolution of 2-bit values by look-up in tables of 64 bytes. One template; the leaf is the vocabulary V:
 //   kLanes              output channels of a vector of bytes
 //   kMax1, kMax2        most pixels of a tile that is 1, 2 blocks of channels high
-//   zero, load(bytes), look(table, indices), add8(&sum, v), add16(&sum, v)
+//   zero, load(bytes), table(64 bytes), look(table, indices), add8(&sum, v), add16(&sum, v)
 //   odd(v)              every other byte, widened to 16 bits
 //   store(int32*, total, odd, add): 16-bit sums of pairs of bytes, and of the odd ones -> int32 in order
 //   load_some(bytes, n) zeros behind the first n, which are all that is read
@@ -22,7 +22,7 @@ inline uint32_t third_of(const Conv& c) { return (c.valid + 2) / 3; }
 template <class V>
 void lut_codes(const uint8_t* in, size_t third, size_t count, size_t seconds, size_t thirds, uint16_t* out) {
   const auto rest = [](size_t n, size_t i) BITPRESS_INLINE { return n > i ? n - i : 0; };
-  for (size_t i = 0; i < count; i += 64)
+  for (size_t i = 0; i < count; i += V::kLanes)
     V::store_offsets(out + i, V::code(V::load_some(in + i, count - i), V::load_some(in + i + third, rest(seconds, i)),
                                       V::load_some(in + i + 2 * third, rest(thirds, i))));
 }
@@ -34,7 +34,7 @@ BITPRESS_INLINE inline void lut_step(const uint8_t* tables, const uint16_t* code
   typename V::Vec index[MB];
   unroll<MB>([&](auto i) BITPRESS_INLINE { index[i] = V::load(w + static_cast<size_t>(i) * block); });
   unroll<NB>([&](auto j) BITPRESS_INLINE {
-    const typename V::Vec table = V::load(tables + code[static_cast<size_t>(j) * step]);
+    const auto table = V::table(tables + code[static_cast<size_t>(j) * step]);
     unroll<MB>([&](auto i) BITPRESS_INLINE {
       const typename V::Vec v = V::look(table, index[i]);
       if constexpr (kFirst)

@@ -8,11 +8,15 @@
 #include "../runtime/error.h"
 #include "rows.h"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace bitpress {
 namespace {
 
-// Names of the surface whose rows belong to other hosts, or to numpy.
-constexpr const char* kElsewhere[] = {"reference", "neon", "neon_dotprod", "neon_i8mm"};
+// A name of the surface whose rows belong to numpy.
+constexpr const char* kReference = "reference";
 
 std::vector<std::string> words(const char* text) {
   std::vector<std::string> out;
@@ -29,7 +33,8 @@ std::string joined(const std::vector<std::string>& items) {
   return out;
 }
 
-// __builtin_cpu_supports takes literals only. It asks the operating system too, whether it saves the registers.
+// __builtin_cpu_supports takes literals only. It asks the operating system too, whether it saves the registers. Bits
+// are those of Linux's HWCAP_ASIMD, HWCAP_ASIMDDP and HWCAP2_I8MM, which older headers lack.
 bool supports(const std::string& feature) {
 #if defined(__x86_64__)
 #define FEATURE(name) \
@@ -49,6 +54,10 @@ bool supports(const std::string& feature) {
   FEATURE("avx512bitalg")
   FEATURE("avx512vpopcntdq")
 #undef FEATURE
+#elif defined(__aarch64__) && defined(__linux__)
+  if (feature == "asimd") return getauxval(AT_HWCAP) & 1 << 1;
+  if (feature == "asimddp") return getauxval(AT_HWCAP) & 1 << 20;
+  if (feature == "i8mm") return getauxval(AT_HWCAP2) & 1 << 13;
 #endif
   return false;
 }
@@ -121,6 +130,7 @@ std::string number(double x) {
 
 bool Row::lut() const { return std::strcmp(family, "lut") == 0; }
 bool Row::delayed() const { return std::strcmp(family, "i8dot16") == 0; }
+bool Row::flips() const { return std::strcmp(family, "s8dot") == 0; }
 
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> all = [] {
@@ -205,8 +215,8 @@ Choice Choice::from_environment() {
   if (const char* cap = variable("BITPRESS_FORCE_ISA")) {
     const Isa* isa = isa_named(cap);
     if (!isa) {
-      std::vector<std::string> known(std::begin(kElsewhere), std::end(kElsewhere));
-      if (std::find(known.begin(), known.end(), cap) != known.end())
+      std::vector<std::string> known = {kReference};
+      if (known[0] == cap)
         throw Error(Code::kEnvironment, std::string("BITPRESS_FORCE_ISA=") + cap +
                                             ": this host's native module has no " +
                                             "rows of it; usable here is at most " + out.isa_);

@@ -32,6 +32,7 @@ struct Row {
   bool bitserial() const { return op == Op::kConv2d && group == 32; }
   bool delayed() const;  // sums products in int16
   bool lut() const;      // looks sums of three products up
+  bool flips() const;    // multiplies bytes less 128
 };
 
 // What the choice depends on. `weight` has no bits where there are none; `rows`, `depth` and `pixels` of one image.

@@ -23,6 +23,7 @@ struct Tables {
   using Vec = __m512i;
   static BITPRESS_INLINE Vec zero() { return _mm512_setzero_si512(); }
   static BITPRESS_INLINE Vec load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static BITPRESS_INLINE Vec table(const uint8_t* p) { return _mm512_loadu_si512(p); }
   static Vec load_some(const uint8_t* p, size_t n) {
     if (n >= kLanes) return _mm512_loadu_si512(p);
     return _mm512_maskz_loadu_epi8((__mmask64{1} << n) - 1, p);

@@ -171,7 +171,8 @@ void Bound::bind_convolution(const Step& s) {
       else
         reinterpret_cast<int8_t*>(block)[place] = static_cast<int8_t>(v);
     }
-    const int64_t bias = -int64_t{w.zero} * (sum * (1 << split.shift) + int64_t{split.factor} * s.depth);
+    const int64_t less = row_->flips() ? 128 : 0, scaled = sum * (1 << split.shift);
+    const int64_t bias = -int64_t{w.zero} * (scaled + int64_t{split.factor} * s.depth) + less * scaled;
     bias_[group * size_t{padded_rows_} + row % per_group] = static_cast<int32_t>(static_cast<uint32_t>(bias));
   }
   plan_bands(weights_.size());

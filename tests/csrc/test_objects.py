@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -31,8 +32,9 @@ def tool(name: str, *arguments: str | Path) -> str:
     return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, check=True).stdout
 
 
-def test_every_isa_has_an_object() -> None:
-    assert set(OBJECTS) == set(native.isas())
+def test_every_isa_of_this_processor_has_an_object() -> None:
+    arm = platform.machine() in ("aarch64", "arm64")
+    assert set(OBJECTS) == {isa for isa in native.isas() if isa == "generic" or isa.startswith("neon") == arm}
 
 
 @pytest.mark.parametrize("isa", OBJECTS)
