@@ -30,7 +30,7 @@ def missing() -> str:
         if find_spec(library) is None:
             return f"{library} is not installed: pip install 'bitpress[{extra}]'"
     if not any(Path(device).exists() for device in DEVICES):
-        return f"no GPU: neither {' nor '.join(DEVICES)} exists"
+        return f"no GPU: {' and '.join(DEVICES)} {'do' if len(DEVICES) > 1 else 'does'} not exist"
     return ""
 
 

@@ -185,9 +185,10 @@ def arrange(levels: np.ndarray, encoding: Encoding, act: Storage) -> Weights:
     form = form_of((rows, taps, channels), encoding, act)
     bits, odd = encoding.bits, _odd(encoding)
     field = (levels.astype(np.int64) - odd) >> odd
-    operand = field if form.doubled else levels.astype(np.int64) << (form.shift - act.shift)
-    _check_sums(np.abs(operand).sum(axis=(1, 2)), act)
-    whole = 2 * field if form.doubled else levels.astype(np.int64)
+    wide = levels.astype(np.int64)
+    operand = field if form.doubled else wide << (form.shift - act.shift)
+    _check_sums(np.abs(wide).sum(axis=(1, 2)), np.abs(operand).sum(axis=(1, 2)), act)
+    whole = 2 * field if form.doubled else wide
     codes = np.pad((field & (2**bits - 1)).astype(np.uint8), ((0, 0), (0, 0), (0, form.runs * form.run - channels)))
     fields = slices(codes.reshape(rows, -1), bits, form.run).view(np.int8)
     return Weights(form, fields, (act.zero * whole.sum(axis=(1, 2))).astype(np.int32))
@@ -212,11 +213,13 @@ def _run(parts: int, taps: int, channels: int) -> int:
     return most if taps == 1 else next((run for run in RUNS if run >= min(channels, most)), most)
 
 
-def _check_sums(rows: np.ndarray, act: Storage) -> None:
-    """`rows`: sum of |weight operand| of each row."""
-    worst = int(rows.max()) * act.max_operand
-    if worst > INT32_MAX:
-        raise UnsupportedError(
-            f"sums of the GPU's operands could reach {worst}, above int32's {INT32_MAX} (row {int(rows.argmax())}): "
-            f"keep the layer on the CPU"
-        )
+def _check_sums(levels: np.ndarray, operands: np.ndarray, act: Storage) -> None:
+    """`levels`, `operands`: sum of |weight level| and of |weight operand| of each row."""
+    most = act.encoding.hi if act.encoding.lo >= 0 else act.encoding.max_abs
+    for what, rows, largest in (("levels", levels, most), ("operands", operands, act.max_operand)):
+        worst = int(rows.max()) * largest
+        if worst > INT32_MAX:
+            raise UnsupportedError(
+                f"sums of {what} could reach {worst} on the GPU, above int32's {INT32_MAX} (row {int(rows.argmax())}): "
+                f"keep the layer on the CPU, or give it fewer bits"
+            )
