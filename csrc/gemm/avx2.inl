@@ -71,7 +71,7 @@ struct Words {
   // Tied, like all of these: gcc 12 reorders free additions, hoists the products, and spills.
   static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) {
     const Vec t = _mm256_madd_epi16(a, w);
-    asm("vpaddd %1, %0, %0" : "+x"(acc) : "x"(t));
+    BITPRESS_TIED(("vpaddd %1, %0, %0" : "+x"(acc) : "x"(t)), acc = _mm256_add_epi32(acc, t));
   }
   static void store(int32_t* p, Vec v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 };
@@ -83,7 +83,7 @@ struct Delayed : Words {
   static constexpr size_t kElementBytes = 1;
   static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) {
     const Vec t = _mm256_maddubs_epi16(a, w);
-    asm("vpaddw %1, %0, %0" : "+x"(acc) : "x"(t));
+    BITPRESS_TIED(("vpaddw %1, %0, %0" : "+x"(acc) : "x"(t)), acc = _mm256_add_epi16(acc, t));
   }
   static Vec widen(Vec v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
   static void add_store(int32_t* p, Vec v) {

@@ -54,7 +54,8 @@ struct Block {
   static Vec load(const uint8_t* p) { return _mm512_loadu_si512(p); }
   static BITPRESS_INLINE Vec broadcast(const uint8_t* p) {
     Vec v;
-    asm("vpbroadcastd %1, %0" : "=v"(v) : "m"(*reinterpret_cast<const int32_t*>(p)));
+    BITPRESS_TIED(("vpbroadcastd %1, %0" : "=v"(v) : "m"(*reinterpret_cast<const int32_t*>(p))),
+                  v = _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(p)));
     return v;
   }
   static void store(int32_t* p, Vec v) { _mm512_storeu_si512(p, v); }

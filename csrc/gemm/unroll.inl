@@ -16,6 +16,14 @@ struct MakeIndices<0, I...> {
 
 #define BITPRESS_INLINE __attribute__((always_inline))
 
+// An instruction as assembly, because gcc 12 reorders, copies or spills what it may touch; and what it means, which is
+// what runs where a test emulates the instruction set.
+#ifndef BITPRESS_EMULATED
+#define BITPRESS_TIED(instruction, meaning) asm instruction
+#else
+#define BITPRESS_TIED(instruction, meaning) meaning
+#endif
+
 template <class Body, int... I>
 BITPRESS_INLINE inline void unroll_over(const Body& body, Indices<I...>) {
   (body(Index<I>{}), ...);

@@ -36,7 +36,9 @@ std::string joined(const std::vector<std::string>& items) {
 // __builtin_cpu_supports takes literals only. It asks the operating system too, whether it saves the registers. Bits
 // are those of Linux's HWCAP_ASIMD, HWCAP_ASIMDDP and HWCAP2_I8MM, which older headers lack.
 bool supports(const std::string& feature) {
-#if defined(__x86_64__)
+#if defined(BITPRESS_EMULATED)
+  return feature.rfind("avx", 0) == 0 || feature == "fma";
+#elif defined(__x86_64__)
 #define FEATURE(name) \
   if (feature == name) return __builtin_cpu_supports(name);
   FEATURE("avx2")

@@ -13,7 +13,7 @@ struct Words : Block {
   static constexpr size_t kElementBytes = 2;
   static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) {
     const Vec t = _mm512_madd_epi16(a, w);
-    asm("vpaddd %1, %0, %0" : "+v"(acc) : "v"(t));
+    BITPRESS_TIED(("vpaddd %1, %0, %0" : "+v"(acc) : "v"(t)), acc = _mm512_add_epi32(acc, t));
   }
 };
 
@@ -22,7 +22,7 @@ struct Delayed : Block {
   static constexpr size_t kElementBytes = 1;
   static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) {
     const Vec t = _mm512_maddubs_epi16(a, w);
-    asm("vpaddw %1, %0, %0" : "+v"(acc) : "v"(t));
+    BITPRESS_TIED(("vpaddw %1, %0, %0" : "+v"(acc) : "v"(t)), acc = _mm512_add_epi16(acc, t));
   }
   static Vec widen(Vec v) { return _mm512_madd_epi16(v, _mm512_set1_epi16(1)); }
   static void add_store(int32_t* p, Vec v) { _mm512_storeu_si512(p, _mm512_add_epi32(_mm512_loadu_si512(p), v)); }

@@ -41,8 +41,12 @@ struct Tables {
     return _mm512_ternarylogic_epi32(two, _mm512_set1_epi8(48), _mm512_slli_epi16(third, 4), kInsert);
   }
   static BITPRESS_INLINE Vec look(Vec table, Vec index) { return _mm512_permutexvar_epi8(index, table); }
-  static BITPRESS_INLINE void add8(Vec& sum, Vec v) { asm("vpaddb %1, %0, %0" : "+v"(sum) : "v"(v)); }
-  static BITPRESS_INLINE void add16(Vec& sum, Vec v) { asm("vpaddw %1, %0, %0" : "+v"(sum) : "v"(v)); }
+  static BITPRESS_INLINE void add8(Vec& sum, Vec v) {
+    BITPRESS_TIED(("vpaddb %1, %0, %0" : "+v"(sum) : "v"(v)), sum = _mm512_add_epi8(sum, v));
+  }
+  static BITPRESS_INLINE void add16(Vec& sum, Vec v) {
+    BITPRESS_TIED(("vpaddw %1, %0, %0" : "+v"(sum) : "v"(v)), sum = _mm512_add_epi16(sum, v));
+  }
   static BITPRESS_INLINE Vec odd(Vec v) { return _mm512_srli_epi16(v, 8); }
   static BITPRESS_INLINE void store(int32_t* p, Vec total, Vec odd, bool add) {
     const Vec even = _mm512_sub_epi16(total, _mm512_slli_epi16(odd, 8));

@@ -12,7 +12,9 @@ namespace {
 struct Dot : Block {
   static constexpr size_t kElementBytes = 1;
   // Tied: with _mm512_dpbusd_epi32 gcc 12 copies and spills accumulators, at half the speed.
-  static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) { asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(w)); }
+  static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) {
+    BITPRESS_TIED(("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(w)), acc = _mm512_dpbusd_epi32(acc, a, w));
+  }
 };
 
 // Two int16 products a lane and their sum in one instruction; the weights' high halves are zero.
@@ -24,7 +26,7 @@ struct Dots : Block {
   }
   static Vec load_w(const int32_t* p) { return _mm512_loadu_si512(p); }
   static BITPRESS_INLINE Vec madd(Vec acc, Vec a, Vec w) {
-    asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(w));
+    BITPRESS_TIED(("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(w)), acc = _mm512_dpwssd_epi32(acc, a, w));
     return acc;
   }
 };

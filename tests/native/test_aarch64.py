@@ -8,21 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bitpress
-from bitpress.compiler import artifact
 from bitpress.compiler.execute import execute
-from bitpress.compiler.program import Program
 from bitpress.kernels import native
 
 from ..cli.tool import good
-from ..kernels import test_conformance as suite
-from ..kernels.oracle import Window
+from . import golden
 from .conftest import CMAKE_TARGETS, ROOT, Sample, Tree, build, run, tool_path
 from .test_library import PROJECT
 
@@ -50,48 +46,9 @@ def arm() -> Tree:
     return Tree(build(ROOT / "build" / "aarch64", toolchain, targets=CMAKE_TARGETS))
 
 
-Case = tuple[str, Program, np.ndarray, np.ndarray]  # name, program, images, what must come out
-
-
-def one_step(name: str, weight: str, act: str, given: suite.Case, g: Window, op: str) -> Case:
-    x, w, sums = given
-    program = suite.one_step(x.shape[1:], act, w, weight, g, op=op)
-    return name, program, x.astype(np.float32), sums.astype(np.int32).astype(np.float32)
-
-
-def cases() -> Iterator[Case]:
-    """The cases of tests/kernels/test_conformance.py: encodings, shapes by risk, depthwise ones."""
-    around = (1, 1, 1, 1)
-    for weight in suite.WEIGHTS:
-        for act in suite.ACTS:
-            g = suite.SAME
-            yield one_step(f"{weight}x{act}", weight, act, suite.case(weight, act, 5, (3, 2), 5, g), g, "conv2d")
-            g = Window((3, 3), padding=around, groups=5)
-            given = suite.case(weight, act, 5, (3, 2), 5, g)
-            yield one_step(f"{weight}x{act}.depthwise", weight, act, given, g, "depthwise_conv2d")
-    for weight, act in suite.PAIRS:
-        for number, (c, side, rows, g) in enumerate(suite.GEOMETRIES):
-            given = suite.case(weight, act, c, side, rows, g, batch=2)
-            yield one_step(f"{weight}x{act}.shape{number}", weight, act, given, g, "conv2d")
-        for c, side in ((17, (5, 6)), (20, (3, 21)), (33, (4, 9))):
-            g = Window((3, 3), padding=around, groups=c)
-            given = suite.case(weight, act, c, side, c, g, batch=2)
-            yield one_step(f"{weight}x{act}.depthwise{c}", weight, act, given, g, "depthwise_conv2d")
-
-
 @pytest.fixture(scope="module")
-def golden(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """Folder of artifacts and images with the list that names them, and the SHA-256 of each one's outputs."""
-    folder = tmp_path_factory.mktemp("golden")
-    digests, lines = {}, []
-    for name, program, x, want in cases():
-        artifact.write(program, folder / f"{name}.bpk")
-        x.tofile(folder / f"{name}.x")
-        digests[name] = hashlib.sha256(want.tobytes()).hexdigest()
-        lines.append(" ".join([*(str(folder / f"{name}.{end}") for end in ("bpk", "x")), str(len(x)),
-                               str(folder / f"{name}.y")]))  # fmt: skip
-    (folder / "list").write_text("\n".join(lines) + "\n")
-    return folder, digests
+def cases(tmp_path_factory: pytest.TempPathFactory) -> golden.Golden:
+    return golden.write(tmp_path_factory.mktemp("golden"))
 
 
 @pytest.fixture(scope="module")
@@ -119,18 +76,11 @@ def conform(arm: Tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kernel", MULTIPLY)
-def test_rows_that_multiply(kernel: str, arm: Tree, conform: Path, golden: tuple[Path, dict[str, str]]) -> None:
-    folder, digests = golden
-    fitting = folder / ("o2xu2.depthwise.bpk" if kernel.startswith("depthwise") else "o2xu2.bpk")
-    steps = json.loads(emulated(arm.tool, fitting, "--json", BITPRESS_FORCE_KERNEL=kernel))["steps"]
+def test_rows_that_multiply(kernel: str, arm: Tree, conform: Path, cases: golden.Golden) -> None:
+    forced = {"BITPRESS_FORCE_KERNEL": kernel}
+    steps = json.loads(emulated(arm.tool, cases.fitting(kernel), "--json", **forced))["steps"]
     assert steps[-1]["kernel"] == kernel
-    for old in folder.glob("*.y"):
-        old.unlink()
-    emulated(conform, folder / "list", BITPRESS_FORCE_KERNEL=kernel)
-    found = {name: hashlib.sha256((folder / f"{name}.y").read_bytes()).hexdigest() for name in digests}
-    wrong = [name for name in digests if found[name] != digests[name]]
-    assert not wrong, f"{kernel}: {len(wrong)} of {len(digests)} differ, first {wrong[:5]}"
-    assert len(digests) > 500
+    cases.check(kernel, lambda file: emulated(conform, file, **forced))
 
 
 @pytest.mark.parametrize("isa", ISAS)

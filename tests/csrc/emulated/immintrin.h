@@ -1,0 +1,100 @@
+// Stands before the compiler's own <immintrin.h> where x86 kernels are emulated: SIMDe under the native names, and what
+// Debian's SIMDe 0.7.4 lacks, written from Intel's description of each instruction.
+#pragma once
+
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <simde/x86/avx2.h>
+#include <simde/x86/avx512.h>
+
+using __mmask16 = simde__mmask16;
+using __mmask64 = simde__mmask64;
+
+namespace bitpress::emulated {
+
+// N lanes of T, in memory.
+template <class T, int N>
+struct Lanes {
+  T v[N];
+};
+
+template <class To, class From>
+inline To as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// Each lane of `a`, as `From`, converted to `To`.
+template <class To, class From, int N, class Result, class Vector>
+inline Result convert(const Vector& a) {
+  const auto from = as<Lanes<From, N>>(a);
+  Lanes<To, N> to;
+  for (int i = 0; i < N; ++i) to.v[i] = static_cast<To>(from.v[i]);
+  return as<Result>(to);
+}
+
+// The lanes whose bit of the mask is set, zeros elsewhere; others are not read.
+template <class T, int N, class Result>
+inline Result load_some(uint64_t mask, const void* p) {
+  Lanes<T, N> to = {};
+  for (int i = 0; i < N; ++i)
+    if (mask >> i & 1) std::memcpy(&to.v[i], static_cast<const char*>(p) + i * sizeof(T), sizeof(T));
+  return as<Result>(to);
+}
+
+template <class T, int N, class Vector>
+inline void store_some(void* p, uint64_t mask, const Vector& a) {
+  const auto from = as<Lanes<T, N>>(a);
+  for (int i = 0; i < N; ++i)
+    if (mask >> i & 1) std::memcpy(static_cast<char*>(p) + i * sizeof(T), &from.v[i], sizeof(T));
+}
+
+inline __m512i rounded(const __m512& a) {
+  const auto from = as<Lanes<float, 16>>(a);
+  Lanes<int32_t, 16> to;
+  for (int i = 0; i < 16; ++i) to.v[i] = static_cast<int32_t>(std::nearbyint(from.v[i]));
+  return as<__m512i>(to);
+}
+
+inline int64_t sum(const __m512i& a) {
+  const auto from = as<Lanes<int64_t, 8>>(a);
+  int64_t out = 0;
+  for (const int64_t x : from.v) out += x;
+  return out;
+}
+
+// Four products of an unsigned and a signed byte a lane, added.
+template <int N, class Vector>
+inline Vector dot_bytes(const Vector& acc, const Vector& a, const Vector& w) {
+  auto out = as<Lanes<uint32_t, N>>(acc);
+  const auto x = as<Lanes<uint8_t, 4 * N>>(a);
+  const auto y = as<Lanes<int8_t, 4 * N>>(w);
+  for (int i = 0; i < 4 * N; ++i) out.v[i / 4] += static_cast<uint32_t>(x.v[i] * y.v[i]);
+  return as<Vector>(out);
+}
+
+}  // namespace bitpress::emulated
+
+#define _mm512_cvtepi32_epi8(a) bitpress::emulated::convert<uint8_t, uint32_t, 16, __m128i>(a)
+#define _mm512_cvtepi32_ps(a) bitpress::emulated::convert<float, int32_t, 16, __m512>(a)
+#define _mm512_cvtepi8_epi32(a) bitpress::emulated::convert<int32_t, int8_t, 16, __m512i>(a)
+#define _mm512_cvtepu8_epi32(a) bitpress::emulated::convert<int32_t, uint8_t, 16, __m512i>(a)
+#define _mm512_cvtepu8_epi16(a) bitpress::emulated::convert<int16_t, uint8_t, 32, __m512i>(a)
+#define _mm512_cvtepu16_epi32(a) bitpress::emulated::convert<int32_t, uint16_t, 16, __m512i>(a)
+#define _mm512_cvtps_epi32(a) bitpress::emulated::rounded(a)
+#define _mm512_maskz_loadu_epi8(mask, p) bitpress::emulated::load_some<uint8_t, 64, __m512i>(mask, p)
+#define _mm_maskz_loadu_epi8(mask, p) bitpress::emulated::load_some<uint8_t, 16, __m128i>(mask, p)
+#define _mm512_maskz_loadu_ps(mask, p) bitpress::emulated::load_some<float, 16, __m512>(mask, p)
+#define _mm512_mask_storeu_ps(p, mask, a) bitpress::emulated::store_some<float, 16>(p, mask, a)
+#define _mm_mask_storeu_epi8(p, mask, a) bitpress::emulated::store_some<uint8_t, 16>(p, mask, a)
+#define _mm512_reduce_add_epi64(a) bitpress::emulated::sum(a)
+#undef _mm512_madd_epi16  // SIMDe names the masked one so
+#define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
+#undef _mm256_dpbusd_epi32
+#undef _mm512_dpbusd_epi32
+#define _mm256_dpbusd_epi32(acc, a, w) bitpress::emulated::dot_bytes<8>(acc, a, w)
+#define _mm512_dpbusd_epi32(acc, a, w) bitpress::emulated::dot_bytes<16>(acc, a, w)
