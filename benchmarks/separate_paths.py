@@ -37,7 +37,6 @@ from ..core.host import cpu_name, write_text
 from ..core.models import load
 from ..core.plan import LayerId
 from ..core.supernet import FloatNet, SuperNet
-from ..core.supernet_starts import fit
 from ..core.train import sgd, to_torch
 
 Pair = tuple[int, int]  # (weight, activation) bits
@@ -55,7 +54,6 @@ COLUMNS = (
     "trainable parameters", "x shared",
 )  # fmt: skip
 LAMBDA, RATE = 0.1, 1e-3
-FITTED = 16  # images that clips are fitted to
 WARM_UP = 1  # steps of a process that are not counted: optimiser and allocator are new
 BUSY = 0.5  # load average beyond our own threads from which a machine counts as shared
 CHEAPER = 2.0  # times, in time or memory, that sharing should be
@@ -159,19 +157,14 @@ class Measure:
     parameters: int
 
 
-def made(variant: str, graph: Graph, images: Tensor) -> FloatNet:
-    """The network of a variant, in training mode, clips fitted to the first images."""
+def made(variant: str, graph: Graph) -> FloatNet:
+    """The network of a variant, in training mode; clips are not fitted, which would cost time and change no figure."""
     space = hold_channels(search_space(graph))
     if variant == "float":
         return FloatNet(graph).train()
     if variant == "shared":
-        net = SuperNet(graph, space)
-        fit(net, [images[:FITTED]])
-        return net.train()
-    mixed = SeparatePaths(graph, space, PATHS[variant])
-    for path in mixed.paths:
-        fit(path, [images[:FITTED]])
-    return mixed.train()
+        return SuperNet(graph, space).train()
+    return SeparatePaths(graph, space, PATHS[variant]).train()
 
 
 def groups_of(net: FloatNet) -> list[dict[str, object]]:
@@ -205,7 +198,7 @@ def measured(variant: str, graph: Graph, *, batch: int, steps: int) -> Measure:
     y = torch.randint(0, graph.value(graph.outputs[0]).shape[0], (batch,))
     seconds, parameters = [], 0
     if variant != "none":
-        net = made(variant, graph, x)
+        net = made(variant, graph)
         optimizer = sgd(net, groups_of(net), RATE)
         parameters = sum(p.numel() for p in net.parameters())
         for turn in range(WARM_UP + steps):
@@ -258,20 +251,30 @@ class Comparison:
         return self.found[variant][0].parameters
 
 
-def compare(model: str, variants: Sequence[str], *, batch: int, steps: int, rounds: int, threads: int) -> Comparison:
-    """Runs every variant `rounds` times, in turns, each time in a new process."""
-    found: dict[str, list[Measure]] = {v: [] for v in variants}
+def compare(
+    models: Mapping[str, Sequence[str]], *, batch: int, steps: int, rounds: int, threads: int, seconds: float = math.inf
+) -> list[Comparison]:
+    """Runs the variants of every model in turns, each time in a new process.
+
+    `rounds` at most, fewer where another one would not end within `seconds`, one at least.
+    """
+    found: dict[str, dict[str, list[Measure]]] = {m: {v: [] for v in variants} for m, variants in models.items()}
     with tempfile.TemporaryDirectory(prefix="bitpress-paths-") as folder:
-        graph = Path(folder) / "graph.pickle"
-        _child("--capture", model, "--graph", graph, threads=threads)  # there, so that this process stays small
+        graphs = {m: Path(folder) / f"{i}.pickle" for i, m in enumerate(models)}
+        start = time.monotonic()
+        for model, graph in graphs.items():  # captured elsewhere, so that this process stays small
+            _child("--capture", model, "--graph", graph, threads=threads)
         for _ in range(rounds):
-            for variant in variants:
-                out = _child(
-                    "--measure", variant, "--graph", graph, "--batch", batch, "--steps", steps, threads=threads
-                )
-                document = json.loads(out.splitlines()[-1])
-                found[variant].append(Measure(tuple(document["seconds"]), document["peak"], document["parameters"]))
-    return Comparison(model, {v: tuple(m) for v, m in found.items()})
+            begin = time.monotonic()
+            for model, variants in models.items():
+                for variant in variants:
+                    terms = ("--graph", graphs[model], "--batch", batch, "--steps", steps)
+                    out = json.loads(_child("--measure", variant, *terms, threads=threads).splitlines()[-1])
+                    found[model][variant].append(Measure(tuple(out["seconds"]), out["peak"], out["parameters"]))
+            now = time.monotonic()
+            if now - start + (now - begin) > seconds:
+                break
+    return [Comparison(model, {v: tuple(m) for v, m in each.items()}) for model, each in found.items()]
 
 
 def _child(*arguments: object, threads: int) -> str:
@@ -324,8 +327,9 @@ def verdict(c: Comparison, variant: str = "separate") -> str:
     )
 
 
-def document(comparisons: Sequence[Comparison], *, command: str, batch: int, rounds: int, threads: int) -> str:
+def document(comparisons: Sequence[Comparison], *, command: str, batch: int, threads: int) -> str:
     """The whole file."""
+    rounds = len(comparisons[0].found["shared"])
     busy, cores = os.getloadavg()[0], os.cpu_count() or 1
     shared = ": others computed on it, so seconds are a hint, while ratios hold, since variants ran in turns"
     verdicts = "\n".join(f"- {verdict(c, v)}" for c in comparisons for v in c.found if v in PATHS)
@@ -337,7 +341,7 @@ on {datetime.datetime.now(datetime.UTC).date()}: {cpu_name()}, {cores} cores, th
 them{shared if busy > threads + BUSY else ""}.
 
 Same network, batch of {batch}, loss (cross-entropy + {LAMBDA:g} ln BOPs), optimiser and number of steps, nothing
-pruned; images and labels are random, so that no data is needed. Each variant ran in {rounds} processes of its own;
+pruned; images and labels are random, so that no data is needed. Processes of each variant: {rounds}, in turns;
 seconds are the median of all their steps, "x shared" of time is the median of the rounds' ratios. Peak memory is that
 of the process less that of one that has only imported torch and made the images. Paper: ABS on a GPU, for the network
 of that depth with projection shortcuts.
@@ -358,6 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=128, help="images a step [128]")
     parser.add_argument("--steps", type=int, default=3, help="counted steps a process [3]")
     parser.add_argument("--rounds", type=int, default=3, help="processes a variant [3]")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="fewer rounds where this would be exceeded")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch [1]")
     parser.add_argument(
         "--every", action="append", metavar="SPEC", help="a --model to be run with a path for each pair of widths too"
@@ -387,15 +392,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(chosen: argparse.Namespace, command: str) -> None:
-    terms = {"batch": chosen.batch, "rounds": chosen.rounds, "threads": chosen.threads}
     models, every = chosen.model or ["preresnet20"], chosen.every or []
     if lost := [m for m in every if m not in models]:
         raise UsageError(f"--every {lost[0]}: it is none of the networks that are run, {', '.join(models)}")
     print("random images and labels: time and memory do not depend on what they show", file=sys.stderr)
-    found = [
-        compare(m, [v for v in VARIANTS if v != "every" or m in every], steps=chosen.steps, **terms) for m in models
-    ]
-    text = document(found, command=command, **terms)
+    variants = {m: [v for v in VARIANTS if v != "every" or m in every] for m in models}
+    found = compare(
+        variants, batch=chosen.batch, steps=chosen.steps, rounds=chosen.rounds, threads=chosen.threads,
+        seconds=chosen.seconds,
+    )  # fmt: skip
+    text = document(found, command=command, batch=chosen.batch, threads=chosen.threads)
     if chosen.output:
         write_text(chosen.output, text)
     else:

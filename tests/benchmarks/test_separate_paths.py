@@ -141,7 +141,7 @@ def test_the_verdict_gives_the_measured_reason_where_sharing_is_not_twice_as_che
 
 
 def test_the_document_says_what_was_run() -> None:
-    text = sp.document([_comparison(2.5, 1.5)], command="python -m it", batch=4, rounds=2, threads=1)
+    text = sp.document([_comparison(2.5, 1.5)], command="python -m it", batch=4, threads=1)
     assert "`python -m it`" in text
     assert "random" in text
     assert sp.table([_comparison(2.5, 1.5)]) in text
