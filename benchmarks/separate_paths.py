@@ -192,7 +192,11 @@ def step(net: FloatNet, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, 
 
 
 def measured(variant: str, graph: Graph, *, batch: int, steps: int) -> Measure:
-    """`steps` counted steps of a variant in this process, on random images and labels."""
+    """`steps` counted steps of a variant in this process, on random images and labels.
+
+    One thread is timed by its processor time, which does not count waiting for others' work.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     torch.manual_seed(0)
     x = to_torch(torch.randn(batch, *graph.inputs[0].shape).numpy())
     y = torch.randint(0, graph.value(graph.outputs[0]).shape[0], (batch,))
@@ -202,9 +206,9 @@ def measured(variant: str, graph: Graph, *, batch: int, steps: int) -> Measure:
         optimizer = sgd(net, groups_of(net), RATE)
         parameters = sum(p.numel() for p in net.parameters())
         for turn in range(WARM_UP + steps):
-            start = time.perf_counter()
+            start = clock()
             step(net, optimizer, x, y, turn)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
     return Measure(tuple(seconds[WARM_UP:]), _peak(), parameters)
 
 
@@ -331,14 +335,14 @@ def document(comparisons: Sequence[Comparison], *, command: str, batch: int, thr
     """The whole file."""
     rounds = len(comparisons[0].found["shared"])
     busy, cores = os.getloadavg()[0], os.cpu_count() or 1
-    shared = ": others computed on it, so seconds are a hint, while ratios hold, since variants ran in turns"
+    shared = ": it was shared, so seconds are a hint; variants ran in turns, which ratios bear better"
     verdicts = "\n".join(f"- {verdict(c, v)}" for c in comparisons for v in c.found if v in PATHS)
     return f"""# Bit sharing against separate paths
 
 Printed by `{command}`
 on {datetime.datetime.now(datetime.UTC).date()}: {cpu_name()}, {cores} cores, threads: {threads}; torch
 {torch.__version__}. Load average of the machine at the end {busy:.1f}, this run's threads among
-them{shared if busy > threads + BUSY else ""}.
+them{shared if busy > threads + BUSY else ""}. Seconds are {"processor" if threads == 1 else "wall-clock"} time.
 
 Same network, batch of {batch}, loss (cross-entropy + {LAMBDA:g} ln BOPs), optimiser and number of steps, nothing
 pruned; images and labels are random, so that no data is needed. Processes of each variant: {rounds}, in turns;
