@@ -102,6 +102,16 @@ bitpress_status bitpress_load(const char* path, bitpress_model** model) {
   });
 }
 
+bitpress_status bitpress_load_mapped(const char* path, bitpress_model** model) {
+  if (model) *model = nullptr;
+  return guarded([&] {
+    require(path, "path");
+    require(model, "model");
+    const bitpress::MappedFile file(path);
+    *model = new bitpress_model{std::make_shared<const bitpress::Model>(file.view())};
+  });
+}
+
 bitpress_status bitpress_load_memory(const void* data, size_t size, bitpress_model** model) {
   if (model) *model = nullptr;
   return guarded([&] {

@@ -147,6 +147,10 @@ void Bound::bind_convolution(const Step& s) {
 
   if (lut) bind_lut(s, split);
 
+  const uint32_t group_size = row_->group;  // a power of two here
+  int32_t spelled[256] = {};                // what stands for a code
+  for (uint32_t code = 0; code < 1u << s.weight.bits; ++code)
+    spelled[code] = (s.weight.level(code) - split.factor) >> split.shift;  // exact: what is left is even
   for (uint32_t row = 0; row < s.rows && !lut; ++row) {
     const std::vector<uint8_t> codes = codes_of(s, row);
     const uint32_t group = row / per_group, lane = row % per_group % lanes;
@@ -159,17 +163,18 @@ void Bound::bind_convolution(const Step& s) {
       continue;
     }
     int64_t sum = 0;
-    for (uint32_t k = 0; k < s.depth; ++k) {
-      const size_t at = size_t{k / w.valid} * w.run + k % w.valid;
-      const int32_t v = (s.weight.level(codes[k]) - split.factor) >> split.shift;  // exact: what is left is even
-      sum += v;
-      const uint32_t group_size = row_->group;
-      const size_t place =
-          group_size == 1 ? lane * depth + at : (at / group_size * lanes + lane) * group_size + at % group_size;
-      if (wide)
-        reinterpret_cast<int16_t*>(block)[place] = static_cast<int16_t>(v);
-      else
-        reinterpret_cast<int8_t*>(block)[place] = static_cast<int8_t>(v);
+    for (uint32_t k = 0, t = 0; t < w.taps; ++t) {
+      for (uint32_t i = 0; i < w.valid; ++i, ++k) {
+        const size_t at = size_t{t} * w.run + i, in_group = at & (group_size - 1);
+        const size_t place =
+            group_size == 1 ? lane * depth + at : (at - in_group) * lanes + lane * group_size + in_group;
+        const int32_t v = spelled[codes[k]];
+        sum += v;
+        if (wide)
+          reinterpret_cast<int16_t*>(block)[place] = static_cast<int16_t>(v);
+        else
+          reinterpret_cast<int8_t*>(block)[place] = static_cast<int8_t>(v);
+      }
     }
     const int64_t less = row_->flips() ? 128 : 0, scaled = sum * (1 << split.shift);
     const int64_t bias = -int64_t{w.zero} * (scaled + int64_t{split.factor} * s.depth) + less * scaled;

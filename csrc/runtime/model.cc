@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,6 +24,8 @@ constexpr size_t kPeek = 64;  // bytes of the header, read before the rest
 
 struct Descriptor {
   int number;
+  explicit Descriptor(int opened) : number(opened) {}
+  Descriptor(const Descriptor&) = delete;
   ~Descriptor() {
     if (number >= 0) close(number);
   }
@@ -30,6 +33,19 @@ struct Descriptor {
 
 [[noreturn]] void unreadable(const char* path, const std::string& why) {
   throw Error(Code::kUsage, std::string("cannot read ") + path + ": " + why);
+}
+
+Descriptor open_regular(const char* path, size_t* size) {
+  const int number = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe without a writer must not block
+  if (number < 0) unreadable(path, std::strerror(errno));
+  struct stat facts;
+  const int failed = fstat(number, &facts) != 0 ? errno : 0;
+  const bool regular = !failed && S_ISREG(facts.st_mode);
+  if (!regular) close(number);
+  if (failed) unreadable(path, std::strerror(failed));
+  if (!regular) unreadable(path, "it is no regular file");
+  *size = static_cast<size_t>(facts.st_size);
+  return Descriptor(number);
 }
 
 // Fewer than `size` only where the file ends.
@@ -76,12 +92,8 @@ void normalize_u8(const Program& program, const uint8_t* images, size_t n, float
 }
 
 FileBytes read_file(const char* path) {
-  const Descriptor file{open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)};  // a pipe without a writer must not block
-  if (file.number < 0) unreadable(path, std::strerror(errno));
-  struct stat facts;
-  if (fstat(file.number, &facts) != 0) unreadable(path, std::strerror(errno));
-  if (!S_ISREG(facts.st_mode)) unreadable(path, "it is no regular file");
-  const size_t size = static_cast<size_t>(facts.st_size);
+  size_t size = 0;
+  const Descriptor file = open_regular(path, &size);
   uint8_t head[kPeek];
   const size_t peeked = read_whole(file.number, head, std::min(size, kPeek), path);
   const bool ours = peeked == kPeek && has_magic({head, kPeek});
@@ -91,6 +103,18 @@ FileBytes read_file(const char* path) {
   out.size = peeked;
   if (ours) out.size += read_whole(file.number, out.data.get() + peeked, size - peeked, path);
   return out;
+}
+
+MappedFile::MappedFile(const char* path) {
+  const Descriptor file = open_regular(path, &size_);
+  if (size_ == 0) return;
+  void* const data = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.number, 0);
+  if (data == MAP_FAILED) unreadable(path, std::strerror(errno));
+  data_ = data;
+}
+
+MappedFile::~MappedFile() {
+  if (data_) munmap(data_, size_);
 }
 
 }  // namespace bitpress

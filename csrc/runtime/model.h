@@ -36,4 +36,19 @@ struct FileBytes {
 };
 FileBytes read_file(const char* path);
 
+// The same bytes as pages of the file itself, for as long as this lives. Whoever shortens the file meanwhile ends the
+// process by SIGBUS, and whoever changes it changes bytes that have been checked.
+class MappedFile {
+ public:
+  explicit MappedFile(const char* path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+  Bytes view() const { return {static_cast<const uint8_t*>(data_), size_}; }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
 }  // namespace bitpress

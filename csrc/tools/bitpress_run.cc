@@ -151,6 +151,7 @@ void print(const Report& r) {
 }
 
 int work(const Arguments& asked) {
+  const uint64_t program_bytes = peak_rss();
   const double start = seconds();
   FileBytes file = read_file(asked.model.c_str());
   const auto model = std::make_shared<const Model>(file.view());
@@ -160,6 +161,7 @@ int work(const Arguments& asked) {
   const double load_ms = 1e3 * (seconds() - start);
   Report report = describe(asked, *model, session);
   report.load_ms = load_ms;
+  report.program_bytes = program_bytes;
   report.file_bytes = file_bytes;
   if (asked.verify) {
     report.golden_checked = true;

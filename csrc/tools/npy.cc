@@ -207,6 +207,8 @@ void WholeFile::write(const void* from, size_t bytes) {
 }
 
 void WholeFile::finish() {
+  if (std::fflush(file_.get()) != 0 || fsync(fileno(file_.get())) != 0)
+    fail();  // before the name says that it is whole
   if (std::fclose(file_.release()) != 0) fail();
   if (std::rename(temporary_.c_str(), path_.c_str()) != 0) fail();
   temporary_.clear();

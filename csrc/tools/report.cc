@@ -149,11 +149,11 @@ std::string table_of(const Report& r) {
   if (r.timed)
     out += format("one image: median %.4f ms, best %.4f, 90%% within %.4f; %zu runs, %d thread%s\n", r.total.median,
                   r.total.min, r.total.p90, r.total.samples.size(), r.asked.threads, r.asked.threads > 1 ? "s" : "");
-  out += format(
-      "loaded in %.2f ms, first image %.2f ms; bytes: file %llu, layouts %llu, arena %llu, most ever used %llu\n",
-      r.load_ms, r.first_ms, static_cast<unsigned long long>(r.file_bytes),
-      static_cast<unsigned long long>(r.layout_bytes), static_cast<unsigned long long>(r.arena_bytes),
-      static_cast<unsigned long long>(r.peak_rss_bytes));
+  out += format("loaded in %.2f ms, first image %.2f ms\n", r.load_ms, r.first_ms);
+  const auto kilobytes = [](uint64_t bytes) { return static_cast<double>(bytes) / 1024; };
+  out += format("memory %.0f KiB: program %.0f, file %.0f, layouts %.0f, arena %.0f, rest %.0f\n",
+                kilobytes(r.peak_rss_bytes), kilobytes(r.program_bytes), kilobytes(r.file_bytes),
+                kilobytes(r.layout_bytes), kilobytes(r.arena_bytes), kilobytes(r.rest()));
   return out;
 }
 
@@ -161,6 +161,7 @@ std::string json_of(const Report& r) {
   Object host, memory, run, golden;
   host.add("cpu", quoted(cpu_name())).add("isa", quoted(r.isa));
   host.add("threads", std::to_string(r.asked.threads)).add("gpu", "null");
+  memory.add("program", std::to_string(r.program_bytes)).add("rest", std::to_string(r.rest()));
   memory.add("file", std::to_string(r.file_bytes)).add("layouts", std::to_string(r.layout_bytes));
   memory.add("arena", std::to_string(r.arena_bytes)).add("peak_rss", std::to_string(r.peak_rss_bytes));
   run.add("input", quoted(r.asked.input)).add("output", quoted(r.asked.output));
@@ -172,7 +173,8 @@ std::string json_of(const Report& r) {
   out += quoted(BITPRESS_VERSION) + ",\n  \"host\": " + host.str();
   out += ",\n  \"artifact\": " + quoted(r.asked.model);
   out += ",\n  \"in_shape\": " + list(r.in_shape) + ",\n  \"out_shape\": " + list(r.out_shape);
-  out += ",\n  \"load\": " + number(r.load_ms) + ",\n  \"memory\": " + memory.str();
+  out += ",\n  \"load\": " + number(r.load_ms);
+  out += ",\n  \"first\": " + (r.first_ms < 0 ? "null" : number(r.first_ms)) + ",\n  \"memory\": " + memory.str();
   out += ",\n  \"steps\": " + steps_json(r);
   out += ",\n  \"golden\": " + (r.golden_checked ? golden.str() : "null");
   out += ",\n  \"run\": " + (r.ran ? run.str() : "null");

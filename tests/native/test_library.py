@@ -150,6 +150,34 @@ def test_statuses_and_sentences(
     library.c.bitpress_model_free(None)
 
 
+def test_a_mapped_file_gives_the_same_model(library: Library, programs: dict[str, Sample], tmp_path: Path) -> None:
+    """Refused as a file that is read is; afterwards the file may go."""
+    made = ctypes.c_void_p(1)
+
+    def load(path: Path | None) -> int:
+        encoded = None if path is None else str(path).encode()
+        return int(library.c.bitpress_load_mapped(encoded, ctypes.byref(made)))
+
+    for sample in programs.values():
+        file = tmp_path / "x.bpk"
+        shutil.copy(sample.file, file)
+        assert load(file) == OK, library.error()
+        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(file) in line]
+        file.write_bytes(b"")
+        session, want = library.session(made), execute(sample.program, sample.x)
+        status, got = library.run(session, sample.x, want.shape[1])
+        assert status == OK and not mapped
+        np.testing.assert_array_equal(got.view(np.int32), want.view(np.int32))
+    assert load(tmp_path / "x.bpk") == CORRUPT and library.error().startswith("Truncated: ") and not made
+    data = bytearray(programs["straight"].file.read_bytes())
+    data[200] ^= 1
+    (tmp_path / "x.bpk").write_bytes(data)
+    assert load(tmp_path / "x.bpk") == CORRUPT
+    assert load(tmp_path) == USAGE and "no regular file" in library.error()
+    assert load(tmp_path / "none") == USAGE and load(None) == USAGE
+    assert "/x.bpk" not in Path("/proc/self/maps").read_text()
+
+
 def test_errors_belong_to_their_thread(library: Library) -> None:
     assert library.c.bitpress_set_threads(None, 1) == USAGE
     beside: list[str] = []

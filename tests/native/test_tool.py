@@ -6,6 +6,7 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,6 +94,7 @@ def test_documents_keep_to_their_schema(tree: Tree, programs: dict[str, Sample],
     assert all(row["median"] >= 0 for row in timed["steps"])
     done = run([tree.tool, "--json", tmp_path / "d.json", sample.file, "--verify"])
     verified = check(json.loads((tmp_path / "d.json").read_text()))
+    assert verified["first"] is None and timed["first"] > 0
     assert verified["golden"] == {"exact": True, "difference": None} and verified["bench"] is None
     assert "comes out exactly" in done.stdout and verified["memory"]["file"] == sample.file.stat().st_size
     np.save(tmp_path / "x.npy", sample.x)
@@ -210,4 +212,25 @@ def test_memory_is_file_layouts_arena_and_little_more(tree: Tree, programs: dict
     )
     assert large["file"] > 2e6 and large["layouts"] > 3e6
     assert large["peak_rss"] > small["peak_rss"] + large["layouts"]
-    assert large["peak_rss"] - small["peak_rss"] <= large["file"] + large["layouts"] + large["arena"] + 2**20
+    for memory in (small, large):
+        parts = sum(memory[part] for part in ("program", "file", "layouts", "arena"))
+        assert memory["rest"] == max(memory["peak_rss"] - parts, 0) <= 2**20
+    assert large["program"] < small["program"] + 2**18 < 2**21
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4", "w2a2"])
+def test_resnet20_is_loaded_and_run_within_10_ms(bits: str, tree: Tree, real_data: Path, tmp_path: Path) -> None:
+    """Process started, best of ten; and over the program's own memory, file + layouts + arena + 1 MB on every ISA."""
+    weights, file = real_data / "weights" / "cifar10_resnet20.safetensors", tmp_path / "x.bpk"
+    good("compile", "resnet20", "--weights", weights, "--quantize", bits, "--calibrate", "random:16", "-o", file)
+
+    def timed(**environment: str) -> dict[str, Any]:
+        found: dict[str, Any] = check(json.loads(run([tree.tool, file, "--json"], **environment).stdout))
+        return found
+
+    runs = [timed() for _ in range(10)]
+    assert min(found["load"] + found["first"] for found in runs) < 10, runs
+    for isa in ISAS:
+        memory = timed(BITPRESS_FORCE_ISA=isa)["memory"]
+        assert memory["rest"] <= 2**20, (isa, memory)

@@ -1,10 +1,10 @@
 /* libbitpress: runs a compiled network, X.bpk. C99, no dependency but the C library.
 
    A model is what a file becomes: checked, bound to the kernels of this host, weights laid out for them. It is
-   immutable; any number of sessions on any threads share it. The file is read, not mapped: nothing of it is in use
-   after a load. A session is what runs: worker threads and memory for values in between. Calls on one session from
-   several threads wait for each other; calls on several sessions run at the same time. Results are the same bits for
-   any instruction set, number of threads and batch.
+   immutable; any number of sessions on any threads share it. The file is read, and mapped only by the function that
+   says so: nothing of it is in use after a load. A session is what runs: worker threads and memory for values in
+   between. Calls on one session from several threads wait for each other; calls on several sessions run at the same
+   time. Results are the same bits for any instruction set, number of threads and batch.
 
    Functions that can fail return a status, which is the exit code of the command line for the same mistake, and leave a
    sentence in bitpress_last_error(); what they should have made is NULL then. No exception leaves the library.
@@ -60,6 +60,10 @@ BITPRESS_API const char* bitpress_last_error(void);
 /* The model in a file, or in `size` bytes that may be freed afterwards. */
 BITPRESS_API bitpress_status bitpress_load(const char* path, bitpress_model** model);
 BITPRESS_API bitpress_status bitpress_load_memory(const void* data, size_t size, bitpress_model** model);
+/* As bitpress_load, with the file's pages in place of a copy: its size less memory while it loads. THE RISK IS YOURS:
+   only for a file that nobody can write meanwhile. If it is shortened, the process dies of SIGBUS; if it is changed
+   behind the checks, nothing that docs/security.md promises holds. */
+BITPRESS_API bitpress_status bitpress_load_mapped(const char* path, bitpress_model** model);
 /* Sessions that were made of it keep what they need. NULL is allowed. */
 BITPRESS_API void bitpress_model_free(bitpress_model* model);
 
