@@ -34,7 +34,12 @@ class Schedule:
     lr_thresholds: float
     lr_finetune: float
     batch: int
+    schedule: str = "cosine"  # of `SHAPES`: how the rates of float training and fine-tuning fall
 
+
+SHAPES = ("cosine", "step")  # step: a tenth at 50 % and again at 75 % of the epochs
+DEVICES = ("cpu", "cuda")
+PRECISIONS = ("fp32", "bf16")
 
 # CIFAR and photographs: epochs of the paper (methods A.1.7), rates of our own runs (methods F). Digits: ours, for a
 # minute on one core. A set of the user's own is taken for something of CIFAR's size.
@@ -46,15 +51,19 @@ SCHEDULES: Mapping[str, Schedule] = {
 }
 
 
-def schedule(data: str, changes: Mapping[str, int | float | None]) -> Schedule:
+def schedule(data: str, changes: Mapping[str, int | float | str | None]) -> Schedule:
     """Defaults of a data set, with the values that are not None put in; UsageError for one that makes no sense."""
     base = SCHEDULES.get(data.partition(":")[0], SCHEDULES["cifar10"])
     found = Schedule(**{**asdict(base), **{k: v for k, v in changes.items() if v is not None}})
     for field in fields(found):
         value = getattr(found, field.name)
+        if field.name == "schedule":
+            continue
         least = 0 if field.name.startswith("epochs") else 1 if field.name == "batch" else 1e-12
         if not value >= least or value == float("inf"):
             raise UsageError(f"{flag(field.name)} {value} makes no sense: at least {least:g}")
+    if found.schedule not in SHAPES:
+        raise UsageError(f"--schedule {found.schedule!r} is none of {', '.join(SHAPES)}")
     return found
 
 
@@ -66,6 +75,7 @@ class Settings:
     data: str
     method: str
     mode: str  # of --search; "" where the method has none
+    variant: str  # of --sbs-variant; "" where the method has none
     bits: str  # widths that are given, not searched; "" where there are none
     prune_share: float | None
     budget: tuple[str, ...]
@@ -81,6 +91,10 @@ class Settings:
     group_size: int
     max_pruning_ratio: float
     distill: float
+    train_images: int | None  # drawn by the seed; None: all
+    label_smoothing: float = 0.0
+    device: str = "cpu"
+    precision: str = "fp32"  # of convolutions and products while training
 
     def document(self) -> dict[str, Any]:
         """Flat JSON document of the values."""
@@ -89,7 +103,12 @@ class Settings:
         return plain
 
 
-_FLAGS = {"model": "MODEL", "mode": "--search", "files": "--weights, --data or MODEL (the files differ)"}
+# What RUNs did that were begun before these settings were recorded.
+_UNSAID: Mapping[str, Any] = {"schedule": "cosine", "label_smoothing": 0.0, "device": "cpu", "precision": "fp32"}
+_FLAGS = {
+    "model": "MODEL", "mode": "--search", "variant": "--sbs-variant",
+    "files": "--weights, --data or MODEL (the files differ)",
+}  # fmt: skip
 
 
 def flag(name: str) -> str:
@@ -111,7 +130,7 @@ def open_run(folder: Path, settings: Settings) -> bool:
     path = folder / SETTINGS
     wanted = settings.document()
     if path.exists():
-        recorded = _read(path)
+        recorded = {**_UNSAID, **_read(path)}
         different = sorted(k for k in wanted.keys() | recorded.keys() if wanted.get(k) != recorded.get(k))
         if different:
             told = ((flag(k), _shown(recorded.get(k)), _shown(wanted.get(k))) for k in different)

@@ -8,6 +8,8 @@ are the methods' business, codes and multipliers are `core.integer`'s.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,12 +90,35 @@ class Gates:
     prune: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where networks compute: a torch device, and fp32 or bf16 for what autocast takes (convolutions, products)."""
+
+    device: str = "cpu"
+    precision: str = "fp32"
+
+
+_HERE = Place()
+_PLACE: ContextVar[Place] = ContextVar("place", default=_HERE)
+
+
+@contextmanager
+def placed(place: Place) -> Iterator[None]:
+    """Networks that are made inside live at `place`; images and labels are brought there by their callers."""
+    token = _PLACE.set(place)
+    try:
+        yield
+    finally:
+        _PLACE.reset(token)
+
+
 class FloatNet(nn.Module):
     """A float graph in torch. Parameters and running statistics bear the names of the graph's constants."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
         self.graph = graph
+        self.place = _PLACE.get()
         self.momentum = BATCH_NORM_MOMENTUM  # of running statistics; `train.reestimate` averages instead
         self.tree = nn.Module()  # a tree of its own: a layer may be called as one of our attributes
         self._tensors: dict[str, tuple[nn.Module, str]] = {}
@@ -105,7 +130,7 @@ class FloatNet(nn.Module):
     def _hold(self, name: str, value: Tensor, *, learnt: bool) -> None:
         """Registers `value` so that its key in `state_dict` is `name`, dots and all."""
         *path, leaf = name.split(".")
-        module = self.tree
+        module, value = self.tree, value.to(self.place.device)
         for part in path:
             if part not in module._modules:
                 module.add_module(part, nn.Module())
@@ -135,10 +160,11 @@ class FloatNet(nn.Module):
         return {role: self.tensor(name) for role, name in node.consts.items()}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images [N, C, H, W] -> outputs [N, classes]."""
-        for _, value in self.walk(x):
-            x = value
-        return x
+        """Normalised images [N, C, H, W] -> outputs [N, classes], float32."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.place.precision == "bf16"):
+            for _, value in self.walk(x):
+                x = value
+        return x.float()
 
     def walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Every (value name, value) in order; the output is the last."""
@@ -203,6 +229,7 @@ class SuperNet(FloatNet):
         self.layers = tuple(LayerId(n.name) for n in graph.nodes if n.op in LAYERS)
         self.costs = Costs(graph, space)
         self.last = Gates()
+        self.residual_momentum = RESIDUAL_MOMENTUM  # 1: activation gates read the last batch, as published
         self.watch: Callable[[str, Tensor], bool] | None = None  # told (clip, values); False: they pass unrounded
         self._plan_storage()
         self._group_of = channel_group(graph)
@@ -286,7 +313,8 @@ class SuperNet(FloatNet):
         """Masked and rounded where a chain ends: removed channels are zero there, which every grid holds."""
         clip = self._stored.get(node.name)
         if clip is not None and node.name in self._masked and self._hides(node.name):
-            value = value * self.mask(node.name).view(1, -1, *(1,) * (value.dim() - 2))
+            mask = self.mask(node.name).to(value.dtype)
+            value = value * mask.view(1, -1, *(1,) * (value.dim() - 2))
         return self._round(value, clip)
 
     def _hides(self, value: str) -> bool:
@@ -297,8 +325,9 @@ class SuperNet(FloatNet):
     def mask(self, value: str) -> Tensor:
         """Gate of every channel (or flattened column) of a value, [C]."""
         group, spread = self._masked[value]
-        sizes = torch.tensor(self.space.gates[GroupId(group)].sizes)
-        return self.last.prune[group].repeat_interleave(sizes).repeat_interleave(spread)
+        gates, sizes = self.last.prune[group], self.space.gates[GroupId(group)].sizes
+        times = torch.tensor(sizes, device=gates.device)
+        return gates.repeat_interleave(times, output_size=sum(sizes)).repeat_interleave(spread)
 
     def _round(self, x: Tensor, clip: str | None) -> Tensor:
         if clip is None or (self.watch is not None and not self.watch(clip, x)):
@@ -312,7 +341,7 @@ class SuperNet(FloatNet):
             gates = self.last.act[layer] = self.act_gates(layer)
             return clipped(x, v, _bits(gates), domain)
         parts, means = split(x, v, domain)
-        self.tensor(f"{layer}.mean_residual").lerp_(averaged(means), RESIDUAL_MOMENTUM)
+        self.tensor(f"{layer}.mean_residual").lerp_(averaged(means), self.residual_momentum)
         gates = self.last.act[layer] = self.act_gates(layer)
         return clipped_by_gates(x, v, gates, parts, domain)
 
@@ -382,7 +411,7 @@ class SuperNet(FloatNet):
     def part_scores(self, group: str) -> Tensor:
         """Mean |w| of each part over its scored convolutions, after division by the largest |w| (methods A.1.4)."""
         gate = self.space.gates[GroupId(group)]
-        scores: Tensor = torch.zeros(len(gate.sizes))
+        scores: Tensor = torch.zeros(len(gate.sizes), device=self.place.device)
         for layer in gate.scored:
             w = self.tensor(self.graph.value(layer).consts["weight"])
             rows = (w.abs() / w.detach().abs().max().clamp_min(TINY)).flatten(1).mean(1)
@@ -459,7 +488,8 @@ class SuperNet(FloatNet):
         gate = self.space.gates.get(GroupId(group))
         if gate is None:
             return torch.tensor(float(whole), dtype=torch.float64)
-        return (self.last.prune[group].double() * torch.tensor(gate.sizes, dtype=torch.float64)).sum()
+        gates = self.last.prune[group].double()
+        return (gates * torch.tensor(gate.sizes, dtype=torch.float64, device=gates.device)).sum()
 
     # -- out ----------------------------------------------------------------------------------------------------
 

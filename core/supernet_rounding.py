@@ -72,8 +72,8 @@ class RoundClipped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, v: Tensor, n: int, lo: float) -> Tensor:
         """`x` of any shape, `v` a positive scalar; same values as the separate operations, bit for bit."""
-        out = x / v
-        out.clamp_(lo, 1.0).mul_(n).round_().div_(n).mul_(v)
+        out = x.float() / v
+        out = out.clamp_(lo, 1.0).mul_(n).round_().div_(n).mul_(v).to(x.dtype)
         ctx.save_for_backward(x, out, v)
         ctx.lo = lo
         return out
@@ -97,7 +97,7 @@ class DecomposeClipped(torch.autograd.Function):
         """`x` of any shape, the rest scalars; the parts stay as they are."""
         z2, e4, e8 = parts
         out = e8 * g8
-        out.add_(e4).mul_(g4).add_(z2).mul_(v)
+        out = out.add_(e4).mul_(g4).add_(z2).mul_(v).to(x.dtype)
         ctx.save_for_backward(x, out, v, e4, e8, g4, g8)
         ctx.lo = lo
         return out
@@ -129,7 +129,10 @@ def decomposed(z: Tensor, g4: Tensor, g8: Tensor, domain: str) -> Tensor:
 
 
 def clipped(x: Tensor, v: Tensor, bits: int, domain: str) -> Tensor:
-    """`RoundClipped`, typed: float32 `x` on the grid of `bits` within the positive clip `v`, a scalar."""
+    """`RoundClipped`, typed: `x` on the grid of `bits` within the positive clip `v`, a float32 scalar.
+
+    Rounded in float32; `x` may be bfloat16, and so is the result then.
+    """
     out: Tensor = RoundClipped.apply(x, v, steps(domain, bits), least(domain))  # type: ignore[no-untyped-call]
     return out
 
@@ -166,7 +169,7 @@ def split(x: Tensor, v: Tensor, domain: str) -> tuple[tuple[Tensor, Tensor, Tens
     """`residuals` and `mean_residuals` of clamp(x / v) in one go. No gradient."""
     two, four, eight = (steps(domain, b) for b in (2, 4, 8))
     with torch.no_grad():
-        z = x / v
+        z = x.float() / v
         z.clamp_(least(domain), 1.0)
         z2 = (z * two).round_().div_(two)
         if domain == EVEN:
@@ -206,6 +209,8 @@ def _like(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype != torch.float32 or b.dtype != torch.float32:
+        return (a * b).sum(dtype=torch.float32)  # the CPU's dot product of bfloat16 is slow and sums in bfloat16
     return torch.dot(_flat(a), _flat(b))
 
 

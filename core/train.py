@@ -48,7 +48,8 @@ Draw = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]
 class Samples:
     """The training part without the held-out slice (drawn with augmentation) and that slice.
 
-    `draw(numbers, rng)` -> float32 [N, C, H, W] normalised, int64 [N]; `held`: the validation images and labels, so.
+    `draw(numbers, rng)` -> float32 [N, C, H, W] normalised, labels int64 [N] or float32 [N, classes] where they are
+    smoothed; `held`: the validation images and labels int64.
     """
 
     count: int
@@ -115,7 +116,10 @@ class Loop:
     def __init__(
         self, folder: Path, samples: Samples, *, batch: int, seed: int, work: float,
         agenda: Sequence[tuple[str, int, float]] = (), progress: Callable[[Progress], None] | None = None,
+        device: str = "cpu", shape: str = "cosine",
     ) -> None:  # fmt: skip
+        """`device`: where batches go; `shape`: of the rates of `Training` (core.job.SHAPES)."""
+        self.device, self.shape = device, shape
         self.folder, self.samples, self.seed = folder, samples, seed
         self.batch = min(batch, samples.count)
         self.steps = samples.count // self.batch
@@ -150,7 +154,7 @@ class Loop:
         size = 0
         if self.checkpoint.exists():
             try:
-                saved = torch.load(self.checkpoint, weights_only=True)
+                saved = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
                 if saved["version"] != CHECKPOINT_VERSION:
                     raise CorruptError(f"{self.checkpoint}: version {saved['version']}, this is {CHECKPOINT_VERSION}")
                 self.carry, self._pending = saved["carry"], saved["pending"]
@@ -214,6 +218,8 @@ class Loop:
         """All epochs of a phase, from where a checkpoint left it."""
         rng = np.random.default_rng([self.seed, zlib.crc32(phase.name.encode())])
         at = _Position()
+        if isinstance(phase, Training):
+            phase.shape = self.shape
         pending, self._pending = self._pending, None
         if pending is not None and pending["phase"] == phase.name:
             phase.load(pending["state"])
@@ -233,7 +239,8 @@ class Loop:
         while at.step < self.steps:
             x, y = self.samples.draw(order[at.step * self.batch : (at.step + 1) * self.batch], rng)
             done = at.epoch * self.steps + at.step
-            for key, value in phase.step(to_torch(x), torch.from_numpy(y), done, total).items():
+            images, labels = to_torch(x).to(self.device), torch.from_numpy(y).to(self.device)
+            for key, value in phase.step(images, labels, done, total).items():
                 at.sums[key] = at.sums.get(key, 0.0) + value
             at.step += 1
             if self._stop or (done + 1) % self.every == 0:
@@ -296,6 +303,21 @@ def cosine(done: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * done / max(total, 1)))
 
 
+def stepwise(done: int, total: int) -> float:
+    """Factor of the learning rate: 1, a tenth from half of the steps on, a hundredth from three quarters on."""
+    return 0.1 ** ((2 * done >= total) + (4 * done >= 3 * total))
+
+
+FACTORS: Mapping[str, Callable[[int, int], float]] = {"cosine": cosine, "step": stepwise}  # by core.job.SHAPES
+
+
+def smoothed(labels: np.ndarray, classes: int, share: float) -> np.ndarray:
+    """Integer labels [N] -> float32 [N, classes]: `share` of each spread evenly over all classes."""
+    out = np.full((len(labels), classes), share / classes, np.float32)
+    out[np.arange(len(labels)), labels] += 1 - share
+    return out
+
+
 def sgd(net: nn.Module, groups: list[dict[str, Any]], lr: float) -> torch.optim.SGD:
     """SGD with Nesterov momentum; `groups` name parameters, `lr` and `weight_decay` where they differ."""
     assert isinstance(net, nn.Module)
@@ -309,7 +331,10 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float], factor: 
 
 
 def objective(outputs: Tensor, labels: Tensor, teacher: Tensor | None, distill: float) -> Tensor:
-    """Cross-entropy, of which the share `distill` comes from the teacher's softened outputs."""
+    """Cross-entropy, of which the share `distill` comes from the teacher's softened outputs.
+
+    `labels`: int64 [N], or probabilities [N, classes].
+    """
     loss = F.cross_entropy(outputs, labels)
     if teacher is None or distill == 0:
         return loss
@@ -336,13 +361,13 @@ def check_finite(loss: Tensor, net: FloatNet, x: Tensor, phase: str) -> None:
 
 def evaluate(net: nn.Module, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """(top-1 in percent, mean cross-entropy) of the evaluation forward in floats."""
-    before = net.training
+    before, device = net.training, next(net.parameters()).device
     net.eval()
     right, loss = 0, 0.0
     with torch.no_grad():
         for i in range(0, len(labels), EVALUATION_BATCH):
-            y = torch.from_numpy(labels[i : i + EVALUATION_BATCH])
-            outputs = net(to_torch(images[i : i + EVALUATION_BATCH]))
+            y = torch.from_numpy(labels[i : i + EVALUATION_BATCH]).to(device)
+            outputs = net(to_torch(images[i : i + EVALUATION_BATCH]).to(device))
             right += int((outputs.argmax(1) == y).sum())
             loss += float(F.cross_entropy(outputs, y, reduction="sum"))
     net.train(before)
@@ -378,11 +403,14 @@ class Job:
         rng = np.random.default_rng([self.settings.seed, count])
         order, size = rng.permutation(self.samples.count), self.loop.batch
         starts = [i * size for i in range(count) if (i + 1) * size <= self.samples.count]
-        return [to_torch(self.samples.draw(order[i : i + size], rng)[0]) for i in starts]
+        drawn = (to_torch(self.samples.draw(order[i : i + size], rng)[0]) for i in starts)
+        return [x.to(self.loop.device) for x in drawn]
 
 
 class Training:
-    """A phase of plain training (the float net, or a frozen super-net): cosine schedule, best state on validation."""
+    """A phase of plain training (the float net, or a frozen super-net): best state on validation."""
+
+    shape = "cosine"  # of the learning rate; the loop sets it
 
     def __init__(
         self, name: str, net: FloatNet, groups: list[dict[str, Any]], *, epochs: int, lr: float, samples: Samples,
@@ -402,7 +430,7 @@ class Training:
 
     def step(self, x: Tensor, y: Tensor, done: int, total: int) -> dict[str, float]:
         """One step of SGD."""
-        set_rates(self.optimizer, self.rates, cosine(done, total))
+        set_rates(self.optimizer, self.rates, FACTORS[self.shape](done, total))
         with torch.no_grad():
             taught = self.teacher(x) if self.teacher is not None and self.distill else None
         loss = objective(self.net(x), y, taught, self.distill)

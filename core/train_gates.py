@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .cost import Budget, Choice, Move, Step, exchange, fill, middle, project
 from .plan import GroupId, LayerId
-from .supernet import TINY, SuperNet
+from .supernet import RESIDUAL_MOMENTUM, TINY, SuperNet
 from .supernet_starts import fit, sensitivities
 from .train import Job, Training, check_finite, cosine, evaluate, objective, reestimate, set_rates, sgd
 
@@ -112,7 +112,9 @@ class Searching:
         self.weights = {b.kind: LAMBDA_START for b in self.budgets}  # lambda of each budget
         self.starts: dict[str, float] = {}  # figures when the gates begin to move
         self.hurts: dict[str, float] = {}  # sensitivities then
-        self.warm = WARM if net.space.searched else 0.0
+        self.guided = job.settings.variant != "paper"
+        self.warm = WARM if net.space.searched and self.guided else 0.0
+        net.residual_momentum = RESIDUAL_MOMENTUM if self.guided else 1.0
 
     def begin(self) -> None:
         """Clips from data."""
@@ -120,9 +122,10 @@ class Searching:
         self.net.train()
 
     def open_gates(self) -> None:
-        """Thresholds from sensitivities, at `START_BITS` everywhere; what the controller starts from."""
-        self.hurts = self.measured(middle(self.net.space), CALIBRATION_BATCHES)
-        place_thresholds(self.net, self.hurts)
+        """Thresholds from sensitivities at the middle widths (the paper's stay 0); what the controller starts from."""
+        if self.guided:
+            self.hurts = self.measured(middle(self.net.space), CALIBRATION_BATCHES)
+            place_thresholds(self.net, self.hurts)
         self.net.clamp_thresholds()
         choice = self.net.choice()
         self.starts = {kind: float(self.costs.figure(kind, choice)) for kind in self.bounds}
@@ -193,7 +196,8 @@ class Searching:
         """Gates -> a choice within the budgets, for good.
 
         Harms are measured anew around what the gates say; by them the choice is brought under the budgets, the rest is
-        spent and widths are traded as long as that harms less. Then clips and norms anew.
+        spent and widths are traded as long as that harms less. The paper's variant knows its gates' margins alone and
+        trades nothing. Then clips and norms anew.
         """
         net = self.net
         if net.frozen:
@@ -201,6 +205,49 @@ class Searching:
         if not self.starts:
             self.open_gates()
         choice, loop = net.choice(), self.job.loop
+        if self.guided:
+            harm, notes = self._harms(choice)
+        else:
+            harm, notes = self._margins(), {}
+        loop.event("gates", phase=self.name, **self._told(choice), **notes)
+        choice, lowered = project(self.costs, self.budgets, choice, harm)
+        choice, raised = fill(self.costs, self.budgets, choice, lambda c, m: -harm(c, m))
+        choice, traded = exchange(self.costs, self.budgets, choice, harm) if self.guided else (choice, [])
+        choice, further = (choice, []) if self.after is None else self.after(choice, harm)
+        for kind, steps in (("projection", lowered), ("fill", raised), ("exchange", traded), ("further", further)):
+            for step in steps:
+                loop.event(kind, **_logged(step))
+        loop.event("choice", phase=self.name, **self._told(choice))
+        settled(self.job, net, choice)
+
+    def _margins(self) -> Loss:
+        """Harm as the gates alone tell it: how far a residual or score lies above its threshold, below for a gain."""
+        open_: dict[str, float] = {}
+        with torch.no_grad():
+            for layer in self.net.space.searched:
+                residuals = {
+                    "weight": self.net.weight_residuals(layer), "act": self.net.tensor(f"{layer}.mean_residual")
+                }  # fmt: skip
+                for side, levels in residuals.items():
+                    margins = (levels - self.net.tensor(f"{layer}.threshold_{side[0]}")).tolist()
+                    open_ |= {f"{side} {layer} {low}": m for low, m in zip((2, 4), margins, strict=True)}
+            for group in self.net.space.open:
+                scores = (self.net.part_scores(group) - self.net.tensor(f"{group}.threshold_p")).tolist()
+                open_ |= {f"prune {group} {part}": score for part, score in enumerate(scores)}
+
+        def harm(choice: Choice, move: Move) -> float:
+            if move.side in ("prune", "restore"):
+                margin = abs(open_[f"prune {move.name} {move.to}"])
+                return max(margin, LEAST_WORTH) if move.side == "prune" else -1 / (1 + margin)
+            now = (choice.weight if move.side == "weight" else choice.act)[LayerId(move.name)]
+            margin = abs(open_[f"{move.side} {move.name} {min(now, move.to)}"])
+            return margin if move.to < now else -1 / (1 + margin)  # the gate that is least shut opens first
+
+        return harm
+
+    def _harms(self, choice: Choice) -> tuple[Loss, dict[str, Any]]:
+        """Harm by measurement, and what the log says of it."""
+        net = self.net
         before = dict(choice.parts)
         # On other images than at the start, and the mean of both: the least of many noisy figures is chosen below.
         now = self.measured(choice, CALIBRATION_BATCHES + 1)
@@ -219,16 +266,7 @@ class Searching:
             bits = (choice.weight if side == "w" else choice.act)[LayerId(move.name)]
             return hurts[f"{move.name}.{side}{move.to}"] - hurts[f"{move.name}.{side}{bits}"]
 
-        loop.event("gates", phase=self.name, **self._told(choice), sensitivities=now)
-        choice, lowered = project(self.costs, self.budgets, choice, harm)
-        choice, raised = fill(self.costs, self.budgets, choice, lambda c, m: -harm(c, m))
-        choice, traded = exchange(self.costs, self.budgets, choice, harm)
-        choice, further = (choice, []) if self.after is None else self.after(choice, harm)
-        for kind, steps in (("projection", lowered), ("fill", raised), ("exchange", traded), ("further", further)):
-            for step in steps:
-                loop.event(kind, **_logged(step))
-        loop.event("choice", phase=self.name, **self._told(choice))
-        settled(self.job, net, choice)
+        return harm, {"sensitivities": now}
 
     def _told(self, choice: Choice) -> dict[str, Any]:
         return {**_described(choice), "figures": {k: self.costs.figure(k, choice) for k in self.bounds}}

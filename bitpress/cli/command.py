@@ -38,6 +38,7 @@ class Common:
     threads: tuple[int, ...]  # one number but for verbs that take a list
     given: frozenset[str]  # parameters that the command line or the configuration file named
     progress: Progress
+    device: str = "cpu"  # cuda only for verbs that take it
 
     @property
     def thread(self) -> int:
@@ -166,15 +167,17 @@ def cli() -> None:
     """Joint pruning and mixed-precision search, compiled to packed low-bit kernels, measured."""
 
 
-def verb(name: str, *, table: bool = True, lists: bool = False) -> Callable[[Callable[..., Result]], click.Command]:
+def verb(
+    name: str, *, table: bool = True, lists: bool = False, gpu: bool = False
+) -> Callable[[Callable[..., Result]], click.Command]:
     """Makes a function (Common, **own parameters) -> Result into the command `name`.
 
-    `table`: has `-o FORMAT`. `lists`: `--threads` takes several numbers.
+    `table`: has `-o FORMAT`. `lists`: `--threads` takes several numbers. `gpu`: takes `--device cuda`.
     """
 
     def decorate(function: Callable[..., Result]) -> click.Command:
         def body(**given: Any) -> int:
-            common = _common(given)
+            common = _common(given, gpu=gpu)
             _told(common, given)
             with common.progress:
                 result = function(common, **given)
@@ -212,14 +215,14 @@ def _options(*, table: bool, lists: bool) -> list[click.Parameter]:
     ]  # fmt: skip
 
 
-def _common(given: dict[str, Any]) -> Common:
+def _common(given: dict[str, Any], *, gpu: bool) -> Common:
     """Takes the common options out of `given`."""
     ctx = click.get_current_context()
     environment.check()
     device = given.pop("device")
-    if device == "cuda":
+    if device == "cuda" and not gpu:
         raise EnvironmentMissing(
-            f"--device cuda: Bitpress {__version__} computes on the CPU only; there are no GPU kernels in it yet. "
+            f"--device cuda: Bitpress {__version__} runs networks on the CPU only; only search trains on a GPU. "
             "Leave --device out"
         )
     target = given.pop("json")
@@ -235,7 +238,7 @@ def _common(given: dict[str, Any]) -> Common:
     _log(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
     return Common(
         json=target, format=given.pop("format", "table"), quiet=quiet, verbose=verbose,
-        seed=given.pop("seed"), threads=threads, given=named, progress=Progress(quiet=quiet),
+        seed=given.pop("seed"), threads=threads, given=named, device=device, progress=Progress(quiet=quiet),
     )  # fmt: skip
 
 

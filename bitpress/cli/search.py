@@ -22,7 +22,7 @@ PLAN = (
 )  # fmt: skip
 
 
-@verb("search")
+@verb("search", gpu=True)
 @click.argument("model")
 @click.option(
     "--data", required=True, metavar="DATA", help="digits, cifar10:DIR, imagefolder:DIR, file.py:factory, ..."
@@ -31,6 +31,9 @@ PLAN = (
 @click.option("--out", required=True, metavar="RUN", help="Folder of the run; an unfinished one is resumed.")
 @click.option("--method", default="sbs", help="sbs, two-stage, uniform; djpq, ajpq and bayesian-bits are to come.")
 @click.option("--search", "mode", metavar="joint|bits|prune", help="sbs: what moves; the other is left alone or given.")
+@click.option(
+    "--sbs-variant", "variant", metavar="guided|paper", help="sbs: gates with measured harms, or as published."
+)
 @click.option("--bits", metavar="w4a4", help="uniform: the widths. --search prune, two-stage: while pruning, w8a8.")
 @click.option("--prune-share", type=float, help="two-stage: share of the fall of ln BOPs left to pruning, 0.25.")
 @click.option("--residual", type=Names("int8", "float32"), default="int8", help="How residual streams are held.")
@@ -45,6 +48,10 @@ PLAN = (
 @click.option("--group-size", type=int, help="Filters a pruning gate.")
 @click.option("--max-pruning-ratio", type=float, help="Share of a group's channels that may go.")
 @click.option("--distill", type=float, help="Share of the loss that comes from the float network.")
+@click.option("--label-smoothing", type=float, help="Share of each label spread over all classes: 0 to 1, default 0.")
+@click.option("--schedule", "shape", type=Names("cosine", "step"), help="Fall of the rates; step: /10 at 50 and 75 %.")
+@click.option("--precision", type=Names("fp32", "bf16"), help="Of training; default fp32, on a GPU bf16.")
+@click.option("--train-images", type=int, help="Images of the training part, drawn by the seed. Default: all.")
 @normal_options
 @model_options
 def command(common: Common, model: str, data: str, budget: tuple[str, ...], out: str, **options: Any) -> Result:
@@ -62,7 +69,8 @@ def command(common: Common, model: str, data: str, budget: tuple[str, ...], out:
     asked = "threads" in common.given or "BITPRESS_NUM_THREADS" in os.environ
     result = search(
         model, data=data, budgets=budget, out=out, seed=common.seed, threads=common.thread if asked else None,
-        progress=common.progress.epoch, **{key: value for key, value in options.items() if value is not None},
+        device=common.device, progress=common.progress.epoch,
+        **{key: value for key, value in options.items() if value is not None},
     )  # fmt: skip
     document = {**result, "run": out}
     return Result(document, _tables(document), _notes(document))

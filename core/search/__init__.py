@@ -27,12 +27,12 @@ from ..factory import is_factory
 from ..graph import Graph, refuse_unknown
 from ..host import head
 from ..integer import integer
-from ..job import Schedule, Settings, locked, open_run, schedule, sha256
+from ..job import DEVICES, PRECISIONS, Schedule, Settings, locked, open_run, schedule, sha256
 from ..plan import RESIDUALS
 from ..rundir import FLOAT, RESULT, read_json, write_json, write_run, write_tensors
 from ..semantics import Semantics
-from ..supernet import FloatNet, SuperNet
-from ..train import Job, Loop, Progress, Samples, Training
+from ..supernet import FloatNet, Place, SuperNet, placed
+from ..train import Job, Loop, Progress, Samples, Training, smoothed
 from .registry import MODES, PROMISED, SEARCHES, Method, Terms, method_of, resolve
 
 DISTILL = 0.5  # share of the loss that comes from the float network's outputs (methods F)
@@ -71,24 +71,36 @@ def search(
     group_size: int | None = None,
     max_pruning_ratio: float | None = None,
     distill: float = DISTILL,
+    variant: str | None = None,
+    train_images: int | None = None,
+    label_smoothing: float = 0.0,
+    shape: str | None = None,
+    device: str = "cpu",
+    precision: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """Searches `model` on `data` under `budgets` and leaves a RUN in `out`; the content of its result.json.
 
     `mode`: joint, bits or prune, of methods that have them; `bits`: "w4a4", where widths are given and not searched;
-    `prune_share`: of two-stage. A RUN of the same settings is continued, a finished one returns its result. UsageError
-    (an option that the method does not take), UnsupportedError or CheckFailed (a budget that cannot be reached) before
-    any work; Interrupted on a signal, with the state saved.
+    `prune_share`: of two-stage; `variant`: of sbs, guided or paper; `train_images`: how many of the training part,
+    drawn by the seed; `shape`: of the learning rates (core.job.SHAPES); `device`: cpu or cuda; `precision`: fp32 or
+    bf16, by default fp32 on the CPU and bf16 on a GPU. A RUN of the same settings is continued (on the CPU as if it had
+    never stopped), a finished one returns its result. UsageError (an option that the method does not take, a GPU that
+    is not there), UnsupportedError or CheckFailed (a budget that cannot be reached) before any work; Interrupted on a
+    signal, with the state saved.
     """
     found = tuple(parse_budget(text) for text in budgets)
     changes = {
         "epochs_float": epochs_float, "epochs_search": epochs_search, "epochs_finetune": epochs_finetune,
         "lr_float": lr_float, "lr_search": lr_search, "lr_thresholds": lr_thresholds, "lr_finetune": lr_finetune,
-        "batch": batch,
+        "batch": batch, "schedule": shape,
     }  # fmt: skip
     pruning = {"group_size": group_size, "max_pruning_ratio": max_pruning_ratio}
-    terms = resolve(method, {**changes, **pruning, "mode": mode, "bits": bits, "prune_share": prune_share})
+    terms = resolve(
+        method, {**changes, **pruning, "mode": mode, "bits": bits, "prune_share": prune_share, "variant": variant}
+    )
     _check(found, terms, residual, distill, seed, threads)
+    place = _place(label_smoothing, device, precision)
     planned = _schedule(data, changes, terms)
     group_size = GROUP_SIZE if group_size is None else group_size
     max_pruning_ratio = MAX_PRUNING_RATIO if max_pruning_ratio is None else max_pruning_ratio
@@ -103,13 +115,16 @@ def search(
         check_reachable(graph, found, space)
         images = load_data(data, in_shape=loaded.in_shape, seed=seed)
         images.require_fit(loaded.in_shape, loaded.classes)
+        if train_images is not None and not 1 <= train_images <= len(images.train):
+            raise UsageError(f"--train-images {train_images}: {data} has {len(images.train)} to train on")
         if threads is None:
             threads = default_threads(TRAINING_COST * bops.count(graph).totals.macs * planned.batch)
             torch.set_num_threads(threads)
         settings = Settings(
-            model, data, method, terms.mode, terms.bits, terms.prune_share, tuple(sorted(budgets)),
+            model, data, method, terms.mode, terms.variant, terms.bits, terms.prune_share, tuple(sorted(budgets)),
             _files(model, weights, images), loaded.classes, loaded.in_shape, loaded.mean, loaded.std, residual, planned,
-            seed, threads, group_size, max_pruning_ratio, distill,
+            seed, threads, group_size, max_pruning_ratio, distill, train_images,
+            label_smoothing, place.device, place.precision,
         )  # fmt: skip
         folder = Path(out)
         with locked(folder):
@@ -118,7 +133,7 @@ def search(
                 return read_json(folder / RESULT)
             samples = _samples(images, settings)
             loop = _loop(folder, graph, samples, settings, terms, progress)
-            with loop.signals():
+            with loop.signals(), placed(place):
                 teacher = _float(graph, samples, settings, loop)
                 trained = graph.with_nodes(graph.nodes, teacher.float_tensors())
                 job = Job(settings, trained, space, found, samples, loop, teacher)
@@ -130,7 +145,23 @@ def default_threads(work: float) -> int:
     return 1 if work < SMALL_STEP else len(os.sched_getaffinity(0))
 
 
-def _schedule(data: str, changes: Mapping[str, int | float | None], terms: Terms) -> Schedule:
+def _place(label_smoothing: float, device: str, precision: str | None) -> Place:
+    """Device and precision; UsageError for a share or a name that makes no sense, or a GPU that is not there."""
+    if not 0 <= label_smoothing < 1:
+        raise UsageError(f"--label-smoothing {label_smoothing} is a share of each label, at least 0 and below 1")
+    if device not in DEVICES:
+        raise UsageError(f"--device {device!r} is none of {', '.join(DEVICES)}")
+    if precision is not None and precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision!r} is none of {', '.join(PRECISIONS)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"--device cuda: torch {torch.__version__} finds no CUDA device here; leave --device out to train on the "
+            "CPU, or use a machine with an NVIDIA GPU and a torch that is built for CUDA"
+        )
+    return Place(device, precision or ("bf16" if device == "cuda" else "fp32"))
+
+
+def _schedule(data: str, changes: Mapping[str, int | float | str | None], terms: Terms) -> Schedule:
     """Epochs and rates. A method without a search fine-tunes by default for the epochs that a search has in all."""
     planned = schedule(data, changes)
     if "epochs_search" in terms.chosen.takes:
@@ -187,13 +218,18 @@ def _samples(images: Data, settings: Settings) -> Samples:
     train, held = images.train, images.validation
     if not len(train) or not len(held):
         raise UsageError(f"{images.spec} has {len(train)} images to train on and {len(held)} to validate with")
+    drawn = np.random.default_rng(settings.seed).permutation(len(train))[: settings.train_images]
+    chosen = np.arange(len(train)) if settings.train_images is None else np.sort(drawn)
 
     def draw(numbers: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        raw = images.augment(np.asarray(train.images[numbers]), rng)
-        return images.normalise(raw, settings.mean, settings.std), train.labels[numbers]
+        raw = images.augment(np.asarray(train.images[chosen[numbers]]), rng)
+        labels = train.labels[chosen[numbers]]
+        if settings.label_smoothing:
+            labels = smoothed(labels, settings.classes, settings.label_smoothing)
+        return images.normalise(raw, settings.mean, settings.std), labels
 
     normalised = images.normalise(np.asarray(held.images[:]), settings.mean, settings.std)
-    return Samples(len(train), draw, (normalised, held.labels))
+    return Samples(len(chosen), draw, (normalised, held.labels))
 
 
 def _loop(
@@ -206,6 +242,7 @@ def _loop(
         folder, samples, batch=plan.batch, seed=settings.seed,
         work=TRAINING_COST * bops.count(graph).totals.macs * plan.batch,
         agenda=(("float", plan.epochs_float, 1.0), *terms.method.agenda(plan)), progress=progress,
+        device=settings.device, shape=plan.schedule,
     )  # fmt: skip
 
 
@@ -226,7 +263,7 @@ def _float(graph: Graph, samples: Samples, settings: Settings, loop: Loop) -> Fl
 def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[str, ...]) -> dict[str, Any]:
     """Extracts, tests once, writes the RUN; result.json comes last and says that it is finished."""
     settings = job.settings
-    net.eval()
+    net.cpu().eval()
     plan, tensors = net.extract()
     tensors["golden_input"] = job.samples.held[0][:1].astype(np.float32)
     graph = job.graph.with_nodes(job.graph.nodes, {k: tensors[k] for k in job.graph.consts})
@@ -236,6 +273,8 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
         whole = totals.bops_fp32 if budget.kind == "bops" else totals.fp32_bytes
         if figures[budget.kind] > budget.bound(whole):
             raise CheckFailed(f"budget {budget.text} is missed: {figures[budget.kind]} of {budget.bound(whole):.0f}")
+    with placed(Place()):
+        teacher = FloatNet(job.graph).eval()  # on the CPU in float32, wherever training was
     test = images.test()
     pictures: Any = test.images  # an ndarray, or files that are decoded batch by batch
     semantics = Semantics(integer(graph, plan, tensors), settings.threads)
@@ -245,7 +284,7 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
 
     def run_float(x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            outputs: np.ndarray = job.teacher(torch.from_numpy(x)).numpy()
+            outputs: np.ndarray = teacher(torch.from_numpy(x)).numpy()
             return outputs
 
     def check(_done: int) -> None:

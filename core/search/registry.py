@@ -18,7 +18,7 @@ from . import sbs, two_stage, uniform
 Agenda = Callable[[Schedule], tuple[tuple[str, int, float], ...]]
 SEARCHING = frozenset({"epochs_search", "lr_search", "lr_thresholds"})
 PRUNING = frozenset({"group_size", "max_pruning_ratio"})
-OPTIONS = SEARCHING | PRUNING | {"mode", "bits", "prune_share"}  # those that not every method takes
+OPTIONS = SEARCHING | PRUNING | {"mode", "variant", "bits", "prune_share"}  # those that not every method takes
 BITS = "w8a8"  # where widths are given but not said
 PRUNE_SHARE = 0.25  # of the fall of ln BOPs: 1.4x where widths do the rest of 4x, near the paper's 1.5x (methods C)
 
@@ -59,11 +59,12 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """A method and what its own options resolve to; `bits` "" and `prune_share` None where it has none."""
+    """A method and what its own options resolve to; `variant` and `bits` "", `prune_share` None where it has none."""
 
     name: str
     method: Method
     mode: str
+    variant: str
     bits: str
     prune_share: float | None
 
@@ -82,9 +83,9 @@ SEARCHES: Mapping[str, Method] = {
     "sbs": Method(
         sbs.search, sbs.agenda,
         {
-            "joint": Mode(SEARCHING | PRUNING | {"mode"}),
-            "bits": Mode(SEARCHING | {"mode"}, frozenset({"channels"})),
-            "prune": Mode(SEARCHING | PRUNING | {"mode", "bits"}, frozenset({"bits"})),
+            "joint": Mode(SEARCHING | PRUNING | {"mode", "variant"}),
+            "bits": Mode(SEARCHING | {"mode", "variant"}, frozenset({"channels"})),
+            "prune": Mode(SEARCHING | PRUNING | {"mode", "variant", "bits"}, frozenset({"bits"})),
         },
     ),
     "two-stage": Method(
@@ -96,6 +97,7 @@ SEARCHES: Mapping[str, Method] = {
     ),
 }  # fmt: skip
 PROMISED = ("sbs", "djpq", "ajpq", "bayesian-bits", "two-stage", "uniform")
+VARIANTS = ("guided", "paper")  # of SBS, the default first
 MODES = tuple(dict.fromkeys(mode for row in SEARCHES.values() for mode in row.modes if mode))
 
 
@@ -133,7 +135,10 @@ def resolve(name: str, given: Mapping[str, Any]) -> Terms:
     share = said.get("prune_share", PRUNE_SHARE) if "prune_share" in takes else None
     if share is not None and not 0 <= share <= 1:
         raise UsageError(f"--prune-share {share} is a share of what ln BOPs must lose, within [0, 1]")
-    return Terms(name, method, mode, bits, share)
+    variant = str(said.get("variant", VARIANTS[0])) if "variant" in takes else ""
+    if variant and variant not in VARIANTS:
+        raise UsageError(f"--sbs-variant {variant!r} is none of {', '.join(VARIANTS)}{close(variant, VARIANTS)}")
+    return Terms(name, method, mode, variant, bits, share)
 
 
 def _takers(key: str) -> str:

@@ -127,6 +127,28 @@ def test_search_bits_prunes_nothing(tmp_path: Path, model: str) -> None:
     _is_what_the_integers_say(run, result)
 
 
+def test_the_papers_variant_starts_open_reads_the_last_batch_and_trades_nothing(tmp_path: Path) -> None:
+    """Thresholds at 0, so everything starts at 8/8; no harms are measured; the budget holds all the same."""
+    result = _quick(tmp_path / "run", variant="paper")
+    (start,) = _events(tmp_path / "run", "start")
+    run = load_run(tmp_path / "run")
+    graph = run.graph
+    assert start["figures"]["bops"] == Costs(graph, search_space(graph)).bops(largest(search_space(graph)))
+    assert start["sensitivities"] == {}
+    assert not _events(tmp_path / "run", "exchange")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["variant"] == "paper"
+    assert 0.7 < result["bops"] / (0.03 * result["bops_fp32"]) <= 1  # four layers: widths are coarse steps
+    _is_what_the_integers_say(run, result)
+
+
+def test_training_images_are_drawn_by_the_seed(tmp_path: Path) -> None:
+    """Fewer steps an epoch; another seed draws others, and the drawn number is part of the run."""
+    _quick(tmp_path / "run", **UNIFORM | {"train_images": 64})
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["train_images"] == 64
+    with pytest.raises(UsageError, match="--train-images: 64 there, none now"):
+        _quick(tmp_path / "run", **UNIFORM)
+
+
 @pytest.mark.parametrize(("bits", "budget"), [(None, "bops=4.5%"), ("w4a4", "bops=1.2%"), ("w2a3", "size=5%")])
 def test_search_prune_moves_channels_alone(tmp_path: Path, bits: str | None, budget: str) -> None:
     result = _quick(tmp_path / "run", **PRUNE | {"bits": bits, "budgets": [budget], "group_size": 2})
@@ -210,6 +232,9 @@ def test_pruning_goes_on_where_the_least_widths_would_not_do(tmp_path: Path) -> 
         ({"mode": "bits", "bits": "w4a4"}, UsageError, "--bits does nothing"),
         ({"mode": "bits", "max_pruning_ratio": 0.3}, UsageError, "--max-pruning-ratio does nothing"),
         ({"mode": "prun"}, UsageError, "did you mean prune"),
+        ({"variant": "papr"}, UsageError, "did you mean paper"),
+        (UNIFORM | {"variant": "paper"}, UsageError, "--sbs-variant does nothing with --method uniform"),
+        ({"train_images": 10**6}, UsageError, "--train-images 1000000: .* to train on"),
         ({"prune_share": 0.5}, UsageError, "--prune-share does nothing with --method sbs --search joint"),
         (PRUNE | {"bits": "w4a4", "budgets": ["bops=0.5%"]}, CheckFailed, "with w4a4 between 8-bit ends and the larg"),
         (PRUNE | {"bits": "w3a4"}, UnsupportedError, "3 bits"),
