@@ -1,12 +1,12 @@
-"""A short run of the fuzz targets under sanitizers, from the corpus of malformed files and good ones.
-
-`fuzz_bpk SECONDS SEED FILE...` in build/sanitize-address-undefined runs on by hand; a crash leaves crash-input.
+"""A short run of the fuzz targets under sanitizers, and of the Python reader, from the corpus of malformed files and
+good ones. BITPRESS_FUZZ_SECONDS makes it longer; a crash leaves crash-input in the test's folder.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +15,11 @@ from bitpress.compiler import artifact
 
 from ..format import malformed
 from ..runtime import samples
-from .conftest import run, sanitized
+from .conftest import ROOT, run, sanitized
 from .test_hostile import hostile_npy
 
 pytestmark = [pytest.mark.native, pytest.mark.slow]
-SECONDS = 20
+SECONDS = int(os.environ.get("BITPRESS_FUZZ_SECONDS", "60"))
 
 
 @pytest.mark.parametrize("kind", ["bpk", "npy"])
@@ -30,9 +30,23 @@ def test_no_crash(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (tmp_path / f"{number}.{kind}").write_bytes(data)
     monkeypatch.chdir(tmp_path)
     seed = int.from_bytes(os.urandom(4), "little")
-    done = run([target, SECONDS, seed, *sorted(tmp_path.glob(f"*.{kind}"))], ASAN_OPTIONS="max_allocation_size_mb=512")
+    sources = sorted(tmp_path.glob(f"*.{kind}"))
+    watched = {"ASAN_OPTIONS": "max_allocation_size_mb=512"}
+    done = run([target, SECONDS, seed, *sources], seconds=SECONDS + 300, **watched)
+    print(done.stdout)
     said = re.fullmatch(r"(\d+) inputs from a corpus of (\d+), seed (\d+): none crashed\n", done.stdout)
     assert said is not None and int(said[1]) > 100 and int(said[2]) == len(files), done
+
+
+def test_the_python_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    seed = int.from_bytes(os.urandom(4), "little")
+    code = "import sys; sys.path.append(sys.argv[1]); from tests.native import fuzz_reader as fuzzer; "
+    code += f"fuzzer.main({SECONDS}, {seed})"
+    done = run([sys.executable, "-P", "-c", code, ROOT], seconds=SECONDS + 300)
+    print(done.stdout)
+    said = re.match(rf"(\d+) inputs from a corpus of (\d+), seed {seed}: (\d+) programs; ", done.stdout)
+    assert said is not None and int(said[1]) > 1000 and int(said[3]) > 0, done
 
 
 def corpus(kind: str) -> list[tuple[str, bytes]]:
