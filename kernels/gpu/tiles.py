@@ -26,7 +26,7 @@ VECTOR = Tile(pixels=1, rows=16, blocks=8, warps=4, stages=3)
 _NARROW = (
     Tile(pixels=16, rows=128, blocks=2, warps=4, stages=3),
     Tile(pixels=32, rows=128, blocks=2, warps=4, stages=3),
-    Tile(pixels=64, rows=128, blocks=1, warps=4, stages=3),
+    Tile(pixels=64, rows=128, blocks=1, warps=8, stages=3),
 )
 _WIDE = Tile(pixels=128, rows=128, blocks=1, warps=8, stages=3)
 _AMD = Tile(pixels=64, rows=128, blocks=1, warps=4, stages=2)
