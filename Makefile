@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRAS := search,onnx,bench,dev
+FAST := not slow and not triton_interpret and not triton_aot
 BIN := .venv/bin
 BUILD = build/cmake-$(shell $(BIN)/python -c "import sys; print(sys.implementation.cache_tag)")
 NATIVE_SOURCES := CMakeLists.txt $(wildcard cmake/* kernels/*.def) $(shell find csrc -type f)
@@ -9,7 +10,7 @@ CSRC := $(shell find csrc -name '*.cc' -o -name '*.h' -o -name '*.inl')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native demo test test-slow test-all test-aarch64 lint fmt types bench golden wheel clean
+.PHONY: help setup native demo test test-slow test-gpu test-all test-aarch64 lint fmt types bench golden wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +24,7 @@ demo: setup ## train, search, compile, verify and bench the digits network, in a
 	$(BIN)/python -P -m bitpress.benchmarks.demo
 
 test: setup ## the tests, without the slow ones
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "$(FAST)"
 
 test-slow: setup ## the slow ones alone; BITPRESS_DATA=DIR adds those on real data
 	$(BIN)/pytest -m slow
@@ -31,8 +32,13 @@ test-slow: setup ## the slow ones alone; BITPRESS_DATA=DIR adds those on real da
 test-aarch64: setup ## the build for 64-bit Arm, run by qemu; needs g++-aarch64-linux-gnu and qemu-user
 	$(BIN)/pytest tests/native/test_aarch64.py
 
-test-all: setup ## all tests
-	$(BIN)/pytest
+# Two processes: TRITON_INTERPRET turns triton's own library into interpreted functions, which no longer compile.
+test-gpu: setup .venv/.gpu ## Triton kernels without a GPU: values by the interpreter, machine code for four chips
+	TRITON_INTERPRET=1 $(BIN)/pytest -m triton_interpret tests/gpu
+	$(BIN)/pytest -m triton_aot tests/gpu
+
+test-all: setup ## all tests but those of test-gpu
+	$(BIN)/pytest -m "not triton_interpret and not triton_aot"
 
 lint: setup ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $(CSRC)
@@ -49,7 +55,7 @@ bench: setup ## pytest-benchmark suites of kernels and compiled networks
 	$(BIN)/pytest benchmarks/suites --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
 
 golden: setup ## rewrite the golden files of tests/golden; review the diff
-	$(BIN)/pytest -m "not slow" --update-golden
+	$(BIN)/pytest -m "$(FAST)" --update-golden
 
 wheel: setup ## dist/*.whl and dist/*.tar.gz
 	$(BIN)/python -m build --no-isolation
@@ -63,6 +69,11 @@ clean: ## remove all that make made
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade -c constraints.txt pip setuptools wheel pybind11 cmake ninja
 	BITPRESS_NATIVE=0 $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+# A gigabyte that only tests/gpu reads: not part of setup.
+.venv/.gpu: .venv/.deps
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt triton
 	touch $@
 
 .venv/.native: .venv/.deps setup.py $(NATIVE_SOURCES)

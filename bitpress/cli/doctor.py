@@ -35,6 +35,7 @@ def command(common: Common) -> Result:
     verdicts = {} if native is None else {str(row["name"]): row for row in native.kernels()}
     kernels = [_kernel(row, verdicts) for row in ROWS]
     libraries = [{"name": name, "version": _version(name), "extra": extra or None} for name, extra in LIBRARIES.items()]
+    gpu = _gpu_kernels()
     document = {
         **head("bitpress.doctor", isa=_isa_in_use(isas), threads=common.thread, gpu=_gpu()),
         "python": platform.python_version(),
@@ -45,11 +46,13 @@ def command(common: Common) -> Result:
         "isas": isas,
         "libraries": libraries,
         "kernels": kernels,
+        "gpu": gpu,
     }
     host = document["host"]
     notes = [
         f"{host['cpu']}, {document['cores']} cores; {document['system']}; Python {document['python']}",
         f"native module: {said}; instruction set in use: {host['isa']}; GPU: {host['gpu'] or 'none'}",
+        f"GPU kernels: triton {gpu['triton'] or 'none'}; {gpu['why'] or 'usable'}",
     ]
     return Result(document, (_kernel_table(kernels), _isa_table(isas), _library_table(libraries)), notes)
 
@@ -120,6 +123,14 @@ def _gpu() -> str | None:
             if line.startswith("Model:"):
                 return line.partition(":")[2].strip()
     return None
+
+
+def _gpu_kernels() -> dict[str, Any]:
+    """Whether Triton kernels can run here, and what is missing."""
+    from ..kernels import gpu
+
+    why = gpu.missing()
+    return {"usable": not why, "triton": _version("triton"), "why": why}
 
 
 def _kernel_table(rows: list[dict[str, Any]]) -> Table:

@@ -66,8 +66,10 @@ def test_doctor_says_what_is_usable_and_why_not(monkeypatch: pytest.MonkeyPatch)
     native_rows = [row for row in document["kernels"] if row["isa"] != "reference"]
     assert native_rows and not any(row["usable"] for row in native_rows) and all(row["why"] for row in native_rows)
     assert {row["name"] for row in document["libraries"]} >= {"numpy", "torch", "onnxruntime"}
+    gpu = document["gpu"]
+    assert gpu["usable"] == (not gpu["why"]) and (gpu["triton"] or "triton is not installed" in gpu["why"])
     table = bitpress("doctor")
-    assert table.code == 0 and "bitserial_avx2" in table.out and "GPU" in table.out
+    assert table.code == 0 and "bitserial_avx2" in table.out and "GPU kernels: triton" in table.out
 
 
 @pytest.mark.native
