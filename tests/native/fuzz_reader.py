@@ -1,8 +1,8 @@
 """A fuzzer for the Python reader; tests/native/test_fuzz.py starts it in a process of its own.
 
-Damages the corpus as csrc/fuzz/driver.cc does, and makes checksums right again most of the time. Every input must be refused with a CorruptError or be a program; where the native module is there, both readers must
-say the same. Address space is limited, so that memory by an unchecked length is a MemoryError. A failure leaves
-crash-input.
+Damages the corpus as csrc/fuzz/driver.cc does, and makes checksums right again most of the time. Every input must be
+refused with a CorruptError or be a program; where the native module is there, both readers must say the same. Address
+space is limited, so that memory by an unchecked length is a MemoryError. A failure leaves crash-input.
 """
 
 from __future__ import annotations

@@ -96,6 +96,15 @@ def test_whole_programs(isa: str, arm: Tree, programs: dict[str, Sample], tmp_pa
     assert "comes out exactly" in emulated(arm.tool, programs["everything"].file, "--verify", BITPRESS_FORCE_ISA=isa)
 
 
+@pytest.mark.parametrize("name", ["ties", "pool"])
+def test_program(name: str, arm: Tree, tmp_path: Path) -> None:
+    """tests/csrc/NAME.cc: rounding of every requantize row; the thread pool, whose atomics are weaker here."""
+    source, runtime = ROOT / "tests" / "csrc" / f"{name}.cc", arm.folder / "libbitpress_runtime.a"
+    run([COMPILER, "-std=c++17", "-O1", "-static", f"-I{ROOT / 'csrc'}", source, runtime, "-pthread", "-o",
+         tmp_path / name])  # fmt: skip
+    assert " 0 wrong" in f" {emulated(tmp_path / name)}"
+
+
 def test_an_old_core_runs_what_it_has(arm: Tree, programs: dict[str, Sample]) -> None:
     file = programs["everything"].file
     found = json.loads(emulated(arm.tool, file, "--verify", "--json", cpu=OLD))
