@@ -24,6 +24,7 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'bitp
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import interpreter
 
 from bitpress.core import quant
 from bitpress.core.encoding import parse
@@ -464,8 +465,8 @@ def test_tensors_too_large_for_int32_indices_are_refused(monkeypatch: pytest.Mon
 
 
 @triton.jit
-def take_bytes(b, o, BITS: tl.constexpr, SIGNED: tl.constexpr, HALF: tl.constexpr):
-    q = fields.operands(tl.load(b + tl.arange(0, 256)), BITS, SIGNED, HALF, False)
+def take_bytes(b, o, BITS: tl.constexpr, SIGNED: tl.constexpr, HALF: tl.constexpr, ASM: tl.constexpr):
+    q = fields.operands(tl.load(b + tl.arange(0, 256)), BITS, SIGNED, HALF, ASM)
     for s in tl.static_range(8 // BITS):
         tl.store(o + s * 256 + tl.arange(0, 256), q[s])
 
@@ -478,14 +479,73 @@ def take_words(b, o, BITS: tl.constexpr, SIGNED: tl.constexpr, HALF: tl.constexp
 
 
 @triton.jit
-def take_dots(a, b, c, o):
+def take_dots(a, b, c, o, ASM: tl.constexpr):
     i = tl.arange(0, 64)
-    tl.store(o + i, fields.dot4(tl.load(a + i), tl.load(b + i), tl.load(c + i), False))
+    tl.store(o + i, fields.dot4(tl.load(a + i), tl.load(b + i), tl.load(c + i), ASM))
+
+
+def lop3(a: np.ndarray, b: np.ndarray, c: np.ndarray, table: int) -> np.ndarray:
+    """Bit by bit the entry of `table` at 4 * a + 2 * b + c."""
+    out = np.zeros_like(a)
+    for entry in range(8):
+        if table >> entry & 1:
+            out |= (a if entry & 4 else ~a) & (b if entry & 2 else ~b) & (c if entry & 1 else ~c)
+    return out
+
+
+def dp4a(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """c + the products of signed bytes."""
+    sides = [np.ascontiguousarray(v).view(np.int8).reshape(*v.shape, 4).astype(np.int64) for v in (a, b)]
+    return ((sides[0] * sides[1]).sum(-1) + c.view(np.int32)).astype(np.int32).view(np.uint32)
+
+
+# What PTX says of the instructions that the kernels use, on uint32.
+PTX: dict[str, Callable[..., np.ndarray]] = {
+    "shl.b32": lambda a, n: a << np.uint32(n),
+    "shr.u32": lambda a, n: a >> np.uint32(n),
+    "and.b32": lambda a, b: a & b,
+    "lop3.b32": lop3,
+    "dp4a.s32.s32": dp4a,
+}
+
+
+def emulate(
+    asm: str, constraints: str, args: list[tl.tensor], dtype: object, is_pure: bool, pack: int, **_: object
+) -> object:
+    """Assembly on whole tensors: `pack` elements share a 32-bit register, outputs are numbered before inputs."""
+    types = dtype if isinstance(dtype, tuple) else (dtype,)
+    assert is_pure and constraints == ",".join(["=r"] * len(types) + ["r"] * len(args))
+    assert all(pack * t.primitive_bitwidth == 32 for t in (*types, *(arg.dtype for arg in args)))
+    names = {f"${len(types) + i}": arg.handle.data.reshape(-1).view(np.uint32) for i, arg in enumerate(args)}
+    for line in filter(None, (part.strip(" {}") for part in asm.split(";"))):
+        if line == ".reg .b32 t":
+            continue
+        op, _, rest = line.partition(" ")
+        to, *sources = (word.strip() for word in rest.split(","))
+        values = [names[word] if word in names else int(word, 0) for word in sources]
+        values = [np.full_like(values[0], v) if op == "lop3.b32" and i in (1, 2) else v for i, v in enumerate(values)]
+        names[to] = PTX[op](*values)
+    made = [
+        tl.tensor(
+            interpreter.TensorHandle(names[f"${i}"].view(f"i{32 // pack // 8}").reshape(args[0].shape), t), args[0].type
+        )
+        for i, t in enumerate(types)
+    ]
+    return tuple(made) if isinstance(dtype, tuple) else made[0]
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "assembly"])
+def assembly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both spellings; the interpreter has no assembly, so instructions are executed by what PTX says of them."""
+    monkeypatch.setattr(tl, "inline_asm_elementwise", emulate)
+    return request.param
 
 
 @pytest.mark.parametrize(("bits", "half"), [(8, 0), (4, 0), (4, 8), (2, 0), (2, 32)])
 @pytest.mark.parametrize("signed", [True, False])
-def test_every_byte_is_taken_apart_right_by_itself_and_in_a_word(bits: int, half: int, signed: bool) -> None:
+def test_every_byte_is_taken_apart_right_by_itself_and_in_a_word(
+    bits: int, half: int, signed: bool, assembly: bool
+) -> None:
     if half and not signed:
         return  # only weights have odd grids, and they are signed
     given = np.arange(256, dtype=np.uint8)
@@ -494,17 +554,17 @@ def test_every_byte_is_taken_apart_right_by_itself_and_in_a_word(bits: int, half
         want = np.where(want >= 2 ** (bits - 1), want - 2**bits, want) * 2 ** (8 - bits) + half
     source = torch.from_numpy(given.view(np.int8).copy())
     singly, together = (torch.zeros((8 // bits, 256), dtype=torch.int8) for _ in range(2))
-    take_bytes[(1,)](source, singly, bits, signed, half)
+    take_bytes[(1,)](source, singly, bits, signed, half, assembly)
     take_words[(1,)](source.view(torch.int32), together.view(torch.int32), bits, signed, half)
     assert_same(want.astype(np.int8), singly.numpy())
     assert_same(want.astype(np.int8), together.numpy())
 
 
-def test_four_products_of_signed_bytes() -> None:
+def test_four_products_of_signed_bytes(assembly: bool) -> None:
     rng = np.random.default_rng(3)
     a, b = (rng.integers(-128, 128, (64, 4)).astype(np.int8) for _ in range(2))
     a[:2], b[:2] = -128, [[-128], [127]]
     c, out = rng.integers(-(2**20), 2**20, 64).astype(np.int32), torch.zeros(64, dtype=torch.int32)
     words = [torch.from_numpy(v).view(torch.int32).reshape(64) for v in (a, b)]
-    take_dots[(1,)](*words, torch.from_numpy(c), out)
+    take_dots[(1,)](*words, torch.from_numpy(c), out, assembly)
     assert_same((a.astype(np.int64) * b).sum(1) + c, out.numpy().astype(np.int64))
