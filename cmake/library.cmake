@@ -12,7 +12,7 @@ set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS bitpress/_version
 # What hands work out is made small: -O3 multiplies the text of messages. What touches every value stays as it is.
 set_source_files_properties(
   csrc/runtime/artifact.cc csrc/runtime/program.cc csrc/runtime/check.cc csrc/runtime/session.cc
-  csrc/runtime/thread_pool.cc csrc/kernels/dispatch.cc csrc/capi.cc csrc/tools/bitpress_run.cc csrc/tools/arguments.cc csrc/tools/npy.cc csrc/tools/report.cc
+  csrc/runtime/thread_pool.cc csrc/kernels/dispatch.cc csrc/capi.cc csrc/tools/bitpress_run.cc csrc/tools/arguments.cc csrc/tools/npy.cc csrc/tools/report.cc csrc/tools/kernel_bench.cc
   PROPERTIES COMPILE_OPTIONS "-Os;-ffunction-sections")
 set_source_files_properties(csrc/runtime/bound.cc csrc/runtime/model.cc PROPERTIES COMPILE_OPTIONS "-O2;-ffunction-sections")
 
@@ -50,7 +50,8 @@ endforeach()
 
 # The tool stands alone: it is carried to a device as one file. Where the C library cannot be linked statically, the C++
 # one is.
-add_executable(bitpress-run csrc/tools/bitpress_run.cc csrc/tools/arguments.cc csrc/tools/npy.cc csrc/tools/report.cc)
+add_executable(bitpress-run csrc/tools/bitpress_run.cc csrc/tools/arguments.cc csrc/tools/npy.cc csrc/tools/report.cc
+  csrc/tools/kernel_bench.cc)
 target_compile_definitions(bitpress-run PRIVATE BITPRESS_VERSION="${BITPRESS_VERSION}")
 target_link_libraries(bitpress-run PRIVATE bitpress_runtime bitpress_flags)
 if(NOT BITPRESS_SANITIZE)

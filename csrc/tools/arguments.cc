@@ -86,6 +86,8 @@ void read_option(const std::string& word, Words* words, Arguments* out) {
     out->threads = thread_count(words->value(word), "--threads");
   else if (word == "--json")
     out->json = words->has_value() ? words->next() : "-";
+  else if (word == "--bench-kernel")
+    out->kernel = words->value(word), out->shape = words->value(word);
   else if (word == "--bench")
     out->bench = true, read_seconds(words, out);
   else if (words->attached() && (word == "--verify" || word == "--help" || word == "--version"))
@@ -124,6 +126,7 @@ const char kHelp[] =
     "  --output Y.npy     float32 [N, outputs]; with --input\n"
     "  --verify           runs the golden sample inside the file; exit code 1 unless it comes out exactly\n"
     "  --bench [SECONDS]  latency of one image and of each step (2 seconds)\n"
+    "  --bench-kernel ROW SHAPE   times one kernel, without X.bpk; SHAPE is MxKxN:WxA, as 64x576x64:i2xu2\n"
     "  --threads N        1 to 256 (1, or BITPRESS_NUM_THREADS)\n"
     "  --json [PATH|-]    the same as a document; on standard output nothing else is printed then\n"
     "  --version, --help\n"
@@ -143,6 +146,11 @@ Arguments parse(int count, const char* const* list) {
       usage("one X.bpk is expected, '" + word + "' is too much");
   }
   if (out.help || out.version) return out;
+  if (!out.kernel.empty()) {
+    if (!out.model.empty() || !out.input.empty() || !out.output.empty() || !out.json.empty() || out.verify)
+      usage("--bench-kernel needs no X.bpk and goes with --bench SECONDS only");
+    return out;
+  }
   if (out.model.empty()) usage("no X.bpk is given; bitpress-run --help says more");
   if (out.input.empty() != out.output.empty()) usage("--input and --output come together");
   return out;

@@ -7,6 +7,7 @@ namespace bitpress::tool {
 
 struct Arguments {
   std::string model, input, output, json;  // empty: not given; json "-": standard output
+  std::string kernel, shape;               // of --bench-kernel
   bool verify = false, bench = false, help = false, version = false;
   double seconds = 2;
   int threads = 1;

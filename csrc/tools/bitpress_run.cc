@@ -10,6 +10,7 @@
 #include <system_error>
 
 #include "arguments.h"
+#include "kernel_bench.h"
 #include "npy.h"
 #include "report.h"
 #include "runtime/error.h"
@@ -205,10 +206,15 @@ int guarded(int count, const char* const* words) {
       say(asked.help ? kHelp : "bitpress-run " BITPRESS_VERSION "\n", stdout);
       return std::fflush(stdout) ? complain(2, "cannot write standard output") : 0;
     }
+    if (!asked.kernel.empty()) {
+      say(line_of(time_kernel(asked.kernel, asked.shape, asked.seconds)), stdout);
+      return std::fflush(stdout) ? complain(2, "cannot write standard output") : 0;
+    }
     model = asked.model;
     return work(asked);
   } catch (const Error& error) {
-    const std::string of = error.code() == Code::kCorrupt || error.code() == Code::kUnsupported ? model + ": " : "";
+    const bool about = !model.empty() && (error.code() == Code::kCorrupt || error.code() == Code::kUnsupported);
+    const std::string of = about ? model + ": " : "";
     return complain(static_cast<int>(error.code()), of + error.what());
   } catch (const std::bad_alloc&) {
     return complain(static_cast<int>(Code::kEnvironment), "out of memory");

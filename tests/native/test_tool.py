@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,17 @@ def test_a_golden_sample_that_comes_out_differently_is_exit_code_1(
         (["{bpk}", "--bench", "1e9"], {}, 2, "0.01 to 3600"),
         (["{bpk}", "--verify=1"], {}, 2, "takes no value"),
         (["--json", "{bpk}"], {}, 2, "no X.bpk is given"),
+        (["--bench-kernel", "i8dot_z80", "4x4x4:i2xu2"], {}, 2, "i8dot_generic"),
+        (["--bench-kernel", "i8dot_generic", "4x4:i2xu2"], {}, 2, "MxKxN:WxA is expected"),
+        (["--bench-kernel", "i8dot_generic", "4x4x0:i2xu2"], {}, 2, "MxKxN:WxA is expected"),
+        (["--bench-kernel", "i8dot_generic", "99999999x4x4:i2xu2"], {}, 2, "MxKxN:WxA is expected"),
+        (["--bench-kernel", "i8dot_generic", "1048576x1048576x1048576:i2xu2"], {}, 2, "MxKxN:WxA is expected"),
+        (["--bench-kernel", "i8dot_generic", "4x4x4:i3xu2"], {}, 2, "MxKxN:WxA is expected"),
+        (["--bench-kernel", "i8dot_generic", "4x4x4:i2xf32"], {}, 2, "MxKxN:WxA is expected"),
+        (["--bench-kernel", "i8dot_generic"], {}, 2, "--bench-kernel needs a value"),
+        (["{bpk}", "--bench-kernel", "i8dot_generic", "4x4x4:i2xu2"], {}, 2, "needs no X.bpk"),
+        (["--bench-kernel", "requantize_generic", "4x4x4:i2xu2"], {}, 3, "computes requantize, not conv2d"),
+        (["--bench-kernel", "lut_neon", "4x4x4:i2xu2"], {}, 5, "the host lacks asimd"),
         (["nowhere.bpk"], {}, 2, "cannot read nowhere.bpk: No such file"),
         (["{folder}"], {}, 2, "no regular file"),
         (["/dev/null"], {}, 2, "no regular file"),
@@ -187,6 +199,16 @@ def test_forced_kernel_and_isa_are_seen_in_the_table(tree: Tree, programs: dict[
     assert {row["kernel"] for row in rows["steps"] if row["op"] == "conv2d"} >= {"bitserial_generic"}
     rows = json.loads(run([tree.tool, sample, "--verify", "--json"], BITPRESS_FORCE_ISA="generic").stdout)
     assert {row["isa"] for row in rows["steps"]} == {"generic"} and rows["host"]["isa"] == "generic"
+
+
+@pytest.mark.parametrize(
+    "kernel", [row["name"] for row in _native.kernels() if row["op"] == "conv2d" and row["usable"]]
+)
+def test_one_kernel_is_timed_alone(kernel: str, tree: Tree) -> None:
+    for shape in ("17x40x29:o2xi2", "1x1x1:i2xu2"):
+        done = run([tree.tool, "--bench-kernel", kernel, shape, "--bench", "0.01"])
+        found = re.fullmatch(rf"{kernel} {shape}: median (\S+) ms, best (\S+), .* (\d+) runs; .*\n", done.stdout)
+        assert found is not None and float(found[2]) <= float(found[1]) and int(found[3]) >= 5, done
 
 
 def test_version_help_and_size(tree: Tree) -> None:
