@@ -34,7 +34,7 @@ MAY_IMPORT = {
 TORCH = (
     "core/capture.py", "core/parallel.py", "core/supernet*.py", "core/train*.py", "core/semantics.py",
     "core/calibrate.py", "core/torch_*.py", "core/models/*.py", "core/search/*.py", "kernels/gpu/*.py",
-    "benchmarks/peers_torch.py", "benchmarks/separate_paths.py",
+    "benchmarks/peers_torch.py", "benchmarks/separate_paths.py", "benchmarks/training.py",
 )  # fmt: skip
 TORCH_INSIDE = ("compiler/verify.py", "bitpress/nn/*.py", "benchmarks/peers*.py")
 ANYWHERE = ("*",)

@@ -87,7 +87,7 @@ def test_usage_errors_are_one_sentence(args: list[str], says: str) -> None:
 
 
 def test_cuda_is_said_to_be_absent() -> None:
-    assert "no GPU kernels" in refused(5, "doctor", "--device", "cuda")
+    assert "on the CPU only" in refused(5, "doctor", "--device", "cuda")
 
 
 def test_configuration_file_and_command_line(tmp_path: Path, sample: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ..schema.schemas import check
 from .test_compile import BLOBS, CHAIN, PTQ, STRANGE
@@ -59,6 +60,8 @@ def test_a_finished_run_prints_its_result(run: Path) -> None:
     [
         (("--seed", "3"), "--seed"), (("--budget", "size=50%"), "--budget"), (("--threads", "2"), "--threads"),
         (("--epochs-search", "3"), "--epochs-search"), (("--residual", "float32"), "--residual"),
+        (("--label-smoothing", "0.1"), "--label-smoothing"), (("--schedule", "step"), "--schedule"),
+        (("--precision", "bf16"), "--precision"),
     ],
 )  # fmt: skip
 def test_flags_that_contradict_the_run(changed: tuple[str, str], flag: str, run: Path) -> None:
@@ -87,6 +90,12 @@ def test_what_search_refuses_before_any_work(code: int, args: list[str], says: s
     quick = () if "--epochs-search" in args else QUICK
     assert says in refused(code, "search", *args, *quick, "--out", tmp_path / "r")
     assert not (tmp_path / "r" / "plan.json").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_never_silently_the_cpu(tmp_path: Path) -> None:
+    assert "leave --device out" in refused(2, *SEARCH, "--device", "cuda", "--out", tmp_path / "r")
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from bitpress.core import supernet as sn
 from bitpress.core.bops import count
@@ -411,3 +412,31 @@ def test_sensitivities_leave_the_net_alone_and_rank_the_widths() -> None:
     assert set(hurts) == {f"{n}.{s}" for n in net.space.searched for s in sides} | {"a.p", "b.p"}
     assert all(hurts[f"{n}.{side}4"] == 0 for n in net.space.searched for side in "wa")  # the base's own
     assert sum(hurts[f"{n}.w2"] for n in net.space.searched) > sum(hurts[f"{n}.w4"] for n in net.space.searched)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_net_on_another_device_mixes_in_no_tensor_of_the_cpu(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> None:
+    """torch's meta device, which has shapes and no values, stands for a GPU: an op that mixes it with the CPU fails."""
+    graph = residual()
+    here = SuperNet(graph, search_space(graph, group_size=4))
+    with sn.placed(sn.Place("meta")):
+        net = SuperNet(graph, here.space)
+    tensor = net.tensor
+
+    def readable(name: str) -> Tensor:
+        return here.tensor(name) if name.endswith((".bits", "gates_frozen")) else tensor(name)
+
+    if frozen:
+        here.freeze(largest(here.space))
+        monkeypatch.setattr(net, "_hides", lambda _value: True)
+    monkeypatch.setattr(net, "tensor", readable)
+    monkeypatch.setattr(
+        net, "statistics", lambda _layer: (torch.zeros((), device="meta"), torch.ones((), device="meta"))
+    )
+    *_, (_, out) = net.train().walk(torch.zeros(4, *graph.inputs[0].shape, device="meta"))
+    loss = out.sum()
+    if not frozen:
+        loss = loss + net.cost("bops") + net.cost("size")
+    assert loss.device.type == "meta"
+    loss.backward()
+    assert all(p.grad is not None for kind in ("network", "clips") for p in net.parameters_of(kind))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bitpress.core.errors import CheckFailed, CorruptError, Interrupted, UsageError
 from bitpress.core.job import Settings, locked, open_run, schedule
-from bitpress.core.supernet import FloatNet
+from bitpress.core.supernet import FloatNet, Place, placed
 from bitpress.core.train import (
     Loop,
     Progress,
@@ -29,6 +29,8 @@ from bitpress.core.train import (
     evaluate,
     objective,
     reestimate,
+    smoothed,
+    stepwise,
 )
 
 from ..benchmarks.graphs import residual
@@ -230,6 +232,39 @@ def test_the_cosine_falls_from_one_to_zero() -> None:
     assert cosine(100, 100) == pytest.approx(0)
 
 
+def test_the_steps_divide_by_ten_at_a_half_and_at_three_quarters() -> None:
+    assert [stepwise(done, 8) for done in range(8)] == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(("shape", "last"), [("cosine", cosine(4, 5)), ("step", 0.01)])
+def test_the_loop_says_how_rates_fall(tmp_path: Path, shape: str, last: float) -> None:
+    phase = _training(1)
+    loop = _loop(tmp_path, shape=shape)
+    assert loop.steps == 5
+    loop.run(phase)
+    assert [g["lr"] for g in phase.optimizer.param_groups] == pytest.approx([rate * last for rate in phase.rates])
+
+
+def test_smoothed_labels_are_what_torch_means_by_them() -> None:
+    outputs, labels = torch.randn(6, 10), np.array([0, 3, 9, 1, 1, 5])
+    wanted = F.cross_entropy(outputs, torch.from_numpy(labels), label_smoothing=0.2)
+    got = objective(outputs, torch.from_numpy(smoothed(labels, 10, 0.2)), None, 0.0)
+    assert float(got) == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_nets_live_where_they_are_placed_and_bf16_is_near_fp32() -> None:
+    x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    exact = FloatNet(residual()).eval()
+    with placed(Place("cpu", "bf16")):
+        quick = FloatNet(residual()).eval()
+    assert FloatNet(residual()).place == Place()
+    with torch.no_grad():
+        got, wanted = quick(x), exact(x)
+    assert got.dtype == torch.float32
+    assert not torch.equal(got, wanted)
+    assert float((got - wanted).abs().max()) < 0.05 * float(wanted.abs().max())
+
+
 def test_statistics_are_estimated_as_the_mean_over_batches() -> None:
     net = FloatNet(residual()).eval()
     batches = [torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
@@ -243,13 +278,27 @@ def test_statistics_are_estimated_as_the_mean_over_batches() -> None:
 # the terms of a run
 
 
+def test_a_run_of_before_the_training_options_is_one_of_their_defaults(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    open_run(tmp_path / "run", _settings())
+    path = tmp_path / "run" / "run.json"
+    recorded = json.loads(path.read_text())
+    for key in ("schedule", "label_smoothing", "device", "precision"):
+        del recorded[key]
+    path.write_text(json.dumps(recorded))
+    assert open_run(tmp_path / "run", _settings()) is True
+    with pytest.raises(UsageError, match="--precision: fp32 there, bf16 now"):
+        open_run(tmp_path / "run", _settings(precision="bf16"))
+
+
 def _settings(**changes: Any) -> Settings:
     values: dict[str, Any] = {
-        "model": "m", "data": "digits", "method": "sbs", "mode": "joint", "bits": "", "prune_share": None,
+        "model": "m", "data": "digits", "method": "sbs", "mode": "joint", "variant": "guided",
+        "bits": "", "prune_share": None,
         "budget": ("bops=2%",), "files": {"weights": "ab"},
         "classes": 10, "in_shape": (1, 8, 8), "mean": (0.0,), "std": (1.0,), "residual": "int8",
         "schedule": schedule("digits", {}), "seed": 0, "threads": 1, "group_size": 4, "max_pruning_ratio": 0.5,
-        "distill": 0.5,
+        "distill": 0.5, "train_images": None,
     }  # fmt: skip
     return Settings(**(values | changes))
 

@@ -131,6 +131,10 @@ def test_weights_that_are_given_are_not_trained_again(tmp_path: Path) -> None:
         ({"method": "magic"}, UsageError, "unknown --method"),
         ({"residual": "int4"}, UsageError, "--residual"),
         ({"distill": 1.5}, UsageError, "--distill"),
+        ({"label_smoothing": 1.0}, UsageError, "--label-smoothing"),
+        ({"shape": "linear"}, UsageError, "--schedule"),
+        ({"precision": "fp16"}, UsageError, "--precision"),
+        ({"device": "tpu"}, UsageError, "--device"),
         ({"threads": 0}, UsageError, "--threads"),
         ({"classes": 7}, UsageError, "classes"),
         ({"max_pruning_ratio": 1.0}, UsageError, "pruning ratio"),
@@ -145,6 +149,24 @@ def test_nonsense_is_refused_before_a_folder_is_made(
     with pytest.raises(error, match=says):
         _quick(tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_cuda_without_a_gpu_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="no CUDA device here; leave --device out"):
+        _quick(tmp_path / "run", device="cuda")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_options_are_recorded_change_the_run_and_must_match(tmp_path: Path) -> None:
+    options = {"label_smoothing": 0.1, "shape": "step", "precision": "bf16"}
+    _quick(tmp_path / "run", epochs_search=1, **options)
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    keys = ("label_smoothing", "schedule", "precision", "device")
+    assert [recorded[key] for key in keys] == [0.1, "step", "bf16", "cpu"]
+    said = r"--label-smoothing: 0\.1 there, 0\.0 now; --precision: bf16 .* --schedule: step"
+    with pytest.raises(UsageError, match=said):
+        _quick(tmp_path / "run", epochs_search=1)
 
 
 def test_an_unknown_op_is_refused_by_name(tmp_path: Path) -> None:
