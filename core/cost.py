@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -205,12 +206,35 @@ def largest(space: Space) -> Choice:
     return _corner(space, max(space.widths), {g: tuple(range(len(gate.sizes))) for g, gate in space.gates.items()})
 
 
-def middle(space: Space) -> Choice:
-    """The middle width everywhere, nothing pruned beyond what is decided."""
-    whole = largest(space)
-    width = sorted(space.widths)[len(space.widths) // 2]
-    halved = dict.fromkeys(space.searched, width)
-    return Choice({**whole.weight, **halved}, {**whole.act, **halved}, whole.parts)
+def stairs(space: Space) -> list[Choice]:
+    """Uniform points, cheapest first: 2/2, 2/4, 4/4, 4/8, 8/8; weights bear few bits better than activations do.
+
+    Nothing is pruned beyond what is decided. One point where no width is searched.
+    """
+    whole, widths = largest(space), sorted(space.widths)
+    pairs = [
+        (w, a) for w, a in itertools.product(widths, widths) if a in (w, min((b for b in widths if b > w), default=w))
+    ]
+    out = []
+    for w, a in pairs if space.searched else pairs[-1:]:
+        weight, act = (dict.fromkeys(space.searched, bits) for bits in (w, a))
+        out.append(Choice({**whole.weight, **weight}, {**whole.act, **act}, whole.parts))
+    return out
+
+
+def stair_of(costs: Costs, budgets: Sequence[Budget], *, above: float | None = None) -> Choice:
+    """The uniform point next to the budgets, in ln of the figure that is furthest from its bound.
+
+    With `above`, the cheapest whose figure is at least `above` of some bound; the dearest if none is.
+    """
+
+    def excess(choice: Choice) -> float:
+        return max(math.log(costs.figure(b.kind, choice) / b.bound(costs.whole[b.kind])) for b in budgets)
+
+    found = stairs(costs.space)
+    if above is None:
+        return min(found, key=lambda choice: abs(excess(choice)))
+    return next((choice for choice in found if excess(choice) >= math.log(above)), found[-1])
 
 
 def _corner(space: Space, width: int, parts: Mapping[GroupId, tuple[int, ...]]) -> Choice:
@@ -472,13 +496,13 @@ def fill(
 
 
 def exchange(
-    costs: Costs, budgets: Sequence[Budget], choice: Choice, harm: Callable[[Choice, Move], float]
+    costs: Costs, budgets: Sequence[Budget], choice: Choice, harm: Callable[[Choice, Move], float], least: float = 0.0
 ) -> tuple[Choice, list[Step]]:
     """A choice within its budgets that harms less, and the steps that led there.
 
     Round by round the best trade is made: one width given back, then lowered elsewhere until the budgets hold
     (`project`), then the rest spent (`fill`). `harm` of a move must be a difference of one function of the choice, so
-    that trades add up; ends where no trade gains. Deterministic.
+    that trades add up; ends where no trade gains more than `least`, for each move in it. Deterministic.
     """
     done: list[Step] = []
     for _ in range(EXCHANGES):
@@ -493,7 +517,7 @@ def exchange(
             found, spent = fill(costs, budgets, found, lambda c, m: -harm(c, m))
             steps = [first, *lowered, *spent]
             total = sum(s.loss for s in steps)
-            if total < -LEAST_GAIN and (best is None or total < best[0]):
+            if total < -max(LEAST_GAIN, least * len(steps)) and (best is None or total < best[0]):
                 best = total, found, steps
         if best is None:
             break

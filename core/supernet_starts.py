@@ -6,6 +6,7 @@ Everything is measured on images of the training part. Knows no objective, no sc
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -85,8 +86,13 @@ def fit(net: SuperNet, batches: Sequence[Tensor], choice: Choice | None = None) 
     net.train(before)
 
 
+NOISE = "noise"  # key of the standard error of a sensitivity
+
+
 def sensitivities(net: SuperNet, teacher: FloatNet, images: Tensor, base: Choice) -> dict[str, float]:
     """How far the outputs move when one thing alone differs from `base`: mean KL(float || rounded), less that of base.
+
+    `NOISE`: the median of their standard errors, from the differences image by image.
 
     Batch norms use the statistics of each batch of `IMAGES` at most, as they would after they are estimated anew.
     Keys: "{layer}.w{bits}", "{layer}.a{bits}" for every width, 0 for the base's own, with clips fitted to the other
@@ -98,16 +104,21 @@ def sensitivities(net: SuperNet, teacher: FloatNet, images: Tensor, base: Choice
     before = net.training
     net.eval()
     out: dict[str, float] = {}
+    found: list[Tensor] = []  # of the base, image by image
+    errors: list[float] = []
     with torch.no_grad():
         targets = [F.softmax(teacher(x), 1) for x in chunks]
 
         def distance(choice: Choice) -> float:
             net.freeze(choice)
             net.train()
-            parts = [
-                F.kl_div(F.log_softmax(net(x), 1), t, reduction="sum") for x, t in zip(chunks, targets, strict=True)
-            ]
-            return float(sum(parts)) / sum(len(x) for x in chunks)
+            pairs = zip(chunks, targets, strict=True)
+            each = torch.cat([F.kl_div(F.log_softmax(net(x), 1), t, reduction="none").sum(1) for x, t in pairs])
+            if not found:
+                found.append(each)
+            else:
+                errors.append(float((each - found[0]).std()) / math.sqrt(len(each)))
+            return float(each.mean())
 
         with observed(net, rounding=False) as seen:
             net(chunks[0])
@@ -128,6 +139,7 @@ def sensitivities(net: SuperNet, teacher: FloatNet, images: Tensor, base: Choice
                 out[f"{group}.p"] = distance(Choice(base.weight, base.act, {**base.parts, group: parts})) - least
             else:
                 out[f"{group}.p"] = 0.0
+    out[NOISE] = statistics.median(errors) if errors else 0.0
     net.load_state_dict(saved)
     net.train(before)
     return out

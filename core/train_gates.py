@@ -5,9 +5,10 @@
 start. Which phases a method has, over which space and for how long, is the method's business.
 
 Ours, where the papers are silent or we do better (methods F): the user states the budget, and a controller moves
-lambda; the shared weights are first trained at widths drawn by chance, so that what a width hurts is measured on a net
-that has learnt to bear it; thresholds start at distances that are proportional to that harm; activation gates read
-running means; gates freeze once the budget is met, and harms measured then decide what the budget still buys.
+lambda; the shared weights are first trained around the uniform point next to the budget, widths drawn by chance, and on
+that net it is measured what each width hurts; thresholds start around the uniform point above the budget, at distances
+that are proportional to that harm; activation gates read running means; gates freeze once the budget is met, and harms
+measured then decide what the budget still buys.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cost import Budget, Choice, Move, Step, exchange, fill, middle, project
+from .cost import Budget, Choice, Move, Step, exchange, fill, project, stair_of
 from .plan import GroupId, LayerId
 from .supernet import RESIDUAL_MOMENTUM, TINY, SuperNet
-from .supernet_starts import fit, sensitivities
+from .supernet_starts import NOISE, fit, sensitivities
 from .train import Job, Training, check_finite, cosine, evaluate, objective, reestimate, set_rates, sgd
 
 WARM = 0.35  # share of the search in which widths are drawn by chance
-DRAWN = (0.25, 0.5, 0.25)  # chances of 2, 4 and 8 bits then
+STRAY = 0.2  # chance of a tensor to have another width then: drawn from all alike, the net forgot what 2 bits cost
+ABOVE = 1.05  # of a bound, at least, where the gates start
 FAR = 9.0  # a threshold that no residual in [0, 1] passes
 RAMP = 0.8  # share of the search after which the target has come down to the budget
 DEADLINE = 0.9  # share after which the gates freeze though the budget is not met: the projection does the rest
@@ -124,8 +126,8 @@ class Searching:
     def open_gates(self) -> None:
         """Thresholds from sensitivities at the middle widths (the paper's stay 0); what the controller starts from."""
         if self.guided:
-            self.hurts = self.measured(middle(self.net.space), CALIBRATION_BATCHES)
-            place_thresholds(self.net, self.hurts)
+            self.hurts = self.measured(stair_of(self.costs, self.budgets), CALIBRATION_BATCHES)
+            place_thresholds(self.net, self.hurts, stair_of(self.costs, self.budgets, above=ABOVE))
         self.net.clamp_thresholds()
         choice = self.net.choice()
         self.starts = {kind: float(self.costs.figure(kind, choice)) for kind in self.bounds}
@@ -144,7 +146,7 @@ class Searching:
         net, share = self.net, done / total
         warming = share < self.warm
         if warming:
-            draw_widths(net)
+            draw_widths(net, stair_of(self.costs, self.budgets))
         elif not self.starts:
             self.open_gates()
         set_rates(self.optimizer, self.rates, max(cosine(done, total), RATE_LEAST))
@@ -212,7 +214,9 @@ class Searching:
         loop.event("gates", phase=self.name, **self._told(choice), **notes)
         choice, lowered = project(self.costs, self.budgets, choice, harm)
         choice, raised = fill(self.costs, self.budgets, choice, lambda c, m: -harm(c, m))
-        choice, traded = exchange(self.costs, self.budgets, choice, harm) if self.guided else (choice, [])
+        choice, traded = (
+            exchange(self.costs, self.budgets, choice, harm, notes["noise"]) if self.guided else (choice, [])
+        )
         choice, further = (choice, []) if self.after is None else self.after(choice, harm)
         for kind, steps in (("projection", lowered), ("fill", raised), ("exchange", traded), ("further", further)):
             for step in steps:
@@ -266,7 +270,7 @@ class Searching:
             bits = (choice.weight if side == "w" else choice.act)[LayerId(move.name)]
             return hurts[f"{move.name}.{side}{move.to}"] - hurts[f"{move.name}.{side}{bits}"]
 
-        return harm, {"sensitivities": now}
+        return harm, {"sensitivities": now, "noise": hurts[NOISE]}
 
     def _told(self, choice: Choice) -> dict[str, Any]:
         return {**_described(choice), "figures": {k: self.costs.figure(k, choice) for k in self.bounds}}
@@ -295,41 +299,50 @@ class Searching:
         return self.net.state_dict()
 
 
-def place_thresholds(net: SuperNet, hurts: Mapping[str, float]) -> None:
-    """Each threshold so far below its residual or score as the step that it guards hurts, relative to the worst.
+def place_thresholds(net: SuperNet, hurts: Mapping[str, float], start: Choice) -> None:
+    """Gates as in `start`, each threshold as far from its residual or score as the step that it guards hurts.
 
-    A threshold moves by lambda * d ln(figure)/d(gate), so with distances proportional to the harm, gates close in the
-    order of harm per ln(figure) saved. A pruning threshold is pulled by all parts of its group although the first to go
-    saves only its share; that is the paper's gradient, and we let it stand: removed channels save bytes, memory and
-    time in every kernel, which BOPs do not tell. Distances lie between `NEAREST` of the residual or score and all of it
-    (threshold 0, the paper's start).
+    Relative to the worst step; below the residual where the gate is open, above it where it is shut. A threshold moves
+    by lambda * d ln(figure)/d(gate), so with distances proportional to the harm, gates close in the order of harm per
+    ln(figure) saved, and the loss opens first what was nearly open. A pruning threshold is pulled by all parts of its
+    group although the first to go saves only its share; that is the paper's gradient, and we let it stand: removed
+    channels save bytes, memory and time in every kernel, which BOPs do not tell. Distances lie between `NEAREST` of the
+    residual or score and all of it (threshold 0, the paper's start).
     """
     steps = [hurts[f"{name}.{side}2"] - hurts[f"{name}.{side}8"] for name in net.space.searched for side in "wa"]
-    worst = max(0.0, *steps, *(hurts[f"{g}.p"] for g in net.space.open)) or 1.0
+    worst = max(0.0, *steps, *(hurts[f"{g}.p"] for g in net.space.open), 0.0) or 1.0
 
-    def below(level: float, harm: float) -> float:
-        return level - min(max(REACH * harm / worst, NEAREST * level), level)
+    def threshold(level: float, harm: float, open_: bool) -> float:
+        distance = min(max(REACH * harm / worst, NEAREST * level), level)
+        return level - distance if open_ else level + distance
 
     with torch.no_grad():
         for layer in net.space.searched:
-            for side, levels in (("w", net.weight_residuals(layer)), ("a", net.tensor(f"{layer}.mean_residual"))):
-                threshold = net.tensor(f"{layer}.threshold_{side}")
+            sides = (
+                ("w", net.weight_residuals(layer), start.weight),
+                ("a", net.tensor(f"{layer}.mean_residual"), start.act),
+            )  # fmt: skip
+            for side, levels, widths in sides:
+                at = net.tensor(f"{layer}.threshold_{side}")
                 harm2, harm4, harm8 = (hurts[f"{layer}.{side}{bits}"] for bits in (2, 4, 8))
-                threshold[0] = below(float(levels[0]), max(harm2 - harm4, 0.0))
-                threshold[1] = below(float(levels[1]), max(harm4 - harm8, 0.0))
+                at[0] = threshold(float(levels[0]), harm2 - harm4, widths[layer] > 2)
+                at[1] = threshold(float(levels[1]), harm4 - harm8, widths[layer] > 4)
         for group in net.space.open:
             score = float(net.part_scores(group).min())
-            net.tensor(f"{group}.threshold_p").fill_(below(score, hurts[f"{group}.p"]))
+            net.tensor(f"{group}.threshold_p").fill_(threshold(score, hurts[f"{group}.p"], True))
 
 
-def draw_widths(net: SuperNet) -> None:
-    """Every searched tensor at a width drawn by chance, by thresholds that its residuals all pass, or none."""
-    chances = torch.tensor(DRAWN)
+def draw_widths(net: SuperNet, base: Choice) -> None:
+    """Every searched tensor at its width in `base`, but by a chance of `STRAY` at one drawn from all.
+
+    By thresholds that its residuals all pass, or none.
+    """
     with torch.no_grad():
         for layer in net.space.searched:
-            drawn = torch.multinomial(chances, 2, replacement=True)
-            for side, which in zip("wa", drawn.tolist(), strict=True):
-                at = (FAR, FAR) if which == 0 else (0.0, FAR) if which == 1 else (0.0, 0.0)
+            strays, drawn = (torch.rand(2) < STRAY).tolist(), torch.randint(len(net.space.widths), (2,)).tolist()
+            for side, widths, stray, which in zip("wa", (base.weight, base.act), strays, drawn, strict=True):
+                bits = net.space.widths[which] if stray else widths[layer]
+                at = (FAR if bits < 4 else 0.0, FAR if bits < 8 else 0.0)
                 net.tensor(f"{layer}.threshold_{side}").copy_(torch.tensor(at))
 
 

@@ -21,12 +21,13 @@ from bitpress.core.cost import (
     hold_channels,
     largest,
     lowering,
-    middle,
     parse_budget,
     plan_cost,
     project,
     search_space,
     smallest,
+    stair_of,
+    stairs,
     to_plan,
 )
 from bitpress.core.errors import CheckFailed, UnsupportedError, UsageError
@@ -267,12 +268,28 @@ def test_what_is_left_is_spent_within_the_budget() -> None:
     assert set(choice.weight[LayerId(n)] for n in space.searched) == {2}
 
 
+def test_stairs_are_the_uniform_points_that_weights_bear() -> None:
+    graph = chain()
+    space = search_space(graph)
+    costs = Costs(graph, space)
+    found = stairs(space)
+    one = space.searched[0]
+    assert [(c.weight[one], c.act[one]) for c in found] == [(2, 2), (2, 4), (4, 4), (4, 8), (8, 8)]
+    figures = [costs.bops(c) for c in found]
+    assert figures == sorted(figures)
+    near = [parse_budget(f"bops={int(figures[2] * 1.1)}")]
+    assert stair_of(costs, near) == found[2]
+    assert stair_of(costs, near, above=1.05) == found[3]
+    assert stair_of(costs, [parse_budget(f"bops={figures[-1] * 9}")], above=1.05) == found[-1]
+    assert len(stairs(hold_bits(graph, space, (4, 4)))) == 1  # nothing to climb
+
+
 def test_trades_lower_a_known_harm_within_the_budget() -> None:
     """Harms in which the activation of one layer is worth all its bits: the trade must find it and pay elsewhere."""
     graph = chain()
     space = search_space(graph)
     costs = Costs(graph, space)
-    start = middle(space)
+    start = stairs(space)[2]
     budgets = [parse_budget(f"bops={costs.bops(start)}")]
     dear = space.searched[-1]
 

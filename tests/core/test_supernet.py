@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitpress.core import supernet as sn
 from bitpress.core.bops import count
-from bitpress.core.cost import Choice, Costs, hold_bits, hold_channels, largest, middle, search_space, to_plan
+from bitpress.core.cost import Choice, Costs, hold_bits, hold_channels, largest, search_space, stairs, to_plan
 from bitpress.core.errors import UnsupportedError
 from bitpress.core.graph import Graph, run
 from bitpress.core.integer import integer, weight_levels
@@ -20,7 +20,7 @@ from bitpress.core.plan import CompressionPlan, GroupId, LayerId
 from bitpress.core.quant import quantize_odd
 from bitpress.core.semantics import Semantics
 from bitpress.core.supernet import EVEN, ODD, UNIT, FloatNet, SuperNet, best_clip, hard_gate, steps
-from bitpress.core.supernet_starts import fit, sensitivities
+from bitpress.core.supernet_starts import NOISE, fit, sensitivities
 
 from ..benchmarks.graphs import everything, residual, tolerance
 from .test_cost import chain, depthwise
@@ -405,11 +405,11 @@ def test_sensitivities_leave_the_net_alone_and_rank_the_widths() -> None:
     graph = chain()
     net = _net(graph).train()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    hurts = sensitivities(net, FloatNet(graph).eval(), _images(graph, 32), middle(net.space))
+    hurts = sensitivities(net, FloatNet(graph).eval(), _images(graph, 32), stairs(net.space)[2])
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert net.training
     sides = [f"{side}{bits}" for side in "wa" for bits in (2, 4, 8)]
-    assert set(hurts) == {f"{n}.{s}" for n in net.space.searched for s in sides} | {"a.p", "b.p"}
+    assert set(hurts) == {f"{n}.{s}" for n in net.space.searched for s in sides} | {"a.p", "b.p", NOISE}
     assert all(hurts[f"{n}.{side}4"] == 0 for n in net.space.searched for side in "wa")  # the base's own
     assert sum(hurts[f"{n}.w2"] for n in net.space.searched) > sum(hurts[f"{n}.w4"] for n in net.space.searched)
 
