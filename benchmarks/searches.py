@@ -117,18 +117,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def keep(name: str, run: Path, *, store: Path = STORE) -> Path:
     """Checks a finished RUN and stores its documents under `name`; CheckFailed where a promise does not hold."""
-    import bitpress
+    from .. import compile as compile_network
+    from .. import evaluate, inspect, verify
 
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
         raise UsageError(f"name {name!r}: lower-case letters, digits, '.', '_' and '-'")
     result, settings = read_json(run / "result.json"), read_json(run / "run.json")
     with tempfile.TemporaryDirectory() as folder:
         artifact = Path(folder) / "net.bpk"
-        bitpress.compile(str(run), artifact)
-        exact = bitpress.verify(artifact, against=run, batches=(1, 3))
-        layers = bitpress.inspect(artifact)["layers"]
+        compile_network(str(run), artifact)
+        exact = verify(artifact, against=run, batches=(1, 3))
+        layers = inspect(artifact)["layers"]
         size = artifact.stat().st_size
-        digests = [bitpress.evaluate(path, data=settings["data"])["predictions_sha256"] for path in (run, artifact)]
+        digests = [evaluate(path, data=settings["data"])["predictions_sha256"] for path in (run, artifact)]
     used = {b: _used(b, result) for b in result["budget"]}
     failed = [f"budget {b}: {100 * u:.1f} % used" for b, u in used.items() if u > 1]
     failed += ["verify is not exact"] if not exact["exact"] else []
