@@ -222,19 +222,10 @@ def stairs(space: Space) -> list[Choice]:
     return out
 
 
-def stair_of(costs: Costs, budgets: Sequence[Budget], *, above: float | None = None) -> Choice:
-    """The uniform point next to the budgets, in ln of the figure that is furthest from its bound.
-
-    With `above`, the cheapest whose figure is at least `above` of some bound; the dearest if none is.
-    """
-
-    def excess(choice: Choice) -> float:
-        return max(math.log(costs.figure(b.kind, choice) / b.bound(costs.whole[b.kind])) for b in budgets)
-
+def stair_above(costs: Costs, budgets: Iterable[Budget]) -> Choice:
+    """The cheapest uniform point that breaks a budget, or the dearest of all."""
     found = stairs(costs.space)
-    if above is None:
-        return min(found, key=lambda choice: abs(excess(choice)))
-    return next((choice for choice in found if excess(choice) >= math.log(above)), found[-1])
+    return next((choice for choice in found if costs.over(choice, budgets)), found[-1])
 
 
 def _corner(space: Space, width: int, parts: Mapping[GroupId, tuple[int, ...]]) -> Choice:

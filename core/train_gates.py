@@ -5,10 +5,10 @@
 start. Which phases a method has, over which space and for how long, is the method's business.
 
 Ours, where the papers are silent or we do better (methods F): the user states the budget, and a controller moves
-lambda; the shared weights are first trained around the uniform point next to the budget, widths drawn by chance, and on
-that net it is measured what each width hurts; thresholds start around the uniform point above the budget, at distances
-that are proportional to that harm; activation gates read running means; gates freeze once the budget is met, and harms
-measured then decide what the budget still buys.
+lambda; the shared weights are first trained around the uniform point above the budget, widths drawn by chance, and on
+that net it is measured what each width hurts; thresholds start around that point, at distances that are proportional to
+the harm; activation gates read running means; gates freeze once the budget is met, and harms measured then decide what
+it still buys.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cost import Budget, Choice, Move, Step, exchange, fill, project, stair_of
+from .cost import Budget, Choice, Move, Step, exchange, fill, project, stair_above
 from .plan import GroupId, LayerId
 from .supernet import RESIDUAL_MOMENTUM, TINY, SuperNet
-from .supernet_starts import NOISE, fit, sensitivities
+from .supernet_starts import NOISE, fit, sensitivities, shrunk
 from .train import Job, Training, check_finite, cosine, evaluate, objective, reestimate, set_rates, sgd
 
 WARM = 0.35  # share of the search in which widths are drawn by chance
 STRAY = 0.2  # chance of a tensor to have another width then: drawn from all alike, the net forgot what 2 bits cost
-ABOVE = 1.05  # of a bound, at least, where the gates start
+SLACK = 0.92  # of a bound to which gates go: what they leave is spent where it was measured to help most
 FAR = 9.0  # a threshold that no residual in [0, 1] passes
 RAMP = 0.8  # share of the search after which the target has come down to the budget
 DEADLINE = 0.9  # share after which the gates freeze though the budget is not met: the projection does the rest
@@ -105,6 +105,8 @@ class Searching:
         self.budgets, self.after, self.notes = tuple(budgets), after, notes
         self.costs = net.costs
         self.bounds = {b.kind: b.bound(self.costs.whole[b.kind]) for b in self.budgets}
+        self.guided = job.settings.variant != "paper"
+        self.aims = {kind: bound * (SLACK if self.guided else 1.0) for kind, bound in self.bounds.items()}
         schedule = job.settings.schedule
         thresholds = {
             "params": net.parameters_of("thresholds"), "lr": schedule.lr_thresholds, "weight_decay": 0.0,
@@ -114,7 +116,6 @@ class Searching:
         self.weights = {b.kind: LAMBDA_START for b in self.budgets}  # lambda of each budget
         self.starts: dict[str, float] = {}  # figures when the gates begin to move
         self.hurts: dict[str, float] = {}  # sensitivities then
-        self.guided = job.settings.variant != "paper"
         self.warm = WARM if net.space.searched and self.guided else 0.0
         net.residual_momentum = RESIDUAL_MOMENTUM if self.guided else 1.0
 
@@ -126,8 +127,9 @@ class Searching:
     def open_gates(self) -> None:
         """Thresholds from sensitivities at the middle widths (the paper's stay 0); what the controller starts from."""
         if self.guided:
-            self.hurts = self.measured(stair_of(self.costs, self.budgets), CALIBRATION_BATCHES)
-            place_thresholds(self.net, self.hurts, stair_of(self.costs, self.budgets, above=ABOVE))
+            base = stair_above(self.costs, self.budgets)
+            self.hurts = self.measured(base, CALIBRATION_BATCHES)
+            place_thresholds(self.net, shrunk(self.hurts, self.hurts[NOISE]), base)
         self.net.clamp_thresholds()
         choice = self.net.choice()
         self.starts = {kind: float(self.costs.figure(kind, choice)) for kind in self.bounds}
@@ -146,7 +148,7 @@ class Searching:
         net, share = self.net, done / total
         warming = share < self.warm
         if warming:
-            draw_widths(net, stair_of(self.costs, self.budgets))
+            draw_widths(net, stair_above(self.costs, self.budgets))
         elif not self.starts:
             self.open_gates()
         set_rates(self.optimizer, self.rates, max(cosine(done, total), RATE_LEAST))
@@ -172,7 +174,7 @@ class Searching:
         if not frozen:
             net.clamp_thresholds()
             self._steer(figures, share)
-            if share >= DEADLINE or all(figures[k] <= bound for k, bound in self.bounds.items()):
+            if share >= DEADLINE or all(figures[k] <= self.aims[k] for k in self.bounds):
                 self.settle()
         out = {"loss": float(ce.detach())}
         for kind, bound in self.bounds.items():
@@ -188,9 +190,9 @@ class Searching:
 
     def _steer(self, figures: Mapping[str, float], share: float) -> None:
         """lambda follows a target that falls log-linearly from the start to the budget."""
-        for kind, bound in self.bounds.items():
-            start, way = max(self.starts[kind], bound), (share - self.warm) / (RAMP - self.warm)
-            target = math.exp(math.log(start) + (math.log(bound) - math.log(start)) * min(1.0, way))
+        for kind, aim in self.aims.items():
+            start, way = max(self.starts[kind], aim), (share - self.warm) / (RAMP - self.warm)
+            target = math.exp(math.log(start) + (math.log(aim) - math.log(start)) * min(1.0, way))
             moved = self.weights[kind] * (figures[kind] / target) ** CONTROL
             self.weights[kind] = min(max(moved, LAMBDA_LEAST), LAMBDA_MOST)
 
@@ -256,6 +258,8 @@ class Searching:
         # On other images than at the start, and the mean of both: the least of many noisy figures is chosen below.
         now = self.measured(choice, CALIBRATION_BATCHES + 1)
         hurts = {key: (now[key] + self.hurts[key]) / 2 for key in now}
+        noise = hurts[NOISE] / math.sqrt(2)
+        hurts = shrunk(hurts, noise)
         with torch.no_grad():
             scores = {g: net.part_scores(g) for g in net.space.open}
 
@@ -270,7 +274,7 @@ class Searching:
             bits = (choice.weight if side == "w" else choice.act)[LayerId(move.name)]
             return hurts[f"{move.name}.{side}{move.to}"] - hurts[f"{move.name}.{side}{bits}"]
 
-        return harm, {"sensitivities": now, "noise": hurts[NOISE]}
+        return harm, {"sensitivities": now, "noise": noise}
 
     def _told(self, choice: Choice) -> dict[str, Any]:
         return {**_described(choice), "figures": {k: self.costs.figure(k, choice) for k in self.bounds}}

@@ -20,7 +20,7 @@ from bitpress.core.plan import CompressionPlan, GroupId, LayerId
 from bitpress.core.quant import quantize_odd
 from bitpress.core.semantics import Semantics
 from bitpress.core.supernet import EVEN, ODD, UNIT, FloatNet, SuperNet, best_clip, hard_gate, steps
-from bitpress.core.supernet_starts import NOISE, fit, sensitivities
+from bitpress.core.supernet_starts import NOISE, fit, sensitivities, shrunk
 
 from ..benchmarks.graphs import everything, residual, tolerance
 from .test_cost import chain, depthwise
@@ -399,6 +399,15 @@ def test_gaussian_weights_want_the_known_clips() -> None:
     values = torch.randn(20_000)
     assert 1.3 < best_clip(values, ODD, 2) < 1.7  # levels at v and v/3: Lloyd's uniform 4-level step is 0.996 sigma
     assert 2.4 < best_clip(values, ODD, 4) < 2.8  # 16 levels: 0.335 sigma x 7.5
+
+
+def test_noisy_figures_are_drawn_to_the_mean_of_their_kind() -> None:
+    hurts = {"a.w2": 1.0, "b.w2": 3.0, "a.w4": 0.0, "b.w4": 0.0, "g.p": 5.0, NOISE: 0.5}
+    found = shrunk(hurts, math.sqrt(0.5))  # half of the spread of w2, whose variance is 1, is noise
+    assert (found["a.w2"], found["b.w2"]) == (pytest.approx(1.5), pytest.approx(2.5))
+    assert (found["a.w4"], found["b.w4"], found["g.p"], found[NOISE]) == (0, 0, 5, 0.5)
+    assert shrunk(hurts, 9.0)["a.w2"] == 2  # nothing but noise
+    assert shrunk(hurts, 0.0)["a.w2"] == 1
 
 
 def test_sensitivities_leave_the_net_alone_and_rank_the_widths() -> None:
