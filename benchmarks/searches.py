@@ -41,7 +41,7 @@ class Published:
     source: str
 
 
-# Only networks, data and convention that are ours too (methods B.1); ABS is the first form of SBS.
+# Only networks, data and convention that are ours too (as published); ABS is the first form of SBS.
 PUBLISHED: Mapping[tuple[str, str], tuple[Published, ...]] = {
     ("preresnet20", "cifar100"): (
         Published("float", 67.5, 41798.6e6, "ABS, table 1"),

@@ -1,4 +1,4 @@
-"""Bit sharing against separate paths (methods C.1): what a step of the search costs. An experiment beside the product.
+"""Bit sharing against separate paths (methods C): what a step of the search costs. An experiment beside the product.
 
 The other super-net is that of DNAS: a searched layer holds one path for each pair of widths, with weights and clips of
 its own; all are evaluated and mixed by a softmax of architecture weights, whose expectation is the figure in the loss.
@@ -57,7 +57,7 @@ LAMBDA, RATE = 0.1, 1e-3
 WARM_UP = 1  # steps of a process that are not counted: optimiser and allocator are new
 BUSY = 0.5  # load average beyond our own threads from which a machine counts as shared
 CHEAPER = 2.0  # times, in time or memory, that sharing should be
-PAPER = {"20": (3.5, 2.9), "56": (4.6, 3.6)}  # depth -> separate / shared, time and memory (methods C.1)
+PAPER = {"20": (3.5, 2.9), "56": (4.6, 3.6)}  # depth -> separate / shared, time and memory (methods C)
 EVERY = f'; "{LABELS["every"]}": one for each choice that sharing has in a layer'
 MIB = 1 << 20
 
