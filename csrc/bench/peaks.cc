@@ -8,6 +8,7 @@
 #include <new>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -208,11 +209,10 @@ bool avx512vnni() { return avx512() && __builtin_cpu_supports("avx512vnni"); }
 bool avx512vbmi() {
   return avx512vnni() && __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512vbmi");
 }
-#if defined(__GNUC__) && (__GNUC__ >= 11 || defined(__clang__))
-bool avxvnni() { return avx2() && __builtin_cpu_supports("avxvnni"); }
-#else
-bool avxvnni() { return false; }
-#endif
+bool avxvnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1) && avx2();
+}
 
 constexpr Row kRows[] = {
     {"i8dot", "generic", always, dot_generic},

@@ -8,7 +8,9 @@
 #include "../runtime/error.h"
 #include "rows.h"
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
@@ -43,9 +45,10 @@ bool supports(const std::string& feature) {
   if (feature == name) return __builtin_cpu_supports(name);
   FEATURE("avx2")
   FEATURE("fma")
-#if __GNUC__ >= 11 || defined(__clang__)
-  FEATURE("avxvnni")
-#endif
+  if (feature == "avxvnni") {  // not every compiler knows its name
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1) && __builtin_cpu_supports("avx2");
+  }
   FEATURE("avx512f")
   FEATURE("avx512bw")
   FEATURE("avx512dq")
