@@ -107,14 +107,15 @@ def _made(way: str, kind: str, graph: Graph, space: Space, x: Tensor) -> FloatNe
 
 
 def timed(calls: Mapping[tuple[str, str], Step], rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds of `rounds` steps of each, in turns, after one that is not counted."""
+    """Seconds of `rounds` steps of each, in turns, after one that is not counted; of the processor with one thread."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     found: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for i in range(rounds + 1):
         for key, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             call()
             if i:
-                found[key].append(time.perf_counter() - start)
+                found[key].append(clock() - start)
     return found
 
 
@@ -143,6 +144,7 @@ on {datetime.datetime.now(datetime.UTC).date()}: {cpu_name()}, {os.cpu_count()} 
 {torch.__version__}. Load average of the machine at the end {busy:.1f}{
         ": it was shared, so seconds are a hint; ways ran in turns, which ratios bear better" if shared else ""
     }.
+Seconds are {"processor" if threads == 1 else "wall-clock"} time.
 
 {model}, batch of {batch}, random images and labels. Medians of {rounds} steps each, in turns; "speed" is the median of
 the turns' ratios, "channels last" = 1. Frozen: 4 bits, 8 at the ends, with the float network as teacher; searching: all
