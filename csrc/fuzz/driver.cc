@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/artifact.h"
+#include "seal.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
@@ -29,7 +29,7 @@ class Damage {
   Input make() {
     Input out = corpus_[below(corpus_.size())];
     for (size_t n = 1 + below(4); n > 0; --n) once(&out);
-    if (below(8)) seal(&out);
+    if (below(8)) bitpress::seal(out.data(), out.size());
     return out;
   }
 
@@ -70,27 +70,6 @@ class Damage {
       default:
         out->insert(out->begin() + static_cast<ptrdiff_t>(at), 1 + below(70), static_cast<uint8_t>(below(256)));
     }
-  }
-
-  // Checksums, and the file's length, as the container wants them: header of 64 bytes, records of 32.
-  static void seal(Input* out) {
-    Input& b = *out;
-    if (b.size() < 64 || std::memcmp(b.data() + 1, "BPK", 3) != 0) return;
-    uint32_t sections;
-    const uint64_t bytes = b.size();
-    std::memcpy(&sections, b.data() + 32, 4);
-    std::memcpy(b.data() + 16, &bytes, 8);
-    if (sections > (b.size() - 64) / 32) return;
-    for (size_t i = 0; i < sections; ++i) {
-      uint64_t place[2];
-      std::memcpy(place, b.data() + 64 + 32 * i + 8, 16);
-      if (place[0] > b.size() || place[1] > b.size() - place[0]) continue;
-      const uint32_t crc = bitpress::crc32({b.data() + place[0], static_cast<size_t>(place[1])});
-      std::memcpy(b.data() + 64 + 32 * i + 24, &crc, 4);
-    }
-    std::memset(b.data() + 36, 0, 4);
-    const uint32_t crc = bitpress::crc32({b.data(), 64 + 32 * size_t{sections}});
-    std::memcpy(b.data() + 36, &crc, 4);
   }
 
   std::mt19937_64 random_;

@@ -8,6 +8,7 @@
 #include "runtime/error.h"
 #include "runtime/model.h"
 #include "runtime/session.h"
+#include "seal.h"
 
 namespace {
 
@@ -41,3 +42,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   return 0;
 }
+
+#ifdef BITPRESS_LIBFUZZER
+extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t most);
+
+// libFuzzer's own damage, sealed seven times of eight.
+extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t most, unsigned seed) {
+  const size_t made = LLVMFuzzerMutate(data, size, most);
+  if (seed % 8) bitpress::seal(data, made);
+  return made;
+}
+#endif
