@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import EnvironmentMissing
 from .layout import Storage, Weights, arrange, packed
+from .window import Window
 
 if TYPE_CHECKING:
     import torch
 
     from .call import Layer
-    from .conv import Window
 
-__all__ = ["Storage", "Weights", "arrange", "conv2d", "linear", "load", "missing", "packed"]
+__all__ = ["Storage", "Weights", "Window", "arrange", "conv2d", "linear", "load", "missing", "packed"]
 
 DEVICES = ("/dev/nvidia0", "/dev/kfd")
 
@@ -36,7 +36,7 @@ def missing() -> str:
 
 def load(weights: Weights, **constants: Any) -> Layer:
     """Weights and epilogue on a device: see `call.load`."""
-    _need()
+    need()
     from . import call
 
     return call.load(weights, **constants)
@@ -44,7 +44,7 @@ def load(weights: Weights, **constants: Any) -> Layer:
 
 def linear(x: torch.Tensor, layer: Layer, *, residual: torch.Tensor | None = None) -> torch.Tensor:
     """x [..., K] as the layer's `act` stores it -> [..., rows] as its `out` does, by the family that suits."""
-    _need()
+    need()
     from . import gemm, gemv
 
     pixels = x.numel() // max(1, x.shape[-1])
@@ -54,15 +54,15 @@ def linear(x: torch.Tensor, layer: Layer, *, residual: torch.Tensor | None = Non
 
 def conv2d(x: torch.Tensor, layer: Layer, window: Window, *, residual: torch.Tensor | None = None) -> torch.Tensor:
     """x [N, H, W, C] as the layer's `act` stores it -> [N, H', W', rows] as its `out` does."""
-    _need()
+    need()
     from . import conv
 
-    if window == conv.Window():  # every pixel by itself
+    if window == Window():  # every pixel by itself
         return linear(x, layer, residual=residual)
     return conv.launch(x, layer, window, residual=residual)
 
 
-def _need() -> None:
+def need() -> None:
     """EnvironmentMissing where triton or torch is not installed; whether there is a GPU, the tensors tell."""
     lack = missing()
     if "installed" in lack:

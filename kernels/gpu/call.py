@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -82,29 +83,39 @@ def load(
     if residual is not None and (out == I32 or residual == I32 or (isinstance(residual, Storage) and residual.packed)):
         raise UsageError(f"a residual is int8 levels or float32 and needs an epilogue, not {_name(residual)}")
     one = np.ones(rows, np.float32)  # never read: sums have no epilogue
-    fill = np.full(max(RUNS), -weights.form.act.zero, np.int8)
 
     def place(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.array(array)).to(device)
 
-    form, ones = weights.form, None
-    if form.doubled:
-        row = np.ones((1, form.taps, form.channels), np.int64)
-        ones = load(arrange(row, parse("i8"), form.act), device=device)
     return Layer(
-        form=form,
+        form=weights.form,
         out=out,
         residual=residual,
         fields=place(weights.fields),
         correction=place(weights.correction),
         m=place(one if m is None else m.astype(np.float32)),
         b=place(one if b is None else b.astype(np.float32)),
-        fill=place(fill),
+        fill=fill(weights.form, torch.device(device)),
         m_r=float(m_r),
         lo=float(lo),
         hi=float(hi),
-        ones=ones,
+        ones=ones(weights.form, torch.device(device)),
     )
+
+
+@lru_cache(maxsize=64)
+def fill(form: Form, device: torch.device) -> torch.Tensor:
+    """int8 [128] on `device`: level 0 as the layer's input stores it."""
+    return torch.full((max(RUNS),), -form.act.zero, dtype=torch.int8, device=device)
+
+
+@lru_cache(maxsize=64)
+def ones(form: Form, device: torch.device) -> Layer | None:
+    """One row of weights 1 of that depth, where the form is doubled."""
+    if not form.doubled:
+        return None
+    row = np.ones((1, form.taps, form.channels), np.int64)
+    return load(arrange(row, parse("i8"), form.act), device=device)
 
 
 def constants(form: Form, out: Out, residual: Out | None, target: str, *, assembly: bool) -> dict[str, Any]:

@@ -9,7 +9,6 @@ small images.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,25 +22,7 @@ from .fields import multiply, operands
 from .finish import finish
 from .layout import Form
 from .tiles import Tile, choose
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Geometry: (height, width) of each; padding is top, left, bottom, right, as in a Program."""
-
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-
-    def out(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the result; UsageError where the window is larger than the padded image."""
-        top, left, bottom, right = self.padding
-        tall = height + top + bottom - self.dilation[0] * (self.kernel[0] - 1) - 1
-        wide = width + left + right - self.dilation[1] * (self.kernel[1] - 1) - 1
-        if tall < 0 or wide < 0:
-            raise UsageError(f"images of {height} x {width} with padding {self.padding} are smaller than {self.kernel}")
-        return tall // self.stride[0] + 1, wide // self.stride[1] + 1
+from .window import Window
 
 
 @triton.jit
@@ -152,9 +133,9 @@ def launch(
     UsageError, EnvironmentMissing, UnsupportedError: see `call.check`.
     """
     form = layer.form
-    if x.ndim != 4 or math.prod(window.kernel) != form.taps:
+    if x.ndim != 4 or window.taps != form.taps:
         raise UsageError(
-            f"x has {x.ndim} dimensions and the window {window.kernel} {math.prod(window.kernel)} taps; "
+            f"x has {x.ndim} dimensions and the window {window.kernel} {window.taps} taps; "
             f"a convolution takes [N, H, W, C], and this layer has {form.taps} taps"
         )
     images, high, wide, _ = x.shape

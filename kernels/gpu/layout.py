@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...core.encoding import INT32_MAX, Encoding
+from ...core.encoding import INT32_MAX, Encoding, parse
 from ...core.errors import UnsupportedError, UsageError
 
 PAIRS = ((8, 8), (4, 8), (2, 8), (4, 4), (2, 2))  # bits of weights, bits of stored activations
@@ -66,6 +66,10 @@ class Storage:
         """Largest magnitude of an operand."""
         return self.zero or self.encoding.max_abs << self.shift
 
+    def __str__(self) -> str:
+        """ "u8", or "u4:64": packed, in runs of 64. `parse_storage` reads it."""
+        return f"{self.encoding.name}:{self.run}" if self.packed else self.encoding.name
+
     def bytes(self, channels: int) -> int:
         """Bytes of one pixel of `channels` levels."""
         return -(-channels * self.bits // (8 * self.run)) * self.run if self.packed else channels
@@ -82,6 +86,16 @@ class Storage:
         if not self.packed:
             return stored.astype(np.int32) + self.zero
         return self.encoding.decode(unslice(stored.view(np.uint8), self.bits, self.run)[..., :channels])
+
+
+def parse_storage(text: str) -> Storage:
+    """Inverse of `str`.
+
+    >>> parse_storage("u4:64").packed, parse_storage("i8").packed
+    (True, False)
+    """
+    name, _, run = text.partition(":")
+    return Storage(parse(name), packed=bool(run), run=int(run or 0))
 
 
 def packed(encoding: Encoding, channels: int) -> Storage:
@@ -192,6 +206,15 @@ def arrange(levels: np.ndarray, encoding: Encoding, act: Storage) -> Weights:
     codes = np.pad((field & (2**bits - 1)).astype(np.uint8), ((0, 0), (0, 0), (0, form.runs * form.run - channels)))
     fields = slices(codes.reshape(rows, -1), bits, form.run).view(np.int8)
     return Weights(form, fields, (act.zero * whole.sum(axis=(1, 2))).astype(np.int32))
+
+
+def restore(form: Form, fields: np.ndarray) -> np.ndarray:
+    """Inverse of `arrange`: levels int64 [rows, taps, channels]."""
+    bits = form.encoding.bits
+    codes = unslice(fields.view(np.uint8), bits, form.run)[:, : form.taps * form.runs * form.run].astype(np.int64)
+    field = (codes ^ 1 << (bits - 1)) - (1 << (bits - 1))
+    odd = _odd(form.encoding)
+    return ((field << odd) + odd).reshape(form.rows, form.taps, -1)[:, :, : form.channels]
 
 
 def _odd(encoding: Encoding) -> int:

@@ -20,9 +20,9 @@ from triton.compiler import ASTSource
 
 from bitpress.core.encoding import parse
 from bitpress.kernels.gpu import call, gemv
-from bitpress.kernels.gpu.conv import Window
 from bitpress.kernels.gpu.layout import form_of
 from bitpress.kernels.gpu.tiles import VECTOR, Tile, choose
+from bitpress.kernels.gpu.window import Window
 
 from .cases import storage
 

@@ -22,9 +22,9 @@ from bitpress.core.encoding import parse
 from bitpress.core.errors import EnvironmentMissing
 from bitpress.kernels import gpu
 from bitpress.kernels.gpu import call, conv, gemm, gemv
-from bitpress.kernels.gpu.conv import Window
 from bitpress.kernels.gpu.layout import Storage, packed
 from bitpress.kernels.gpu.tiles import SHARED, Tile, choose
+from bitpress.kernels.gpu.window import Window
 
 from .cases import PAIRS, name, product
 from .compiled import TARGETS, TENSOR_CORE, Code, build

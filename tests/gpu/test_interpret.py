@@ -278,6 +278,24 @@ def test_the_face_takes_the_family_that_suits(monkeypatch: pytest.MonkeyPatch) -
     assert taken == ["gemv", "gemm", "gemm", "gemm", "conv"]
 
 
+@pytest.mark.parametrize("kind", [PAIRS[2], PAIRS[3], ("o8", "u8", False)], ids=name)
+def test_the_operators_two_sides_agree(kind: tuple[str, str, bool]) -> None:
+    """`bitpress::layer` on the CPU is numpy, on a GPU the families."""
+    from bitpress.kernels.gpu import op
+    from bitpress.kernels.gpu.window import Window as Geometry
+
+    for case, g in (
+        (product(kind, 5, 20, 96), Geometry()),
+        (convolution(kind, (1, 4, 3, 16), 20, SAME), geometry(SAME)),
+    ):
+        out, kept = packed(parse("u4"), 20), torch.ones(case.sums.shape, dtype=torch.int8)
+        m = torch.full((20,), float(9 / np.abs(case.sums).max()))
+        spec = op.spell(case.weights.form, out, STORED["u8"])
+        tensors = (torch.from_numpy(case.weights.fields), torch.from_numpy(case.weights.correction), m, torch.ones(20))
+        given = (stored(case), kept, *tensors, spec, op.numbers(g), 0.01, 0.0, 15.0)
+        assert_same(op.layer(*given).numpy(), op.by_triton(*given).numpy())
+
+
 def test_an_empty_batch_gives_an_empty_result() -> None:
     case = product(("i4", "u4", True), 2, 6, 64)
     layer = call.load(case.weights, device="cpu")
