@@ -60,10 +60,15 @@ def width(gates: tuple[Tensor, Tensor]) -> Tensor:
     return 2 + 2 * g4 + 4 * g4 * g8
 
 
+def sampled(values: Tensor) -> Tensor:
+    """About `SAMPLE` of the values, at an odd stride: an even one may meet the same columns of every image."""
+    flat = values.detach().flatten()
+    return flat[:: max(1, flat.numel() // SAMPLE) | 1]
+
+
 def best_clip(values: Tensor, domain: str, bits: int) -> float:
     """The clip of least squared rounding error on `values`, among `CANDIDATES` shares of the largest magnitude."""
-    flat = values.detach().flatten()
-    flat = flat[:: max(1, flat.numel() // SAMPLE)].double()
+    flat = sampled(values).double()
     top = float(flat.abs().max())
     if top == 0:
         return 1.0

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .cost import Choice
 from .plan import LayerId
 from .storage import STREAM_BITS
-from .supernet import EVEN, ODD, SAMPLE, FloatNet, SuperNet, best_clip, mean_residuals
+from .supernet import EVEN, ODD, FloatNet, SuperNet, best_clip, mean_residuals, sampled
 
 IMAGES, PIXELS = 256, 1 << 22  # of a batch, and of all, that are looked at to measure sensitivities, at most
 LOOKED_AT = 2048  # images: with 256 the noise of a figure was as large as most figures
@@ -31,8 +31,7 @@ def observed(net: SuperNet, *, rounding: bool) -> Iterator[dict[str, list[Tensor
     seen: dict[str, list[Tensor]] = {}
 
     def watch(clip: str, x: Tensor) -> bool:
-        flat = x.detach().flatten()
-        seen.setdefault(clip, []).append(flat[:: max(1, flat.numel() // SAMPLE)].clone())
+        seen.setdefault(clip, []).append(sampled(x).clone())
         return rounding
 
     net.watch = watch

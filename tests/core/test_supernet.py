@@ -19,7 +19,7 @@ from bitpress.core.integer import integer, weight_levels
 from bitpress.core.plan import CompressionPlan, GroupId, LayerId
 from bitpress.core.quant import quantize_odd
 from bitpress.core.semantics import Semantics
-from bitpress.core.supernet import EVEN, ODD, UNIT, FloatNet, SuperNet, best_clip, hard_gate, steps
+from bitpress.core.supernet import EVEN, ODD, UNIT, FloatNet, SuperNet, best_clip, hard_gate, sampled, steps
 from bitpress.core.supernet_starts import NOISE, fit, sensitivities, shrunk
 
 from ..benchmarks.graphs import everything, residual, tolerance
@@ -399,6 +399,16 @@ def test_gaussian_weights_want_the_known_clips() -> None:
     values = torch.randn(20_000)
     assert 1.3 < best_clip(values, ODD, 2) < 1.7  # levels at v and v/3: Lloyd's uniform 4-level step is 0.996 sigma
     assert 2.4 < best_clip(values, ODD, 4) < 2.8  # 16 levels: 0.335 sigma x 7.5
+
+
+def test_samples_meet_every_column_and_row() -> None:
+    """Values that differ by column alone, and by row alone, in images whose sides are powers of two."""
+    for images, side in ((64, 32), (128, 16), (256, 8)):
+        ramp = torch.arange(side).float()
+        columns = ramp.expand(images, 16, side, side)
+        assert set(sampled(columns).tolist()) == set(range(side))
+        assert set(sampled(columns.transpose(2, 3)).tolist()) == set(range(side))
+        assert abs(float(sampled(columns).mean()) - (side - 1) / 2) < 0.02 * side
 
 
 def test_noisy_figures_are_drawn_to_the_mean_of_their_kind() -> None:
