@@ -409,10 +409,7 @@ def lowering(space: Space, choice: Choice) -> list[Move]:
 
 
 def raising(space: Space, choice: Choice) -> list[Move]:
-    """Every move that gives one width back; where no width is searched, one part.
-
-    A joint search spends on widths alone: removed channels save bytes, memory and time that BOPs do not tell.
-    """
+    """Every move that gives one width or one part back."""
     up = {b: min((w for w in space.widths if w > b), default=None) for b in space.widths}
     out = []
     for layer in space.searched:
@@ -420,10 +417,9 @@ def raising(space: Space, choice: Choice) -> list[Move]:
             to = up[bits]
             if to is not None:
                 out.append(Move(side, layer, to))
-    if not space.searched:
-        for group, gate in space.open.items():
-            gone = {*range(len(gate.sizes))} - {*choice.parts[group]}
-            out.extend(Move("restore", group, part) for part in sorted(gone))
+    for group, gate in space.open.items():
+        gone = {*range(len(gate.sizes))} - {*choice.parts[group]}
+        out.extend(Move("restore", group, part) for part in sorted(gone))
     return out
 
 
@@ -487,13 +483,13 @@ def fill(
 
 
 def exchange(
-    costs: Costs, budgets: Sequence[Budget], choice: Choice, harm: Callable[[Choice, Move], float], least: float = 0.0
+    costs: Costs, budgets: Sequence[Budget], choice: Choice, harm: Callable[[Choice, Move], float]
 ) -> tuple[Choice, list[Step]]:
     """A choice within its budgets that harms less, and the steps that led there.
 
     Round by round the best trade is made: one width given back, then lowered elsewhere until the budgets hold
     (`project`), then the rest spent (`fill`). `harm` of a move must be a difference of one function of the choice, so
-    that trades add up; ends where no trade gains more than `least`, for each move in it. Deterministic.
+    that trades add up; ends where no trade gains. Deterministic.
     """
     done: list[Step] = []
     for _ in range(EXCHANGES):
@@ -508,7 +504,7 @@ def exchange(
             found, spent = fill(costs, budgets, found, lambda c, m: -harm(c, m))
             steps = [first, *lowered, *spent]
             total = sum(s.loss for s in steps)
-            if total < -max(LEAST_GAIN, least * len(steps)) and (best is None or total < best[0]):
+            if total < -LEAST_GAIN and (best is None or total < best[0]):
                 best = total, found, steps
         if best is None:
             break

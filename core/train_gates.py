@@ -27,8 +27,8 @@ from .supernet_starts import NOISE, fit, sensitivities, shrunk
 from .train import Job, Training, check_finite, cosine, evaluate, objective, reestimate, set_rates, sgd
 
 WARM = 0.35  # share of the search in which widths are drawn by chance
-STRAY = 0.2  # chance of a tensor to have another width then: drawn from all alike, the net forgot what 2 bits cost
-SLACK = 0.92  # of a bound to which gates go: what they leave is spent where it was measured to help most
+STRAY = 0.5  # chance of a tensor to have another width then: drawn from all alike, the net forgot what 2 bits cost
+SLACK = 0.95  # of a bound to which gates go: what they leave is spent where it was measured to help most
 FAR = 9.0  # a threshold that no residual in [0, 1] passes
 RAMP = 0.8  # share of the search after which the target has come down to the budget
 DEADLINE = 0.9  # share after which the gates freeze though the budget is not met: the projection does the rest
@@ -37,6 +37,7 @@ LAMBDA_START, LAMBDA_LEAST, LAMBDA_MOST = 0.01, 0.001, 2.0
 RATE_LEAST = 0.2  # of the cosine schedule: gates still move at the end
 REACH = 1 / 12  # mean residual of 2 bits on uniform values (methods E): the distance of what hurts most
 NEAREST = 0.05  # of its residual or score: the least distance of a threshold at the start
+RECOVERS = 0.3  # of what removing a part is measured to hurt: rounding is trained before it is measured, removal is not
 LEAST_WORTH = 1e-6  # of a part whose removal does no measurable harm: what the budget allows is kept
 CALIBRATION_BATCHES = 8
 SEARCH_COST, FINETUNE_COST = 4.0, 3.0  # price of a step against one of the float network; for the ETA
@@ -216,9 +217,7 @@ class Searching:
         loop.event("gates", phase=self.name, **self._told(choice), **notes)
         choice, lowered = project(self.costs, self.budgets, choice, harm)
         choice, raised = fill(self.costs, self.budgets, choice, lambda c, m: -harm(c, m))
-        choice, traded = (
-            exchange(self.costs, self.budgets, choice, harm, notes["noise"]) if self.guided else (choice, [])
-        )
+        choice, traded = exchange(self.costs, self.budgets, choice, harm) if self.guided else (choice, [])
         choice, further = (choice, []) if self.after is None else self.after(choice, harm)
         for kind, steps in (("projection", lowered), ("fill", raised), ("exchange", traded), ("further", further)):
             for step in steps:
@@ -254,22 +253,25 @@ class Searching:
     def _harms(self, choice: Choice) -> tuple[Loss, dict[str, Any]]:
         """Harm by measurement, and what the log says of it."""
         net = self.net
-        before = dict(choice.parts)
         # On other images than at the start, and the mean of both: the least of many noisy figures is chosen below.
         now = self.measured(choice, CALIBRATION_BATCHES + 1)
+        gone = {g: len(gate.sizes) - len(choice.parts[g]) for g, gate in net.space.open.items()}
+        for group, parts in gone.items():
+            now[f"{group}.p"] /= 2 * parts + 1  # of the next part -> of the first
         hurts = {key: (now[key] + self.hurts[key]) / 2 for key in now}
         noise = hurts[NOISE] / math.sqrt(2)
         hurts = shrunk(hurts, noise)
         with torch.no_grad():
-            scores = {g: net.part_scores(g) for g in net.space.open}
+            scores = {g: net.part_scores(g) / net.part_scores(g).min().clamp_min(TINY) for g in net.space.open}
 
         def harm(choice: Choice, move: Move) -> float:
             if move.side in ("prune", "restore"):
+                # The k-th part of a group hurts 2k - 1 times as much as the first, so that k of them hurt k squared.
                 group = GroupId(move.name)
-                score, gone = scores[group], len(before[group]) - len(choice.parts[group])
-                weakest = score[list(before[group])].min().clamp_min(TINY)
-                lost = (max(hurts[f"{group}.p"], 0.0) + LEAST_WORTH) * float(score[move.to] / weakest)
-                return lost * (gone + 1) if move.side == "prune" else -lost
+                left = len(net.space.open[group].sizes) - len(choice.parts[group])
+                rank = 2 * left + (1 if move.side == "prune" else -1)
+                lost = RECOVERS * max(hurts[f"{group}.p"], LEAST_WORTH) * rank * float(scores[group][move.to])
+                return lost if move.side == "prune" else -lost
             side = "w" if move.side == "weight" else "a"
             bits = (choice.weight if side == "w" else choice.act)[LayerId(move.name)]
             return hurts[f"{move.name}.{side}{move.to}"] - hurts[f"{move.name}.{side}{bits}"]
