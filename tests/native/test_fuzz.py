@@ -16,6 +16,7 @@ from bitpress.compiler import artifact
 from ..format import malformed
 from ..runtime import samples
 from .conftest import ROOT, run, sanitized
+from .fuzz_reader import kept
 from .test_hostile import hostile_npy
 
 pytestmark = [pytest.mark.native, pytest.mark.slow]
@@ -50,9 +51,9 @@ def test_the_python_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def corpus(kind: str) -> list[tuple[str, bytes]]:
-    """(name, bytes): every malformation that has a name, and files of every op."""
+    """(name, bytes): every malformation that has a name, files of every op, and what libFuzzer has found to be new."""
     if kind == "npy":
         return [(name, data[10:]) for name, data, _ in hostile_npy()]  # headers, without magic and length
     good = {"everything": artifact.encode(samples.everything()), "straight": artifact.encode(samples.straight("b1"))}
     cases = malformed.cases(good["everything"], artifact.encode(samples.deep()))
-    return [*good.items(), *((case.id, case.data) for case in cases if len(case.data) < 1 << 16)]
+    return [*good.items(), *((case.id, case.data) for case in cases if len(case.data) < 1 << 16), *kept()]

@@ -18,6 +18,7 @@ from bitpress.core.errors import CorruptError
 from ..format import malformed
 from ..runtime import samples
 from .conftest import Sample, Tree, run, sanitized
+from .fuzz_reader import kept, verdict
 
 _native = pytest.importorskip("bitpress._native", reason="the native module is not built")
 pytestmark = pytest.mark.native
@@ -144,6 +145,15 @@ def test_every_flipped_byte_is_refused(read: Callable[[bytes], object]) -> None:
             pass
         flipped[at] ^= 0xFF
     assert not passed, f"of {len(GOOD)} bytes, these may be anything: {passed[:10]}"
+
+
+def test_both_readers_agree_on_the_corpus_of_the_fuzzer() -> None:
+    """Good or not, and by which rule first; metadata is read by Python alone, early."""
+    files = kept()
+    assert len(files) > 200
+    for name, data in files:
+        said, other = verdict(artifact.decode, data), verdict(_native.check, data)
+        assert said in (other, "BadMeta"), (name, said, other)
 
 
 @pytest.mark.slow
