@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,9 @@ def bench(
     for name, values in (("--batch", batches), ("--threads", threads)):
         if not values or min(values) < 1:
             raise UsageError(f"{name} {','.join(map(str, values))}: numbers of at least 1 are needed")
+    begin = perf_counter()
     loaded = Model(artifact)
+    load = 1e3 * (perf_counter() - begin)
     program, rng = loaded.program, np.random.default_rng(seed)
     if loaded.golden_check() is False:
         raise CheckFailed(f"{artifact}: the golden sample does not come out; nothing is timed. Try `bitpress verify`")
@@ -77,8 +80,17 @@ def bench(
         "peers_left_out": left_out,
         "images": images.source,
         "seed": seed,
+        "load": load,
+        "memory": _memory(loaded, artifact),
         "runs": runs,
     }
+
+
+def _memory(loaded: Model, artifact: str | Path) -> dict[str, int | None]:
+    """Bytes of the file and of what one session holds; None where numpy runs, which keeps no account."""
+    parts = {} if loaded.session is None else loaded.session.memory()
+    file = Path(artifact).stat().st_size
+    return {"file": file, **{part: parts.get(part) for part in ("layouts", "arena", "working")}}
 
 
 def _recorded_data(program: Program) -> str | None:

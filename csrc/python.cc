@@ -181,6 +181,17 @@ PYBIND11_MODULE(_native, m) {
       .def("profile", &profile, py::arg("x").noconvert(), "Milliseconds of each step of one run on x, float64 [steps].")
       .def("values", &values, py::arg("x").noconvert(), "[(buffer, int32 levels or float32 [N, C, H, W])] as written.")
       .def("steps", &steps, "Per step: name, layer, op, kernel, isa, why.")
+      .def(
+          "memory",
+          [](const Session& s) {
+            const SessionMemory m = s.memory();
+            py::dict out;
+            out["layouts"] = m.layouts;
+            out["arena"] = m.arena;
+            out["working"] = m.working;
+            return out;
+          },
+          "Bytes: layouts of the kernels, arena for one image, working memory of all threads.")
       .def_property_readonly("isa", [](const Session& s) { return s.isa(); });
   m.def(
       "check", [](const py::bytes& data) { read_program(view(data)); }, py::arg("data"),

@@ -49,7 +49,11 @@ def command(
         artifact, vs=vs, batches=batch, threads=common.threads, against=against, model=model, weights=weights,
         seconds=seconds, seed=common.seed, progress=common.progress,
     )  # fmt: skip
-    notes = (f"peers run: {document['peer_source']}; images: {document['images']}", document["peers_left_out"])
+    parts = ", ".join(f"{name} {size:,}" for name, size in document["memory"].items() if size is not None)
+    notes = (
+        f"loaded in {document['load']:.1f} ms; bytes: {parts}",
+        f"peers run: {document['peer_source']}; images: {document['images']}", document["peers_left_out"],
+    )  # fmt: skip
     return Result(document, tables(document), tuple(filter(None, notes)))
 
 

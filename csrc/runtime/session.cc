@@ -160,6 +160,12 @@ std::vector<StepInfo> Session::steps() const {
   return out;
 }
 
+SessionMemory Session::memory() const {
+  const Model& model = *state_->model;
+  return {model.weight_bytes, static_cast<size_t>(model.program.arena_bytes),
+          model.scratch_bytes * static_cast<size_t>(threads())};
+}
+
 void Session::run(const float* x, size_t n, float* y) {
   std::lock_guard<std::mutex> lock(state_->mutex);
   const size_t last = state_->steps.size() - 1;

@@ -16,6 +16,11 @@ struct StepInfo {
   std::string name, layer, op, kernel, isa, why;
 };
 
+// Bytes: of the kernels' layouts, of the arena for one image, of working memory for all threads.
+struct SessionMemory {
+  size_t layouts, arena, working;
+};
+
 // All steps' results on a batch, by buffer, in the order in which they are first written: NCHW, levels or floats.
 struct Value {
   std::string name;
@@ -42,6 +47,7 @@ class Session {
   const Buffer& out() const;
   const std::string& isa() const;
   std::vector<StepInfo> steps() const;
+  SessionMemory memory() const;
 
   // x: n normalised images, float32 NCHW; y: n rows of out().elements() floats.
   void run(const float* x, size_t n, float* y);
