@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from ...core.errors import UnsupportedError
 
-# Bytes of shared memory that one block may take, and the oldest chip with int8 tensor cores of this kind.
-SHARED = {"sm80": 166_912, "sm86": 101_376, "sm89": 101_376, "sm90": 232_448, "gfx942": 65_536}
+# Bytes of shared memory that one block may take.
+SHARED = {
+    "sm80": 166_912, "sm86": 101_376, "sm89": 101_376, "sm90": 232_448, "sm100": 232_448, "sm120": 101_376,
+    "gfx942": 65_536,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

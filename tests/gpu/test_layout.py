@@ -112,7 +112,7 @@ def test_sums_of_operands_that_could_leave_int32_are_refused() -> None:
 def test_tiles_are_a_function_of_shape_and_chip() -> None:
     assert [tiles.choose("sm90", m).pixels for m in (1, 16, 17, 64, 65, 4096)] == [16, 16, 32, 64, 128, 128]
     assert tiles.choose("gfx942", 4096).stages == 2
-    assert tiles.chip("sm100") == "sm90" and tiles.chip("sm87") == "sm86"
+    assert tiles.chip("sm103") == "sm100" and tiles.chip("sm87") == "sm86"
     for target in ("sm75", "gfx90a"):
         with pytest.raises(UnsupportedError, match=target):
             tiles.choose(target, 1)
