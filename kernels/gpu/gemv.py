@@ -22,6 +22,7 @@ from .finish import finish
 from .layout import Form
 from .tiles import VECTOR, Tile
 
+MAX_GRID = 65_535  # programs along the second axis
 MAX_PIXELS = 2  # beyond, instructions and no longer bytes would bound 2-bit weights
 
 
@@ -101,9 +102,10 @@ def launch(
     shape = (*x.shape[:-1], form.rows)
     target = call.check(x, layer, residual, shape)
     pixels = math.prod(shape[:-1])
-    if form.taps != 1 or x.shape[-1] % 4:
+    if form.taps != 1 or x.shape[-1] % 4 or pixels > MAX_GRID:
         raise UsageError(
-            f"x {list(x.shape)}, {form.taps} taps: a matrix-vector product reads rows of whole 32-bit words; use gemm"
+            f"x {list(x.shape)}, {form.taps} taps: a matrix-vector product reads at most {MAX_GRID} rows of whole "
+            f"32-bit words; use gemm"
         )
     out = call.output(layer, shape, x.device)
     if pixels == 0:
