@@ -429,14 +429,18 @@ class SuperNet(FloatNet):
             return self.tensor(f"{group}.parts")
         return hard_gate(self.part_scores(group), self.tensor(f"{group}.threshold_p"))
 
-    def clamp_thresholds(self) -> None:
-        """Thresholds at least 0; pruning's at most the score that the k-th smallest part has (methods A.1.5)."""
+    def clamp_thresholds(self, share: float = 1.0) -> None:
+        """Thresholds at least 0; pruning's at most the score that the k-th smallest part has (methods A.1.5).
+
+        `share`: of a group's parts that may go, one at least, where that is less than the space allows.
+        """
         with torch.no_grad():
             for layer in self.space.searched:
                 self.tensor(f"{layer}.threshold_w").clamp_(min=0)
                 self.tensor(f"{layer}.threshold_a").clamp_(min=0)
             for group, gate in self.space.open.items():
-                cap = float(self.part_scores(group).sort().values[gate.removable - 1])
+                most = min(gate.removable, max(1, int(share * len(gate.sizes))))
+                cap = float(self.part_scores(group).sort().values[most - 1])
                 self.tensor(f"{group}.threshold_p").clamp_(0, cap)
 
     def choice(self) -> Choice:

@@ -20,6 +20,9 @@ from .storage import STREAM_BITS
 from .supernet import EVEN, ODD, FloatNet, SuperNet, best_clip, mean_residuals, sampled
 
 IMAGES, PIXELS = 256, 1 << 22  # of a batch, and of all, that are looked at to measure sensitivities, at most
+LEAST_SHARE = (
+    0.3  # that a figure keeps of its difference from the mean: where all is noise, layers are still told apart
+)
 LOOKED_AT = 2048  # images: with 256 the noise of a figure was as large as most figures
 START_BITS = 4  # clips of searched tensors start as 4 bits like them: between what 2 and 8 bits want
 _Distance = Callable[[Choice], float]
@@ -144,23 +147,36 @@ def sensitivities(net: SuperNet, teacher: FloatNet, images: Tensor, base: Choice
     return out
 
 
+def shares(hurts: Mapping[str, float], noise: float) -> dict[str, float]:
+    """How much of a sensitivity's difference from the mean of its kind ("w2", ..., "p") is not noise, by kind."""
+    return {kind: _share([hurts[key] for key in keys], noise) for kind, keys in _kinds(hurts).items()}
+
+
 def shrunk(hurts: Mapping[str, float], noise: float) -> dict[str, float]:
-    """Sensitivities drawn towards the mean of their kind (weights at 2 bits, ...), by the share of noise in the spread.
+    """Sensitivities drawn towards the mean of their kind, by the share of noise in the spread.
 
     The estimate of least squared error where layers of a kind differ normally. Whoever picks the best of many noisy
     figures picks noise: on ResNet-20, plans from the raw ones lay below uniform w4a4.
     """
-    kinds: dict[str, list[str]] = {}
-    for key in hurts:
-        if key != NOISE:
-            kinds.setdefault(key.rpartition(".")[2], []).append(key)
     out = dict(hurts)
-    for keys in kinds.values():
-        mean = statistics.fmean(hurts[key] for key in keys)
-        spread = statistics.fmean((hurts[key] - mean) ** 2 for key in keys)
-        share = max(0.0, 1 - noise**2 / spread) if spread > 0 else 0.0
+    for keys in _kinds(hurts).values():
+        values = [hurts[key] for key in keys]
+        mean, share = statistics.fmean(values), _share(values, noise)
         out |= {key: mean + share * (hurts[key] - mean) for key in keys}
     return out
+
+
+def _kinds(hurts: Mapping[str, float]) -> dict[str, list[str]]:
+    out: dict[str, list[str]] = {}
+    for key in hurts:
+        if key != NOISE:
+            out.setdefault(key.rpartition(".")[2], []).append(key)
+    return out
+
+
+def _share(values: Sequence[float], noise: float) -> float:
+    spread = statistics.pvariance(values)
+    return max(LEAST_SHARE, 1 - noise**2 / spread) if spread > 0 else 0.0
 
 
 def _with_weight(net: SuperNet, layer: LayerId, bits: int, distance: _Distance, base: Choice) -> float:

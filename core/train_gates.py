@@ -20,15 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cost import Budget, Choice, Move, Step, exchange, fill, project, stair_above
+from .cost import Budget, Choice, Move, Step, exchange, fill, project, stair_near, trim
 from .plan import GroupId, LayerId
 from .supernet import RESIDUAL_MOMENTUM, TINY, SuperNet
-from .supernet_starts import NOISE, fit, sensitivities, shrunk
+from .supernet_starts import NOISE, fit, sensitivities, shares, shrunk
 from .train import Job, Training, check_finite, cosine, evaluate, objective, reestimate, set_rates, sgd
 
 WARM = 0.35  # share of the search in which widths are drawn by chance
 STRAY = 0.5  # chance of a tensor to have another width then: drawn from all alike, the net forgot what 2 bits cost
-SLACK = 0.95  # of a bound to which gates go: what they leave is spent where it was measured to help most
 FAR = 9.0  # a threshold that no residual in [0, 1] passes
 RAMP = 0.8  # share of the search after which the target has come down to the budget
 DEADLINE = 0.9  # share after which the gates freeze though the budget is not met: the projection does the rest
@@ -37,7 +36,9 @@ LAMBDA_START, LAMBDA_LEAST, LAMBDA_MOST = 0.01, 0.001, 2.0
 RATE_LEAST = 0.2  # of the cosine schedule: gates still move at the end
 REACH = 1 / 12  # mean residual of 2 bits on uniform values (methods E): the distance of what hurts most
 NEAREST = 0.05  # of its residual or score: the least distance of a threshold at the start
-RECOVERS = 0.3  # of what removing a part is measured to hurt: rounding is trained before it is measured, removal is not
+GATED = 1 / 4  # of a group's parts, one at least, that gates remove beside widths: the score of the next part is near,
+# and a threshold that passes it does not feel that the second part hurts more than the first
+RECOVERS = 0.15  # what is left, once trained, of what a removal is measured to hurt; rounding is trained by then
 LEAST_WORTH = 1e-6  # of a part whose removal does no measurable harm: what the budget allows is kept
 CALIBRATION_BATCHES = 8
 SEARCH_COST, FINETUNE_COST = 4.0, 3.0  # price of a step against one of the float network; for the ETA
@@ -107,7 +108,6 @@ class Searching:
         self.costs = net.costs
         self.bounds = {b.kind: b.bound(self.costs.whole[b.kind]) for b in self.budgets}
         self.guided = job.settings.variant != "paper"
-        self.aims = {kind: bound * (SLACK if self.guided else 1.0) for kind, bound in self.bounds.items()}
         schedule = job.settings.schedule
         thresholds = {
             "params": net.parameters_of("thresholds"), "lr": schedule.lr_thresholds, "weight_decay": 0.0,
@@ -128,9 +128,9 @@ class Searching:
     def open_gates(self) -> None:
         """Thresholds from sensitivities at the middle widths (the paper's stay 0); what the controller starts from."""
         if self.guided:
-            base = stair_above(self.costs, self.budgets)
+            base = stair_near(self.costs, self.budgets)
             self.hurts = self.measured(base, CALIBRATION_BATCHES)
-            place_thresholds(self.net, shrunk(self.hurts, self.hurts[NOISE]), base)
+            place_thresholds(self.net, shrunk(self.hurts, self.hurts[NOISE]))
         self.net.clamp_thresholds()
         choice = self.net.choice()
         self.starts = {kind: float(self.costs.figure(kind, choice)) for kind in self.bounds}
@@ -149,7 +149,7 @@ class Searching:
         net, share = self.net, done / total
         warming = share < self.warm
         if warming:
-            draw_widths(net, stair_above(self.costs, self.budgets))
+            draw_widths(net, stair_near(self.costs, self.budgets))
         elif not self.starts:
             self.open_gates()
         set_rates(self.optimizer, self.rates, max(cosine(done, total), RATE_LEAST))
@@ -173,9 +173,9 @@ class Searching:
             drawn = {f"{kind}_of_budget": float(net.cost(kind).detach()) / bound for kind, bound in self.bounds.items()}
             return {"loss": float(ce.detach()), **{f"lambda_{k}": 0.0 for k in self.bounds}, **drawn}
         if not frozen:
-            net.clamp_thresholds()
+            net.clamp_thresholds(GATED if self.guided and net.space.searched else 1.0)
             self._steer(figures, share)
-            if share >= DEADLINE or all(figures[k] <= self.aims[k] for k in self.bounds):
+            if share >= DEADLINE or all(figures[k] <= self.bounds[k] for k in self.bounds):
                 self.settle()
         out = {"loss": float(ce.detach())}
         for kind, bound in self.bounds.items():
@@ -191,9 +191,9 @@ class Searching:
 
     def _steer(self, figures: Mapping[str, float], share: float) -> None:
         """lambda follows a target that falls log-linearly from the start to the budget."""
-        for kind, aim in self.aims.items():
-            start, way = max(self.starts[kind], aim), (share - self.warm) / (RAMP - self.warm)
-            target = math.exp(math.log(start) + (math.log(aim) - math.log(start)) * min(1.0, way))
+        for kind, bound in self.bounds.items():
+            start, way = max(self.starts[kind], bound), (share - self.warm) / (RAMP - self.warm)
+            target = math.exp(math.log(start) + (math.log(bound) - math.log(start)) * min(1.0, way))
             moved = self.weights[kind] * (figures[kind] / target) ** CONTROL
             self.weights[kind] = min(max(moved, LAMBDA_LEAST), LAMBDA_MOST)
 
@@ -210,16 +210,24 @@ class Searching:
         if not self.starts:
             self.open_gates()
         choice, loop = net.choice(), self.job.loop
+        doubt: Loss | None = None
         if self.guided:
-            harm, notes = self._harms(choice)
+            harm, doubt, notes = self._harms(choice)
         else:
             harm, notes = self._margins(), {}
         loop.event("gates", phase=self.name, **self._told(choice), **notes)
+        trimmed: list[Step] = []
+        if self.guided and net.space.searched:
+            choice, trimmed = trim(self.costs, choice, harm, notes["noise"] / 2)
         choice, lowered = project(self.costs, self.budgets, choice, harm)
-        choice, raised = fill(self.costs, self.budgets, choice, lambda c, m: -harm(c, m))
-        choice, traded = exchange(self.costs, self.budgets, choice, harm) if self.guided else (choice, [])
+        # Wider never harms once trained, whatever was measured.
+        choice, raised = fill(self.costs, self.budgets, choice, lambda c, m: max(-harm(c, m), LEAST_WORTH))
+        traded: list[Step] = []
+        if doubt is not None:
+            choice, traded = exchange(self.costs, self.budgets, choice, harm, doubt)
         choice, further = (choice, []) if self.after is None else self.after(choice, harm)
-        for kind, steps in (("projection", lowered), ("fill", raised), ("exchange", traded), ("further", further)):
+        phases = {"trim": trimmed, "projection": lowered, "fill": raised, "exchange": traded, "further": further}
+        for kind, steps in phases.items():
             for step in steps:
                 loop.event(kind, **_logged(step))
         loop.event("choice", phase=self.name, **self._told(choice))
@@ -250,8 +258,8 @@ class Searching:
 
         return harm
 
-    def _harms(self, choice: Choice) -> tuple[Loss, dict[str, Any]]:
-        """Harm by measurement, and what the log says of it."""
+    def _harms(self, choice: Choice) -> tuple[Loss, Loss, dict[str, Any]]:
+        """Harm by measurement, how much of a move's may be noise, and what the log says of it."""
         net = self.net
         # On other images than at the start, and the mean of both: the least of many noisy figures is chosen below.
         now = self.measured(choice, CALIBRATION_BATCHES + 1)
@@ -260,6 +268,7 @@ class Searching:
             now[f"{group}.p"] /= 2 * parts + 1  # of the next part -> of the first
         hurts = {key: (now[key] + self.hurts[key]) / 2 for key in now}
         noise = hurts[NOISE] / math.sqrt(2)
+        certain = shares(hurts, noise)
         hurts = shrunk(hurts, noise)
         with torch.no_grad():
             scores = {g: net.part_scores(g) / net.part_scores(g).min().clamp_min(TINY) for g in net.space.open}
@@ -276,7 +285,14 @@ class Searching:
             bits = (choice.weight if side == "w" else choice.act)[LayerId(move.name)]
             return hurts[f"{move.name}.{side}{move.to}"] - hurts[f"{move.name}.{side}{bits}"]
 
-        return harm, {"sensitivities": now, "noise": noise}
+        def doubt(choice: Choice, move: Move) -> float:
+            side = "w" if move.side == "weight" else "a"
+            if move.side in ("prune", "restore"):
+                return noise * RECOVERS * (1 - certain["p"])
+            bits = (choice.weight if side == "w" else choice.act)[LayerId(move.name)]
+            return noise * (1 - min(certain[f"{side}{bits}"], certain[f"{side}{move.to}"]))
+
+        return harm, doubt, {"sensitivities": now, "noise": noise}
 
     def _told(self, choice: Choice) -> dict[str, Any]:
         return {**_described(choice), "figures": {k: self.costs.figure(k, choice) for k in self.bounds}}
@@ -305,10 +321,10 @@ class Searching:
         return self.net.state_dict()
 
 
-def place_thresholds(net: SuperNet, hurts: Mapping[str, float], start: Choice) -> None:
-    """Gates as in `start`, each threshold as far from its residual or score as the step that it guards hurts.
+def place_thresholds(net: SuperNet, hurts: Mapping[str, float]) -> None:
+    """Each threshold so far below its residual or score as the step that it guards hurts, relative to the worst.
 
-    Relative to the worst step; below the residual where the gate is open, above it where it is shut. A threshold moves
+    All gates are open, however many bits the budget will leave: on the way down the first filters go. A threshold moves
     by lambda * d ln(figure)/d(gate), so with distances proportional to the harm, gates close in the order of harm per
     ln(figure) saved, and the loss opens first what was nearly open. A pruning threshold is pulled by all parts of its
     group although the first to go saves only its share; that is the paper's gradient, and we let it stand: removed
@@ -316,26 +332,22 @@ def place_thresholds(net: SuperNet, hurts: Mapping[str, float], start: Choice) -
     residual or score and all of it (threshold 0, the paper's start).
     """
     steps = [hurts[f"{name}.{side}2"] - hurts[f"{name}.{side}8"] for name in net.space.searched for side in "wa"]
-    worst = max(0.0, *steps, *(hurts[f"{g}.p"] for g in net.space.open), 0.0) or 1.0
+    removals = {group: RECOVERS * hurts[f"{group}.p"] for group in net.space.open}
+    worst = max(0.0, *steps, *removals.values(), 0.0) or 1.0
 
-    def threshold(level: float, harm: float, open_: bool) -> float:
-        distance = min(max(REACH * harm / worst, NEAREST * level), level)
-        return level - distance if open_ else level + distance
+    def below(level: float, harm: float) -> float:
+        return level - min(max(REACH * harm / worst, NEAREST * level), level)
 
     with torch.no_grad():
         for layer in net.space.searched:
-            sides = (
-                ("w", net.weight_residuals(layer), start.weight),
-                ("a", net.tensor(f"{layer}.mean_residual"), start.act),
-            )  # fmt: skip
-            for side, levels, widths in sides:
-                at = net.tensor(f"{layer}.threshold_{side}")
+            for side, levels in (("w", net.weight_residuals(layer)), ("a", net.tensor(f"{layer}.mean_residual"))):
+                threshold = net.tensor(f"{layer}.threshold_{side}")
                 harm2, harm4, harm8 = (hurts[f"{layer}.{side}{bits}"] for bits in (2, 4, 8))
-                at[0] = threshold(float(levels[0]), harm2 - harm4, widths[layer] > 2)
-                at[1] = threshold(float(levels[1]), harm4 - harm8, widths[layer] > 4)
-        for group in net.space.open:
+                threshold[0] = below(float(levels[0]), harm2 - harm4)
+                threshold[1] = below(float(levels[1]), harm4 - harm8)
+        for group, harm in removals.items():
             score = float(net.part_scores(group).min())
-            net.tensor(f"{group}.threshold_p").fill_(threshold(score, hurts[f"{group}.p"], True))
+            net.tensor(f"{group}.threshold_p").fill_(below(score, harm))
 
 
 def draw_widths(net: SuperNet, base: Choice) -> None:
