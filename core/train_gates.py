@@ -5,10 +5,10 @@
 start. Which phases a method has, over which space and for how long, is the method's business.
 
 Ours, where the papers are silent or we do better (methods F): the user states the budget, and a controller moves
-lambda; the shared weights are first trained around the uniform point above the budget, widths drawn by chance, and on
-that net it is measured what each width hurts; thresholds start around that point, at distances that are proportional to
-the harm; activation gates read running means; gates freeze once the budget is met, and harms measured then decide what
-it still buys.
+lambda; the shared weights are first trained around the uniform point next to the budget, widths drawn by chance, and on
+that net it is measured what each width hurts; thresholds start at distances that are proportional to the harm;
+activation gates read running means; gates freeze once the budget is met, and harms measured then decide what it still
+buys.
 """
 
 from __future__ import annotations
