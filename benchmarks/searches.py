@@ -1,4 +1,4 @@
-"""`python -m bitpress.benchmarks.searches keep NAME RUN | table`: what searches of hours found, kept and tabulated.
+"""`python -m bitpress.benchmarks.searches keep NAME RUN [NOTE] | table`: what searches of hours found, kept and tabulated.
 
 `keep` compiles a finished RUN, verifies the artifact, evaluates both, and stores the documents, without paths of this
 host, in benchmarks/results/searches/NAME. `table` writes benchmarks/results/search.md from what is stored; no figure in
@@ -28,7 +28,7 @@ from ..core.rundir import read_json
 STORE = Path(__file__).parent / "results" / "searches"
 TABLE = Path(__file__).parent / "results" / "search.md"
 LEAST_USED = 0.9  # of a budget, by a method that prunes
-USAGE = "usage: python -m bitpress.benchmarks.searches keep NAME RUN | table"
+USAGE = "usage: python -m bitpress.benchmarks.searches keep NAME RUN [NOTE] | table"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or that of what went wrong."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if words[:1] == ["keep"] and len(words) == 3:
-            keep(words[1], Path(words[2]))
+        if words[:1] == ["keep"] and len(words) in (3, 4):
+            keep(words[1], Path(words[2]), note=" ".join(words[3:]))
         elif words == ["table"]:
             TABLE.write_text(table(stored()), encoding="utf-8")
             print(f"{TABLE} written")
@@ -115,8 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def keep(name: str, run: Path, *, store: Path = STORE) -> Path:
-    """Checks a finished RUN and stores its documents under `name`; CheckFailed where a promise does not hold."""
+def keep(name: str, run: Path, *, note: str = "", store: Path = STORE) -> Path:
+    """Checks a finished RUN and stores its documents under `name`; CheckFailed where a promise does not hold.
+
+    `note`: what a reader has to know of the run, for the page.
+    """
     from .. import compile as compile_network
     from .. import evaluate, inspect, verify
 
@@ -139,7 +142,7 @@ def keep(name: str, run: Path, *, store: Path = STORE) -> Path:
         raise CheckFailed(f"{run}: {'; '.join(failed)}")
     checks = {
         "date": datetime.fromtimestamp((run / "result.json").stat().st_mtime, UTC).date().isoformat(),
-        "predictions_sha256": digests[0], "artifact_bytes": size, "used": used, "layers": layers,
+        "predictions_sha256": digests[0], "artifact_bytes": size, "note": note, "used": used, "layers": layers,
     }  # fmt: skip
     out = store / name
     out.mkdir(parents=True, exist_ok=True)
@@ -281,11 +284,15 @@ def _family(runs: Sequence[Kept]) -> list[str]:
         lines += ["", to_markdown(Table("", published, told)).rstrip()]
     for run in runs:
         if run.settings["method"] != "uniform":
-            lines += ["", f"**{run.name}**: `{command(run)}`", "", _layers(run)]
+            lines += ["", f"**{run.name}**: `{command(run)}`{_note(run)}", "", _layers(run)]
     uniform = [run for run in runs if run.settings["method"] == "uniform"]
     if uniform:
-        lines += ["", "Uniform points:", "", *(f"- {run.name}: `{command(run)}`" for run in uniform)]
+        lines += ["", "Uniform points:", "", *(f"- {run.name}: `{command(run)}`{_note(run)}" for run in uniform)]
     return lines
+
+
+def _note(run: Kept) -> str:
+    return f". {run.checks['note']}" if run.checks.get("note") else ""
 
 
 def _epochs(run: Kept) -> str:

@@ -45,7 +45,7 @@ def test_a_run_is_checked_kept_and_told_without_paths(run: Path, tmp_path: Path)
     page = searches.table([kept])
     assert f"{kept.result['top1']:.2f}" in page
     assert "conv2 w" in page
-    assert searches.command(kept) in page
+    assert f"`{searches.command(kept)}`. By hand." in page
     assert f"--epochs-search {settings['epochs_search']}" in searches.command(kept)
 
 
@@ -74,5 +74,5 @@ def test_what_cannot_be_read_is_one_sentence(capsys: pytest.CaptureFixture[str])
 
 
 def _kept(run: Path, store: Path) -> list[searches.Kept]:
-    searches.keep("digits-4", run, store=store)
+    searches.keep("digits-4", run, note="By hand.", store=store)
     return searches.stored(store)
