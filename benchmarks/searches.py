@@ -1,4 +1,4 @@
-"""`python -m bitpress.benchmarks.searches keep NAME RUN [NOTE] | table`: what searches of hours found, kept and tabulated.
+"""`python -m bitpress.benchmarks.searches keep NAME RUN [NOTE] | table`: what long searches found, kept and tabulated.
 
 `keep` compiles a finished RUN, verifies the artifact, evaluates both, and stores the documents, without paths of this
 host, in benchmarks/results/searches/NAME. `table` writes benchmarks/results/search.md from what is stored; no figure in
