@@ -259,7 +259,7 @@ def _family(runs: Sequence[Kept]) -> list[str]:
     ]  # fmt: skip
     columns = (
         Column("label", "method"), Column("budget", "budget"), Column("top1", "top-1 %"), Column("drop", "to float"),
-        Column("front", "to front"), Column("bops", "BOPs", "si"), Column("share", "% of fp32"),
+        Column("front", "to front"), Column("bops", "BOPs", "count"), Column("share", "% of fp32"),
         Column("bytes", "weight bytes", "int"), Column("kept", "pruned layers"),
         Column("widths", "inner layers at w/a 2, 4, 8"),
         Column("epochs", "epochs"), Column("seconds", "s"), Column("seed", "seed", "int"), Column("name", "run"),
@@ -280,7 +280,7 @@ def _family(runs: Sequence[Kept]) -> list[str]:
     lines += _seeds(runs)
     if (model, dataset) in PUBLISHED and not images:
         told = [{"m": p.method, "t": f"{p.top1:.1f}", "b": p.bops, "s": p.source} for p in PUBLISHED[model, dataset]]
-        published = (Column("m", "published"), Column("t", "top-1 %"), Column("b", "BOPs", "si"), Column("s", "source"))
+        published = (Column("m", "published"), Column("t", "top-1 %"), Column("b", "BOPs", "count"), Column("s", "source"))
         lines += ["", to_markdown(Table("", published, told)).rstrip()]
     for run in runs:
         if run.settings["method"] != "uniform":
