@@ -280,8 +280,8 @@ def _family(runs: Sequence[Kept]) -> list[str]:
     lines += _seeds(runs)
     if (model, dataset) in PUBLISHED and not images:
         told = [{"m": p.method, "t": f"{p.top1:.1f}", "b": p.bops, "s": p.source} for p in PUBLISHED[model, dataset]]
-        published = (Column("m", "published"), Column("t", "top-1 %"), Column("b", "BOPs", "count"), Column("s", "source"))
-        lines += ["", to_markdown(Table("", published, told)).rstrip()]
+        heads = Column("m", "published"), Column("t", "top-1 %"), Column("b", "BOPs", "count"), Column("s", "source")
+        lines += ["", to_markdown(Table("", heads, told)).rstrip()]
     for run in runs:
         if run.settings["method"] != "uniform":
             lines += ["", f"**{run.name}**: `{command(run)}`{_note(run)}", "", _layers(run)]

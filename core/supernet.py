@@ -27,19 +27,19 @@ from .integer import weight_clip
 from .parallel import averaged
 from .plan import CompressionPlan, GroupId, LayerId
 from .storage import LAYERS, STREAM_BITS, act_encoding, analyse
-from .supernet_rounding import EVEN as EVEN
-from .supernet_rounding import ODD as ODD
-from .supernet_rounding import TINY as TINY
 from .supernet_rounding import (
+    EVEN,
+    ODD,
+    TINY,
     UNIT,
     clipped,
     clipped_by_gates,
     decomposed,
+    mean_residuals,
     rounded_to,
     split,
     steps,
 )
-from .supernet_rounding import mean_residuals as mean_residuals
 from .torch_ops import TORCH_OPS
 
 BATCH_NORM_MOMENTUM = 0.1

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from .cost import Choice
 from .plan import LayerId
 from .storage import STREAM_BITS
-from .supernet import EVEN, ODD, FloatNet, SuperNet, best_clip, mean_residuals, sampled
+from .supernet import FloatNet, SuperNet, best_clip, sampled
+from .supernet_rounding import EVEN, ODD, mean_residuals
 
 IMAGES, PIXELS = 256, 1 << 22  # of a batch, and of all, that are looked at to measure sensitivities, at most
 LEAST_SHARE = (

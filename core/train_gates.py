@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .cost import Budget, Choice, Move, Step, exchange, fill, project, stair_near, trim
 from .plan import GroupId, LayerId
-from .supernet import RESIDUAL_MOMENTUM, TINY, SuperNet
+from .supernet import RESIDUAL_MOMENTUM, SuperNet
+from .supernet_rounding import TINY
 from .supernet_starts import NOISE, fit, sensitivities, shares, shrunk
 from .train import Job, Training, check_finite, cosine, evaluate, objective, reestimate, set_rates, sgd
 

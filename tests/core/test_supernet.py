@@ -19,7 +19,8 @@ from bitpress.core.integer import integer, weight_levels
 from bitpress.core.plan import CompressionPlan, GroupId, LayerId
 from bitpress.core.quant import quantize_odd
 from bitpress.core.semantics import Semantics
-from bitpress.core.supernet import EVEN, ODD, UNIT, FloatNet, SuperNet, best_clip, hard_gate, sampled, steps
+from bitpress.core.supernet import FloatNet, SuperNet, best_clip, hard_gate, sampled
+from bitpress.core.supernet_rounding import EVEN, ODD, UNIT, steps
 from bitpress.core.supernet_starts import NOISE, fit, sensitivities, shrunk
 
 from ..benchmarks.graphs import everything, residual, tolerance

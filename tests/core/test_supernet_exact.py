@@ -17,7 +17,8 @@ from bitpress.core.integer import integer, kept_channels, weight_levels
 from bitpress.core.ops import OPS
 from bitpress.core.plan import BitConfig, CompressionPlan, GroupId, Segment
 from bitpress.core.semantics import Semantics
-from bitpress.core.supernet import EVEN, ODD, UNIT, SuperNet, decomposed, hard_gate, width
+from bitpress.core.supernet import SuperNet, hard_gate, width
+from bitpress.core.supernet_rounding import EVEN, ODD, UNIT, decomposed
 from bitpress.core.supernet_starts import fit
 
 from ..benchmarks.graphs import residual
