@@ -21,9 +21,7 @@ from .supernet import FloatNet, SuperNet, best_clip, sampled
 from .supernet_rounding import EVEN, ODD, mean_residuals
 
 IMAGES, PIXELS = 256, 1 << 22  # of a batch, and of all, that are looked at to measure sensitivities, at most
-LEAST_SHARE = (
-    0.3  # that a figure keeps of its difference from the mean: where all is noise, layers are still told apart
-)
+LEAST_SHARE = 0.3  # of its difference from the mean that a figure keeps: where all is noise, layers are told apart
 LOOKED_AT = 2048  # images: with 256 the noise of a figure was as large as most figures
 START_BITS = 4  # clips of searched tensors start as 4 bits like them: between what 2 and 8 bits want
 _Distance = Callable[[Choice], float]

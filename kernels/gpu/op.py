@@ -102,23 +102,6 @@ def _(
     return x.new_empty(tuple(shape), dtype=torch.float32 if out == FLOATS else torch.int32)
 
 
-@layer.register_kernel("cuda")
-def _(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    fields: torch.Tensor,
-    correction: torch.Tensor,
-    m: torch.Tensor,
-    b: torch.Tensor,
-    spec: str,
-    window: Sequence[int],
-    m_r: float,
-    lo: float,
-    hi: float,
-) -> torch.Tensor:
-    return by_triton(x, residual, fields, correction, m, b, spec, window, m_r, lo, hi)
-
-
 def by_triton(
     x: torch.Tensor,
     residual: torch.Tensor | None,
@@ -157,6 +140,9 @@ def by_triton(
     if geo == Window():
         return linear(x, made, residual=residual)
     return conv2d(x, made, geo, residual=residual)
+
+
+layer.register_kernel("cuda")(by_triton)
 
 
 def _shape(x: torch.Tensor, form: Form, window: Window) -> Sequence[int]:
