@@ -490,14 +490,14 @@ def fill(
 
 
 def trim(costs: Costs, choice: Choice, harm: Callable[[Choice, Move], float], most: float) -> tuple[Choice, list[Step]]:
-    """Parts removed as long as the next one harms no more than `most`, the least harmful first."""
+    """Parts removed, the least harmful first, as long as they harm no more than `most` together."""
     done: list[Step] = []
     while True:
         moves = [(harm(choice, m), f"{m.name} {m.to}", m) for m in lowering(costs.space, choice) if m.side == "prune"]
         if not moves or min(moves)[0] > most:
             return choice, done
         lost, _, move = min(moves)
-        choice = move.applied(choice)
+        choice, most = move.applied(choice), most - lost
         done.append(Step(move, lost, {kind: costs.figure(kind, choice) for kind in ("bops", "size")}))
 
 
@@ -506,13 +506,12 @@ def exchange(
     budgets: Sequence[Budget],
     choice: Choice,
     harm: Callable[[Choice, Move], float],
-    doubt: Callable[[Choice, Move], float] = lambda _choice, _move: 0.0,
 ) -> tuple[Choice, list[Step]]:
     """A choice within its budgets that harms less, and the steps that led there.
 
     Round by round the best trade is made: one width given back, then lowered elsewhere until the budgets hold
     (`project`), then the rest spent (`fill`). `harm` of a move must be a difference of one function of the choice, so
-    that trades add up; ends where no trade gains more than the sum of its moves' `doubt`. Deterministic.
+    that trades add up; ends where no trade gains anything. Deterministic.
     """
     done: list[Step] = []
     for _ in range(EXCHANGES):
@@ -526,11 +525,8 @@ def exchange(
                 continue
             found, spent = fill(costs, budgets, found, lambda c, m: -harm(c, m))
             steps = [first, *lowered, *spent]
-            total, doubts, at = sum(s.loss for s in steps), 0.0, choice
-            for step in steps:
-                doubts += doubt(at, step.move)
-                at = step.move.applied(at)
-            if total < -max(LEAST_GAIN, doubts) and (best is None or total < best[0]):
+            total = sum(s.loss for s in steps)
+            if total < -LEAST_GAIN and (best is None or total < best[0]):
                 best = total, found, steps
         if best is None:
             break

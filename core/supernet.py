@@ -298,6 +298,10 @@ class SuperNet(FloatNet):
         """The clip that a stored value is rounded by; None where it is no end of a chain, or held in floats."""
         return self._stored.get(value)
 
+    def read_clip(self, layer: str) -> str | None:
+        """The clip that a layer rounds its input by where it is stored otherwise; None where it is read as stored."""
+        return self._reads.get(layer)
+
     def layer_of(self, clip: str) -> LayerId | None:
         """The layer whose input a clip rounds; None for streams and pools."""
         return self._layer_of.get(clip)
@@ -321,6 +325,11 @@ class SuperNet(FloatNet):
             mask = self.mask(node.name).to(value.dtype)
             value = value * mask.view(1, -1, *(1,) * (value.dim() - 2))
         return self._round(value, clip)
+
+    def masked_end(self, group: str) -> str:
+        """The last value of a group that is masked and stored: behind it its channels are read no more."""
+        of = {value: at for value, (at, _) in self._masked.items()}
+        return [n.name for n in self.graph.nodes if n.name in self._stored and of.get(n.name) == group][-1]
 
     def _hides(self, value: str) -> bool:
         """Whether masking a value does anything: to its channels, or to the gates by their gradient."""

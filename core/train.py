@@ -414,9 +414,10 @@ class Training:
 
     def __init__(
         self, name: str, net: FloatNet, groups: list[dict[str, Any]], *, epochs: int, lr: float, samples: Samples,
-        cost: float = 1.0, teacher: FloatNet | None = None, distill: float = 0.0,
+        cost: float = 1.0, teacher: FloatNet | None = None, distill: float = 0.0, before: int = 0,
     ) -> None:  # fmt: skip
-        self.name, self.net, self.epochs, self.cost = name, net, epochs, cost
+        """`before`: epochs of other phases whose rates fell on the same way."""
+        self.name, self.net, self.epochs, self.cost, self.before = name, net, epochs, cost, before
         self.samples, self.teacher, self.distill = samples, teacher, distill
         self.optimizer = sgd(net, groups, lr)
         self.rates = [float(g["lr"]) for g in self.optimizer.param_groups]
@@ -430,7 +431,8 @@ class Training:
 
     def step(self, x: Tensor, y: Tensor, done: int, total: int) -> dict[str, float]:
         """One step of SGD."""
-        set_rates(self.optimizer, self.rates, FACTORS[self.shape](done, total))
+        before = self.before * (total // self.epochs)
+        set_rates(self.optimizer, self.rates, FACTORS[self.shape](before + done, before + total))
         with torch.no_grad():
             taught = self.teacher(x) if self.teacher is not None and self.distill else None
         loss = objective(self.net(x), y, taught, self.distill)

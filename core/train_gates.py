@@ -6,26 +6,26 @@ start. Which phases a method has, over which space and for how long, is the meth
 
 Ours, where the papers are silent or we do better (methods F): the user states the budget, and a controller moves
 lambda; the shared weights are first trained around the uniform point next to the budget, widths drawn by chance, and on
-that net it is measured what each width hurts; thresholds start at distances that are proportional to the harm;
-activation gates read running means; gates freeze once the budget is met, and harms measured then decide what it still
-buys.
+that net it is measured what each width hurts (`core.supernet_harms`); thresholds start at distances that are
+proportional to the harm; activation gates read running means; gates freeze once the budget is met, and harms measured
+then decide what it still buys. The rates of search and fine-tuning fall once, together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .cost import Budget, Choice, Move, Step, exchange, fill, project, stair_near, trim
+from .cost import Budget, Choice, Move, Step, exchange, fill, largest, project, stair_near, trim
 from .plan import GroupId, LayerId
 from .supernet import RESIDUAL_MOMENTUM, SuperNet
-from .supernet_rounding import TINY
-from .supernet_starts import NOISE, fit, sensitivities, shares, shrunk
-from .train import Job, Training, check_finite, cosine, evaluate, objective, reestimate, set_rates, sgd
+from .supernet_harms import LOOKED_AT, Harms, measured
+from .supernet_starts import fit
+from .train import FACTORS, Job, Training, check_finite, cosine, evaluate, objective, reestimate, sgd
 
 WARM = 0.35  # share of the search in which widths are drawn by chance
 STRAY = 0.5  # chance of a tensor to have another width then: drawn from all alike, the net forgot what 2 bits cost
@@ -34,12 +34,13 @@ RAMP = 0.8  # share of the search after which the target has come down to the bu
 DEADLINE = 0.9  # share after which the gates freeze though the budget is not met: the projection does the rest
 CONTROL = 0.2  # lambda *= (figure / target) ** CONTROL after each step
 LAMBDA_START, LAMBDA_LEAST, LAMBDA_MOST = 0.01, 0.001, 2.0
-RATE_LEAST = 0.2  # of the cosine schedule: gates still move at the end
+RATE_LEAST = 0.2  # of the thresholds' cosine: gates still move at the end
 REACH = 1 / 12  # mean residual of 2 bits on uniform values (methods E): the distance of what hurts most
 NEAREST = 0.05  # of its residual or score: the least distance of a threshold at the start
 GATED = 1 / 4  # of a group's parts, one at least, that gates remove beside widths: the score of the next part is near,
 # and a threshold that passes it does not feel that the second part hurts more than the first
-RECOVERS = 0.15  # what is left, once trained, of what a removal is measured to hurt; rounding is trained by then
+RECOVERS = 0.1  # what is left, once trained, of what a removal is measured to hurt; rounding is trained by then
+SPARED = 0.05  # of the harm of all rounding: parts go, whatever the budget, as long as they hurt no more together
 LEAST_WORTH = 1e-6  # of a part whose removal does no measurable harm: what the budget allows is kept
 CALIBRATION_BATCHES = 8
 SEARCH_COST, FINETUNE_COST = 4.0, 3.0  # price of a step against one of the float network; for the ETA
@@ -49,14 +50,19 @@ After = Callable[[Choice, Loss], tuple[Choice, list[Step]]]
 
 
 def searched(
-    job: Job, net: SuperNet, *, name: str, epochs: int, budgets: Sequence[Budget], after: After | None = None,
-    notes: Mapping[str, Any] | None = None,
+    job: Job, net: SuperNet, *, name: str, epochs: int, budgets: Sequence[Budget], before: int = 0,
+    after: After | None = None, notes: Mapping[str, Any] | None = None,
 ) -> SuperNet:  # fmt: skip
-    """`net` after the phase `name`, or as a checkpoint kept it: frozen within the budgets, batch norms anew."""
+    """`net` after the phase `name`, or as a checkpoint kept it: frozen within the budgets, batch norms anew.
+
+    `before`: epochs of search that went before, for the rates.
+    """
     if name in job.loop.carry:
         net.load_state_dict(job.loop.carry[name])
         return net
-    phase = Searching(job, net, name=name, epochs=epochs, budgets=budgets, after=after, notes=notes or {})
+    phase = Searching(
+        job, net, name=name, epochs=epochs, budgets=budgets, before=before, after=after, notes=notes or {}
+    )
     job.loop.run(phase)
     phase.settle()
     reestimate(net, job.batches(CALIBRATION_BATCHES))
@@ -72,7 +78,7 @@ def finetuned(job: Job, net: SuperNet) -> SuperNet:
         return net
     tuning = Training(
         "finetune", net, rates_of(net), epochs=schedule.epochs_finetune, lr=schedule.lr_finetune, samples=job.samples,
-        cost=FINETUNE_COST, teacher=job.teacher, distill=job.settings.distill,
+        cost=FINETUNE_COST, teacher=job.teacher, distill=job.settings.distill, before=schedule.epochs_search,
     )  # fmt: skip
     loop.run(tuning)
     net.load_state_dict(tuning.best)
@@ -100,11 +106,11 @@ class Searching:
     cost = SEARCH_COST
 
     def __init__(
-        self, job: Job, net: SuperNet, *, name: str, epochs: int, budgets: Sequence[Budget], after: After | None = None,
-        notes: Mapping[str, Any],
+        self, job: Job, net: SuperNet, *, name: str, epochs: int, budgets: Sequence[Budget], before: int = 0,
+        after: After | None = None, notes: Mapping[str, Any],
     ) -> None:  # fmt: skip
         """`after`: a further projection of what meets the budgets; `notes` join the event of the start."""
-        self.job, self.net, self.name, self.epochs = job, net, name, epochs
+        self.job, self.net, self.name, self.epochs, self.before = job, net, name, epochs, before
         self.budgets, self.after, self.notes = tuple(budgets), after, notes
         self.costs = net.costs
         self.bounds = {b.kind: b.bound(self.costs.whole[b.kind]) for b in self.budgets}
@@ -117,7 +123,6 @@ class Searching:
         self.rates = [float(g["lr"]) for g in self.optimizer.param_groups]
         self.weights = {b.kind: LAMBDA_START for b in self.budgets}  # lambda of each budget
         self.starts: dict[str, float] = {}  # figures when the gates begin to move
-        self.hurts: dict[str, float] = {}  # sensitivities then
         self.warm = WARM if net.space.searched and self.guided else 0.0
         net.residual_momentum = RESIDUAL_MOMENTUM if self.guided else 1.0
 
@@ -128,22 +133,21 @@ class Searching:
 
     def open_gates(self) -> None:
         """Thresholds from sensitivities at the middle widths (the paper's stay 0); what the controller starts from."""
+        harms = Harms()
         if self.guided:
-            base = stair_near(self.costs, self.budgets)
-            self.hurts = self.measured(base, CALIBRATION_BATCHES)
-            place_thresholds(self.net, shrunk(self.hurts, self.hurts[NOISE]))
+            harms = self.harms(stair_near(self.costs, self.budgets))
+            place_thresholds(self.net, harms)
         self.net.clamp_thresholds()
         choice = self.net.choice()
         self.starts = {kind: float(self.costs.figure(kind, choice)) for kind in self.bounds}
         self.job.loop.event(
-            "start", phase=self.name, figures=self.starts, bounds=self.bounds, sensitivities=self.hurts, **self.notes
+            "start", phase=self.name, figures=self.starts, bounds=self.bounds, harms=harms.document(), **self.notes
         )
 
-    def measured(self, base: Choice, batches: int) -> dict[str, float]:
-        """Sensitivities around `base`, of the net as it is now."""
-        hurts = sensitivities(self.net, self.job.teacher, torch.cat(self.job.batches(batches)), base)
-        self.net.train()
-        return hurts
+    def harms(self, base: Choice) -> Harms:
+        """Around the widths of `base`, nothing pruned, of the net as it is now."""
+        base = Choice(base.weight, base.act, largest(self.net.space).parts)
+        return measured(self.net, torch.cat(self.job.batches(-(-LOOKED_AT // self.job.loop.batch))), base)
 
     def step(self, x: Tensor, y: Tensor, done: int, total: int) -> dict[str, float]:
         """One step of the objective, then the controller; freezes the gates when it is time."""
@@ -153,7 +157,7 @@ class Searching:
             draw_widths(net, stair_near(self.costs, self.budgets))
         elif not self.starts:
             self.open_gates()
-        set_rates(self.optimizer, self.rates, max(cosine(done, total), RATE_LEAST))
+        self._set_rates(done, total)
         teacher = self.job.teacher if self.job.settings.distill else None
         with torch.no_grad():
             taught = teacher(x) if teacher is not None else None
@@ -184,6 +188,15 @@ class Searching:
             out |= {f"lambda_{kind}": self.weights[kind], f"{kind}_of_budget": now / bound}
         return out
 
+    def _set_rates(self, done: int, total: int) -> None:
+        """Weights and clips: on the way to the end of fine-tuning; thresholds: to the end of this phase."""
+        schedule, steps = self.job.settings.schedule, total // self.epochs
+        fall = FACTORS[schedule.schedule]
+        run = fall(self.before * steps + done, (schedule.epochs_search + schedule.epochs_finetune) * steps)
+        factors = [run] * (len(self.rates) - 1) + [max(cosine(done, total), RATE_LEAST)]
+        for group, rate, factor in zip(self.optimizer.param_groups, self.rates, factors, strict=True):
+            group["lr"] = rate * factor
+
     def _rest(self, sides: Sequence[str]) -> None:
         """Thresholds of a side whose turn it is not stay where they are (methods A.1.5)."""
         for side in sides:
@@ -211,21 +224,19 @@ class Searching:
         if not self.starts:
             self.open_gates()
         choice, loop = net.choice(), self.job.loop
-        doubt: Loss | None = None
-        if self.guided:
-            harm, doubt, notes = self._harms(choice)
-        else:
-            harm, notes = self._margins(), {}
-        loop.event("gates", phase=self.name, **self._told(choice), **notes)
+        harms = self.harms(choice) if self.guided else Harms()
+        harm = self._by(harms) if self.guided else self._margins()
+        loop.event("gates", phase=self.name, **self._told(choice), harms=harms.document())
         trimmed: list[Step] = []
+        traded: list[Step] = []
         if self.guided and net.space.searched:
-            choice, trimmed = trim(self.costs, choice, harm, notes["noise"] / 2)
+            spared = SPARED * sum(self._rounding(harms, choice))
+            choice, trimmed = trim(self.costs, choice, harm, spared)
         choice, lowered = project(self.costs, self.budgets, choice, harm)
         # Wider never harms once trained, whatever was measured.
         choice, raised = fill(self.costs, self.budgets, choice, lambda c, m: max(-harm(c, m), LEAST_WORTH))
-        traded: list[Step] = []
-        if doubt is not None:
-            choice, traded = exchange(self.costs, self.budgets, choice, harm, doubt)
+        if self.guided:
+            choice, traded = exchange(self.costs, self.budgets, choice, harm)
         choice, further = (choice, []) if self.after is None else self.after(choice, harm)
         phases = {"trim": trimmed, "projection": lowered, "fill": raised, "exchange": traded, "further": further}
         for kind, steps in phases.items():
@@ -259,41 +270,28 @@ class Searching:
 
         return harm
 
-    def _harms(self, choice: Choice) -> tuple[Loss, Loss, dict[str, Any]]:
-        """Harm by measurement, how much of a move's may be noise, and what the log says of it."""
-        net = self.net
-        # On other images than at the start, and the mean of both: the least of many noisy figures is chosen below.
-        now = self.measured(choice, CALIBRATION_BATCHES + 1)
-        gone = {g: len(gate.sizes) - len(choice.parts[g]) for g, gate in net.space.open.items()}
-        for group, parts in gone.items():
-            now[f"{group}.p"] /= 2 * parts + 1  # of the next part -> of the first
-        hurts = {key: (now[key] + self.hurts[key]) / 2 for key in now}
-        noise = hurts[NOISE] / math.sqrt(2)
-        certain = shares(hurts, noise)
-        hurts = shrunk(hurts, noise)
-        with torch.no_grad():
-            scores = {g: net.part_scores(g) / net.part_scores(g).min().clamp_min(TINY) for g in net.space.open}
+    def _rounding(self, harms: Harms, choice: Choice) -> Iterator[float]:
+        """Harm of each rounding of a choice."""
+        for layer in self.net.space.searched:
+            yield harms.width(layer, "weight", choice.weight[layer])
+            yield harms.width(layer, "act", choice.act[layer])
+
+    def _by(self, harms: Harms) -> Loss:
+        """Harm by measurement, of which training makes up `1 - RECOVERS` where it is a removal's."""
+        parts = {g: range(len(gate.sizes)) for g, gate in self.net.space.open.items()}
 
         def harm(choice: Choice, move: Move) -> float:
             if move.side in ("prune", "restore"):
-                # The k-th part of a group hurts 2k - 1 times as much as the first, so that k of them hurt k squared.
                 group = GroupId(move.name)
-                left = len(net.space.open[group].sizes) - len(choice.parts[group])
-                rank = 2 * left + (1 if move.side == "prune" else -1)
-                lost = RECOVERS * max(hurts[f"{group}.p"], LEAST_WORTH) * rank * float(scores[group][move.to])
+                gone = [p for p in parts[group] if p not in choice.parts[group] and p != move.to]
+                lost = RECOVERS * harms.removal(group, gone, move.to) + LEAST_WORTH
                 return lost if move.side == "prune" else -lost
-            side = "w" if move.side == "weight" else "a"
-            bits = (choice.weight if side == "w" else choice.act)[LayerId(move.name)]
-            return hurts[f"{move.name}.{side}{move.to}"] - hurts[f"{move.name}.{side}{bits}"]
+            widths = choice.weight if move.side == "weight" else choice.act
+            return harms.width(move.name, move.side, move.to) - harms.width(
+                move.name, move.side, widths[LayerId(move.name)]
+            )
 
-        def doubt(choice: Choice, move: Move) -> float:
-            side = "w" if move.side == "weight" else "a"
-            if move.side in ("prune", "restore"):
-                return noise * RECOVERS * (1 - certain["p"])
-            bits = (choice.weight if side == "w" else choice.act)[LayerId(move.name)]
-            return noise * (1 - min(certain[f"{side}{bits}"], certain[f"{side}{move.to}"]))
-
-        return harm, doubt, {"sensitivities": now, "noise": noise}
+        return harm
 
     def _told(self, choice: Choice) -> dict[str, Any]:
         return {**_described(choice), "figures": {k: self.costs.figure(k, choice) for k in self.bounds}}
@@ -304,17 +302,17 @@ class Searching:
         return {"val_top1": top1, "val_loss": loss}
 
     def state(self) -> dict[str, Any]:
-        """Network with gates and running means, optimiser, controller, sensitivities."""
+        """Network with gates and running means, optimiser, controller."""
         return {
             "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "lambda": dict(self.weights),
-            "starts": dict(self.starts), "hurts": dict(self.hurts),
+            "starts": dict(self.starts),
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.weights, self.starts, self.hurts = dict(state["lambda"]), dict(state["starts"]), dict(state["hurts"])
+        self.weights, self.starts = dict(state["lambda"]), dict(state["starts"])
         self.net.train()
 
     def tensors(self) -> Mapping[str, Tensor]:
@@ -322,7 +320,7 @@ class Searching:
         return self.net.state_dict()
 
 
-def place_thresholds(net: SuperNet, hurts: Mapping[str, float]) -> None:
+def place_thresholds(net: SuperNet, harms: Harms) -> None:
     """Each threshold so far below its residual or score as the step that it guards hurts, relative to the worst.
 
     All gates are open, however many bits the budget will leave: on the way down the first filters go. A threshold moves
@@ -332,8 +330,9 @@ def place_thresholds(net: SuperNet, hurts: Mapping[str, float]) -> None:
     channels save bytes, memory and time in every kernel, which BOPs do not tell. Distances lie between `NEAREST` of the
     residual or score and all of it (threshold 0, the paper's start).
     """
-    steps = [hurts[f"{name}.{side}2"] - hurts[f"{name}.{side}8"] for name in net.space.searched for side in "wa"]
-    removals = {group: RECOVERS * hurts[f"{group}.p"] for group in net.space.open}
+    steps = [harms.width(name, side, 2) for name in net.space.searched for side in "wa"]
+    first = {group: int(net.part_scores(group).argmin()) for group in net.space.open}
+    removals = {group: RECOVERS * harms.removal(group, (), part) for group, part in first.items()}
     worst = max(0.0, *steps, *removals.values(), 0.0) or 1.0
 
     def below(level: float, harm: float) -> float:
@@ -343,7 +342,7 @@ def place_thresholds(net: SuperNet, hurts: Mapping[str, float]) -> None:
         for layer in net.space.searched:
             for side, levels in (("w", net.weight_residuals(layer)), ("a", net.tensor(f"{layer}.mean_residual"))):
                 threshold = net.tensor(f"{layer}.threshold_{side}")
-                harm2, harm4, harm8 = (hurts[f"{layer}.{side}{bits}"] for bits in (2, 4, 8))
+                harm2, harm4, harm8 = (harms.width(layer, side, bits) for bits in (2, 4, 8))
                 threshold[0] = below(float(levels[0]), harm2 - harm4)
                 threshold[1] = below(float(levels[1]), harm4 - harm8)
         for group, harm in removals.items():

@@ -45,7 +45,7 @@ def search(job: Job) -> SuperNet:
     searched(job, pruned, name="prune", epochs=pruning, budgets=bounds, after=reachable, notes=notes)
     net = SuperNet(job.graph, replace(job.space, cut=dict(pruned.choice().parts)), residual=settings.residual)
     inherit(net, pruned)
-    searched(job, net, name="bits", epochs=narrowing, budgets=job.budgets)
+    searched(job, net, name="bits", epochs=narrowing, budgets=job.budgets, before=pruning)
     return finetuned(job, net)
 
 

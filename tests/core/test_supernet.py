@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitpress.core import supernet as sn
 from bitpress.core.bops import count
-from bitpress.core.cost import Choice, Costs, hold_bits, hold_channels, largest, search_space, stairs, to_plan
+from bitpress.core.cost import Choice, Costs, hold_bits, hold_channels, largest, search_space, to_plan
 from bitpress.core.errors import UnsupportedError
 from bitpress.core.graph import Graph, run
 from bitpress.core.integer import integer, weight_levels
@@ -21,7 +21,7 @@ from bitpress.core.quant import quantize_odd
 from bitpress.core.semantics import Semantics
 from bitpress.core.supernet import FloatNet, SuperNet, best_clip, hard_gate, sampled
 from bitpress.core.supernet_rounding import EVEN, ODD, UNIT, steps
-from bitpress.core.supernet_starts import NOISE, fit, sensitivities, shrunk
+from bitpress.core.supernet_starts import fit
 
 from ..benchmarks.graphs import everything, residual, tolerance
 from .test_cost import chain, depthwise
@@ -410,28 +410,6 @@ def test_samples_meet_every_column_and_row() -> None:
         assert set(sampled(columns).tolist()) == set(range(side))
         assert set(sampled(columns.transpose(2, 3)).tolist()) == set(range(side))
         assert abs(float(sampled(columns).mean()) - (side - 1) / 2) < 0.02 * side
-
-
-def test_noisy_figures_are_drawn_to_the_mean_of_their_kind() -> None:
-    hurts = {"a.w2": 1.0, "b.w2": 3.0, "a.w4": 0.0, "b.w4": 0.0, "g.p": 5.0, NOISE: 0.5}
-    found = shrunk(hurts, math.sqrt(0.5))  # half of the spread of w2, whose variance is 1, is noise
-    assert (found["a.w2"], found["b.w2"]) == (pytest.approx(1.5), pytest.approx(2.5))
-    assert (found["a.w4"], found["b.w4"], found["g.p"], found[NOISE]) == (0, 0, 5, 0.5)
-    assert shrunk(hurts, 9.0)["a.w2"] == pytest.approx(1.7)  # nothing but noise: 0.3 of the difference is left
-    assert shrunk(hurts, 0.0)["a.w2"] == 1
-
-
-def test_sensitivities_leave_the_net_alone_and_rank_the_widths() -> None:
-    graph = chain()
-    net = _net(graph).train()
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    hurts = sensitivities(net, FloatNet(graph).eval(), _images(graph, 32), stairs(net.space)[2])
-    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    assert net.training
-    sides = [f"{side}{bits}" for side in "wa" for bits in (2, 4, 8)]
-    assert set(hurts) == {f"{n}.{s}" for n in net.space.searched for s in sides} | {"a.p", "b.p", NOISE}
-    assert all(hurts[f"{n}.{side}4"] == 0 for n in net.space.searched for side in "wa")  # the base's own
-    assert sum(hurts[f"{n}.w2"] for n in net.space.searched) > sum(hurts[f"{n}.w4"] for n in net.space.searched)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

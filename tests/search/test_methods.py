@@ -134,7 +134,7 @@ def test_the_papers_variant_starts_open_reads_the_last_batch_and_trades_nothing(
     run = load_run(tmp_path / "run")
     graph = run.graph
     assert start["figures"]["bops"] == Costs(graph, search_space(graph)).bops(largest(search_space(graph)))
-    assert start["sensitivities"] == {}
+    assert start["harms"] == {}
     assert not _events(tmp_path / "run", "exchange")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["variant"] == "paper"
     assert 0.7 < result["bops"] / (0.03 * result["bops_fp32"]) <= 1  # four layers: widths are coarse steps

@@ -1,0 +1,157 @@
+"""Harms against their definition: change of a layer's outputs times the gradient, image by image, with whole layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bitpress.core.cost import Choice, stairs
+from bitpress.core.graph import Graph
+from bitpress.core.plan import LayerId
+from bitpress.core.supernet import SuperNet, best_clip
+from bitpress.core.supernet_harms import IMAGES, Harms, measured
+from bitpress.core.supernet_rounding import ODD
+from bitpress.core.train import reestimate
+
+from ..benchmarks.graphs import everything, residual
+from .test_cost import chain, depthwise
+from .test_supernet import _images, _net
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def _drawn(net: SuperNet, images: Tensor, wanted: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Values, and gradients of each image's own loss, labels drawn as `measured` draws them."""
+    drawn, values, grads = torch.Generator().manual_seed(0), {}, {}
+    for x in torch.split(images, IMAGES):
+        found = dict(net.walk(x))
+        outputs = found[net.graph.outputs[0]]
+        labels = torch.multinomial(F.softmax(outputs.detach(), 1), 1, generator=drawn)[:, 0]
+        each = torch.autograd.grad(F.cross_entropy(outputs, labels, reduction="sum"), [found[n] for n in wanted])
+        for name, grad in zip(wanted, each, strict=True):
+            values[name], grads[name] = found[name].detach(), grad
+    return values, grads
+
+
+def _ready(graph: Graph, base: Choice | None = None) -> tuple[SuperNet, Choice, Tensor]:
+    net, images = _net(graph, group_size=2), _images(graph, 48)
+    base = base or stairs(net.space)[2]
+    net.freeze(base)
+    reestimate(net, [images])
+    return net.eval(), base, images
+
+
+def _output(net: SuperNet, images: Tensor, layer: LayerId, base: Choice, *, w: int | None, a: int | None) -> Tensor:
+    """A layer's outputs in a forward that rounds its weight and its input to `w` and `a` bits, None: not at all."""
+    saved = {k: v.clone() for k, v in net.state_dict().items()}
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        if w not in (None, base.weight[layer]):
+            clip = net.tensor(f"{layer}.weight_clip")
+            clip.fill_(1.0)
+            clip.fill_(best_clip(net.normalised_weight(layer)[0], ODD, w))
+        name = f"{layer}.act_clip"
+        net.watch = lambda clip, x: clip != name or bool(seen.append(x))
+        list(net.walk(images))
+        if a not in (None, base.act[layer]):
+            net.tensor(name).fill_(best_clip(seen[0], net.domains[name], a))
+        net.watch = lambda clip, _x: clip != name or a is not None
+        widths = {**base.weight, layer: w or base.weight[layer]}, {**base.act, layer: a or base.act[layer]}
+        net.freeze(Choice(*widths, base.parts))
+        rounded = net.rounded_weight
+        if w is None:
+            z, scale = net.normalised_weight(layer)
+            net.rounded_weight = lambda other: (z * scale).float() if other == layer else rounded(other)  # type: ignore
+        out = next(value for at, value in net.walk(images) if at == layer)
+        net.rounded_weight = rounded  # type: ignore[method-assign]
+    net.watch = None
+    net.load_state_dict(saved)
+    return out
+
+
+def _normed(graph: Graph, layer: str, out: Tensor, like: Tensor) -> Tensor:
+    """Outputs with mean and spread of `like`, channel by channel, where a norm follows."""
+    if not any(n.op == "batch_norm" and n.inputs[0] == layer for n in graph.nodes):
+        return out
+    over = (0, *range(2, out.dim()))
+    shift, scale = out.mean(over, keepdim=True), out.std(over, keepdim=True)
+    return (out - shift) / scale * like.std(over, keepdim=True) + like.mean(over, keepdim=True)
+
+
+@pytest.mark.parametrize("make", [chain, residual])
+def test_a_widths_harm_is_half_the_mean_square_of_gradient_times_change(make: object) -> None:
+    net, base, images = _ready(make())  # type: ignore[operator]
+    graph, layers = net.graph, net.space.searched
+    found = measured(net, images, base)
+    values, grads = _drawn(net, images, list(layers))
+    for layer in layers:
+        out, grad, w, a = values[layer], grads[layer], base.weight[layer], base.act[layer]
+
+        def moved(w: int | None, a: int | None, layer: LayerId = layer, out: Tensor = out) -> Tensor:
+            return _normed(graph, layer, _output(net, images, layer, base, w=w, a=a), out)
+
+        def harm(change: Tensor, grad: Tensor = grad) -> float:
+            return float(((grad * change).flatten(1).sum(1).double() ** 2).mean() / 2)
+
+        for bits in net.space.widths:
+            want = harm(moved(bits, a) - moved(None, a)), harm(moved(w, bits) - moved(w, None))
+            assert found.width(layer, "weight", bits) == pytest.approx(want[0], rel=1e-3)
+            assert found.width(layer, "act", bits) == pytest.approx(want[1], rel=1e-3)
+
+
+def test_the_matrix_of_a_group_prices_every_set_of_its_parts() -> None:
+    net, base, images = _ready(chain())
+    found = measured(net, images, base)
+    for group, gate in net.space.open.items():
+        end = net.masked_end(group)
+        values, grads = _drawn(net, images, [end])
+        value, grad = values[end], grads[end]
+        over = (0, *range(2, value.dim()))
+        each = (grad * (value - value.mean(over, keepdim=True))).flatten(2).sum(2)
+        each = each.reshape(len(each), gate.channels, -1).sum(2)
+        gone: list[int] = []
+        total = 0.0
+        for part in range(gate.removable):
+            total += found.removal(group, gone, part)
+            gone.append(part)
+            want = float((each[:, list(gate.kept(gone))].sum(1).double() ** 2).mean() / 2)
+            assert total >= want * (1 - 1e-5)  # a step never counts below nothing
+            if all(found.removal(group, gone[:i], p) > 0 for i, p in enumerate(gone)):
+                assert total == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize("make", [chain, depthwise, everything])
+def test_measuring_leaves_the_net_alone_and_ranks_the_widths(make: object) -> None:
+    net = _net(make()).train()  # type: ignore[operator]
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    state = torch.get_rng_state()
+    harms = measured(net, _images(net.graph, 32), stairs(net.space)[2])
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert net.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert set(harms.widths) == {f"{n}.{side}{bits}" for n in net.space.searched for side in "wa" for bits in (2, 4, 8)}
+    assert set(harms.parts) == set(net.space.open)
+    for side in ("weight", "act"):
+        two, four, eight = (sum(harms.width(n, side, b) for n in net.space.searched) for b in (2, 4, 8))
+        assert two > four > eight >= 0
+
+
+def test_nothing_to_choose_has_no_harms() -> None:
+    graph = chain()
+    net = _net(graph)
+    closed = SuperNet(graph, type(net.space)((), net.space.ends, {}, held={n: (4, 4) for n in net.space.searched}))
+    assert measured(closed, _images(graph, 8), stairs(closed.space)[-1]) == Harms()
+
+
+def test_the_log_tells_widths_and_parts_by_themselves() -> None:
+    harms = Harms({"a.w2": 0.5}, {"g": [[1.0, -2.0], [-2.0, 3.0]]})
+    assert harms.document() == {"a.w2": 0.5, "g.p0": 1.0, "g.p1": 3.0}
+    assert harms.removal("g", (0,), 1) == 0.0  # -1, which no removal is
+    assert np.isclose(harms.removal("g", (), 1), 3.0)
