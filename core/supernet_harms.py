@@ -1,10 +1,11 @@
-"""How much each choice hurts: the squared change of the outputs, to second order, from one backward pass.
+"""How much each choice hurts: what it adds to the objective of training, to second order, from one backward pass.
 
-A choice moves a layer's outputs by d; the outputs of the network then move by a KL divergence of d' H d / 2, where H is
-the Fisher information, E[g g'] for the gradient g of ln p(y) with y drawn from the network's own p (Gauss-Newton). So
-the mean of (g d)^2 / 2 over images says how much a choice hurts, for all of them from the same g. Differences of
+A choice moves a layer's outputs by d, and the objective by d' H d / 2 beyond what training takes back at first order. H
+is the Gauss-Newton matrix E[g g'], where g is the gradient of the cross-entropy with a label drawn from the network's
+own outputs; of the share of the objective that is distilled, from its softened ones. So the mean of (g d)^2 / 2 over
+images says how much a choice hurts, for all choices from the same g (Fisher information; methods F). Differences of
 outputs, measured choice by choice, need a forward each and bury what rounding does in what it happens to do to single
-images: on ResNet-20 at 4 bits their standard error was as large as the figures. Knows no objective and no budget.
+images: on ResNet-20 at 4 bits their standard error was as large as the figures. Knows no budget.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .plan import GroupId, LayerId
 from .supernet import SuperNet, best_clip
 from .supernet_rounding import ODD, clipped, steps
 from .torch_ops import TORCH_OPS
-from .train import reestimate
+from .train import TEMPERATURE, reestimate
 
 IMAGES, PIXELS = 256, 1 << 22  # of a batch, and of all, that are looked at, at most
 LOOKED_AT = 4096  # images: standard errors of a fifth of a figure, and most of that is common to all
@@ -33,7 +34,7 @@ LOOKED_AT = 4096  # images: standard errors of a fifth of a figure, and most of 
 
 @dataclass(frozen=True)
 class Harms:
-    """Mean KL divergences, in nats.
+    """Means over images, in nats.
 
     `widths`: "{layer}.w{bits}" and "{layer}.a{bits}" -> harm of rounding that tensor alone to so many bits, against not
     rounding it. `parts`: group -> matrix [parts][parts], of which the entries of a set of parts sum to the harm of
@@ -58,8 +59,8 @@ class Harms:
         return {**self.widths, **alone}
 
 
-def measured(net: SuperNet, images: Tensor, base: Choice) -> Harms:
-    """Harms around `base`, which the net is rounded by; the net stays as it was.
+def measured(net: SuperNet, images: Tensor, base: Choice, distill: float = 0.0) -> Harms:
+    """Harms around `base`, which the net is rounded by; the net stays as it was. `distill`: share of the objective.
 
     Batch norms have statistics of `images`, and what a norm that follows would take away again (mean and spread of each
     channel) is no harm. A width that is not the base's has the clip of least squared error.
@@ -77,15 +78,22 @@ def measured(net: SuperNet, images: Tensor, base: Choice) -> Harms:
     for x in chunks:
         with _observed(net) as seen:
             values = _kept(net, x, sums.wanted)
-        outputs = values.pop("")
-        labels = torch.multinomial(F.softmax(outputs.detach(), 1).cpu(), 1, generator=drawn)[:, 0].to(x.device)
-        names = list(values)
-        grads = torch.autograd.grad(F.cross_entropy(outputs, labels, reduction="sum"), [values[n] for n in names])
+        loss = _drawn_loss(values.pop(""), distill, drawn)
+        grads = torch.autograd.grad(loss, list(values.values()))
         with torch.no_grad():
-            sums.add(seen, {n: v.detach() for n, v in values.items()}, dict(zip(names, grads, strict=True)))
+            sums.add(seen, {n: v.detach() for n, v in values.items()}, dict(zip(values, grads, strict=True)))
     net.load_state_dict(saved)
     net.train(before)
     return sums.harms(sum(len(c) for c in chunks))
+
+
+def _drawn_loss(outputs: Tensor, distill: float, drawn: torch.Generator) -> Tensor:
+    """Sum whose gradient is p - e_y for each image, y drawn from p; p softened for the share `distill` of them."""
+    soft = torch.rand(len(outputs), 1, generator=drawn) < distill
+    t = torch.where(soft, TEMPERATURE, 1.0).to(outputs.device)
+    labels = torch.multinomial(F.softmax(outputs.detach() / t, 1).cpu(), 1, generator=drawn)[:, 0]
+    each = F.cross_entropy(outputs / t, labels.to(outputs.device), reduction="none")
+    return (each * t[:, 0]).sum()
 
 
 @contextmanager

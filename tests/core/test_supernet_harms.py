@@ -14,7 +14,7 @@ from bitpress.core.plan import LayerId
 from bitpress.core.supernet import SuperNet, best_clip
 from bitpress.core.supernet_harms import IMAGES, Harms, measured
 from bitpress.core.supernet_rounding import ODD
-from bitpress.core.train import reestimate
+from bitpress.core.train import TEMPERATURE, reestimate
 
 from ..benchmarks.graphs import everything, residual
 from .test_cost import chain, depthwise
@@ -27,14 +27,19 @@ def _one_thread() -> None:
     torch.manual_seed(0)
 
 
-def _drawn(net: SuperNet, images: Tensor, wanted: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Values, and gradients of each image's own loss, labels drawn as `measured` draws them."""
+def _drawn(
+    net: SuperNet, images: Tensor, wanted: list[str], distill: float = 0.0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Values, and gradients of p - e_y at the outputs, labels y drawn as `measured` draws them."""
     drawn, values, grads = torch.Generator().manual_seed(0), {}, {}
     for x in torch.split(images, IMAGES):
         found = dict(net.walk(x))
         outputs = found[net.graph.outputs[0]]
-        labels = torch.multinomial(F.softmax(outputs.detach(), 1), 1, generator=drawn)[:, 0]
-        each = torch.autograd.grad(F.cross_entropy(outputs, labels, reduction="sum"), [found[n] for n in wanted])
+        t = torch.where(torch.rand(len(x), 1, generator=drawn) < distill, TEMPERATURE, 1.0)
+        p = F.softmax(outputs.detach() / t, 1)
+        labels = torch.multinomial(p, 1, generator=drawn)[:, 0]
+        at = p - F.one_hot(labels, p.shape[1])
+        each = torch.autograd.grad(outputs, [found[n] for n in wanted], grad_outputs=at)
         for name, grad in zip(wanted, each, strict=True):
             values[name], grads[name] = found[name].detach(), grad
     return values, grads
@@ -85,12 +90,12 @@ def _normed(graph: Graph, layer: str, out: Tensor, like: Tensor) -> Tensor:
     return (out - shift) / scale * like.std(over, keepdim=True) + like.mean(over, keepdim=True)
 
 
-@pytest.mark.parametrize("make", [chain, residual])
-def test_a_widths_harm_is_half_the_mean_square_of_gradient_times_change(make: object) -> None:
+@pytest.mark.parametrize(("make", "distill"), [(chain, 0.5), (residual, 0.0), (residual, 1.0)])
+def test_a_widths_harm_is_half_the_mean_square_of_gradient_times_change(make: object, distill: float) -> None:
     net, base, images = _ready(make())  # type: ignore[operator]
     graph, layers = net.graph, net.space.searched
-    found = measured(net, images, base)
-    values, grads = _drawn(net, images, list(layers))
+    found = measured(net, images, base, distill)
+    values, grads = _drawn(net, images, list(layers), distill)
     for layer in layers:
         out, grad, w, a = values[layer], grads[layer], base.weight[layer], base.act[layer]
 

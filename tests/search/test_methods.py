@@ -29,6 +29,7 @@ from bitpress.core.search import SEARCHES, _schedule, search
 from bitpress.core.search.registry import OPTIONS, resolve
 from bitpress.core.semantics import Semantics
 from bitpress.core.supernet import differing_codes
+from bitpress.core.train import FACTORS
 
 from .test_search import NETS, QUICK, _assert_same, _quick, _wait_for
 
@@ -320,3 +321,29 @@ def test_killed_in_any_phase_and_started_again_it_ends_as_an_unbroken_run(
 def test_digits_stay_near_the_float_net(tmp_path: Path, options: dict[str, Any], loss: float) -> None:
     result = search("digits_cnn", data="digits", out=tmp_path / "run", threads=1, **options)
     assert result["baseline_top1"] - result["top1"] <= loss
+
+
+# rates
+
+
+@pytest.mark.parametrize("shape", ["cosine", "step"])
+@pytest.mark.parametrize("method", [{}, TWO | {"epochs_search": 4}])
+def test_the_rates_of_search_and_fine_tuning_fall_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any], shape: str
+) -> None:
+    """Along one curve over all their epochs, each at its own rate; the thresholds' are a matter of their phase."""
+    taken: list[float] = []
+    step = torch.optim.SGD.step
+
+    def noted(self: torch.optim.SGD, *args: Any, **kwargs: Any) -> Any:
+        taken.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    options = {"epochs_search": 3, "epochs_finetune": 2, "lr_search": 0.01, "lr_finetune": 0.02, "shape": shape}
+    result = _quick(tmp_path / "run", **options | method)
+    searched, tuned = sum(v for k, v in result["epochs"].items() if k not in ("float", "finetune")), 2
+    steps = len(taken) // (result["epochs"]["float"] + searched + tuned)
+    total = (searched + tuned) * steps
+    want = [(0.01 if i < searched * steps else 0.02) * FACTORS[shape](i, total) for i in range(total)]
+    assert taken[-total:] == pytest.approx(want)
