@@ -411,10 +411,10 @@ def lowering(space: Space, choice: Choice) -> list[Move]:
     return out
 
 
-def raising(space: Space, choice: Choice) -> list[Move]:
-    """Every move that gives one width back; where no width is searched, one part.
+def raising(space: Space, choice: Choice, *, parts: bool = False) -> list[Move]:
+    """Every move that gives one width back; one part, too, where no width is searched or `parts` asks for them.
 
-    A joint search spends on widths alone: removed channels save bytes, memory and time that BOPs do not tell.
+    A joint search spends on widths: removed channels save bytes, memory and time that BOPs do not tell.
     """
     up = {b: min((w for w in space.widths if w > b), default=None) for b in space.widths}
     out = []
@@ -423,7 +423,7 @@ def raising(space: Space, choice: Choice) -> list[Move]:
             to = up[bits]
             if to is not None:
                 out.append(Move(side, layer, to))
-    if not space.searched:
+    if parts or not space.searched:
         for group, gate in space.open.items():
             gone = {*range(len(gate.sizes))} - {*choice.parts[group]}
             out.extend(Move("restore", group, part) for part in sorted(gone))
@@ -506,17 +506,19 @@ def exchange(
     budgets: Sequence[Budget],
     choice: Choice,
     harm: Callable[[Choice, Move], float],
+    *,
+    parts: bool = False,
 ) -> tuple[Choice, list[Step]]:
     """A choice within its budgets that harms less, and the steps that led there.
 
-    Round by round the best trade is made: one width given back, then lowered elsewhere until the budgets hold
-    (`project`), then the rest spent (`fill`). `harm` of a move must be a difference of one function of the choice, so
-    that trades add up; ends where no trade gains anything. Deterministic.
+    Round by round the best trade is made: one width given back (or one part, if `parts`), then lowered elsewhere until
+    the budgets hold (`project`), then the rest spent (`fill`). `harm` of a move must be a difference of one function of
+    the choice, so that trades add up; ends where no trade gains anything. Deterministic.
     """
     done: list[Step] = []
     for _ in range(EXCHANGES):
         best: tuple[float, Choice, list[Step]] | None = None
-        for move in raising(costs.space, choice):
+        for move in raising(costs.space, choice, parts=parts):
             raised = move.applied(choice)
             first = Step(move, harm(choice, move), {b.kind: costs.figure(b.kind, raised) for b in budgets})
             try:

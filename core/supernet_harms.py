@@ -11,10 +11,9 @@ images: on ResNet-20 at 4 bits their standard error was as large as the figures.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,26 +36,35 @@ class Harms:
     """Means over images, in nats.
 
     `widths`: "{layer}.w{bits}" and "{layer}.a{bits}" -> harm of rounding that tensor alone to so many bits, against not
-    rounding it. `parts`: group -> matrix [parts][parts], of which the entries of a set of parts sum to the harm of
-    removing that set (methods F).
+    rounding it. `parts`: group -> harm of removing each of its parts alone.
     """
 
     widths: Mapping[str, float] = field(default_factory=dict)
-    parts: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    parts: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def width(self, layer: str, side: str, bits: int) -> float:
         """Harm of `side` ("weight" or "act") of a layer at `bits`."""
         return self.widths[f"{layer}.{side[0]}{bits}"]
 
-    def removal(self, group: str, gone: Sequence[int], part: int) -> float:
-        """What it hurts more when `part` goes beside the parts that are `gone`; never below zero."""
-        matrix = self.parts[group]
-        return max(0.0, matrix[part][part] + 2 * sum(matrix[part][other] for other in gone))
+    def removal(self, group: str, gone: Iterable[int], part: int) -> float:
+        """What it hurts more when `part` goes beside the parts that are `gone`: as if all moved the outputs alike.
 
-    def document(self) -> dict[str, Any]:
-        """For the log: every width, and each part by itself."""
-        alone = {f"{g}.p{part}": row[part] for g, matrix in self.parts.items() for part, row in enumerate(matrix)}
-        return {**self.widths, **alone}
+        k equal parts hurt k * k times as much as one. Their measured products say less (1.3 to 2.8 times the sum for
+        all of a group of ResNet-20), but a group that lost most of its filters has fewer left to take over.
+        """
+        roots = [math.sqrt(self.parts[group][p]) for p in (part, *gone)]
+        return sum(roots) ** 2 - sum(roots[1:]) ** 2
+
+    def once_trained(self, left: Mapping[str, float]) -> Harms:
+        """What is left after training: kind ("w2", ..., "a8", "p") -> share."""
+        return Harms(
+            {key: value * left[key.rpartition(".")[2]] for key, value in self.widths.items()},
+            {group: [value * left["p"] for value in values] for group, values in self.parts.items()},
+        )
+
+    def document(self) -> dict[str, float]:
+        """For the log: the widths, and the parts as "{group}.p{part}"."""
+        return {**self.widths, **{f"{g}.p{i}": v for g, values in self.parts.items() for i, v in enumerate(values)}}
 
 
 def measured(net: SuperNet, images: Tensor, base: Choice, distill: float = 0.0) -> Harms:
@@ -183,7 +191,7 @@ class _Sums:
             gate = self.net.space.gates[GroupId(group)]
             each = moved.reshape(len(moved), gate.channels, -1).sum(2)
             each = torch.stack([part.sum(1) for part in torch.split(each, list(gate.sizes), 1)], 1).double()
-            self.parts[group] = self.parts.get(group, 0) + each.T @ each / 2
+            self.parts[group] = self.parts.get(group, 0) + (each**2).sum(0) / 2
 
     def _add_layer(self, layer: LayerId, x: Tensor, out: Tensor, grad: Tensor) -> None:
         node, w, a = self.net.graph.value(layer), self.base.weight[layer], self.base.act[layer]
@@ -213,7 +221,7 @@ class _Sums:
 
     def harms(self, images: int) -> Harms:
         """Means."""
-        parts = {g: (matrix / images).tolist() for g, matrix in self.parts.items()}
+        parts = {g: (sums / images).tolist() for g, sums in self.parts.items()}
         return Harms({key: value / images for key, value in self.widths.items()}, parts)
 
 

@@ -38,8 +38,9 @@ REACH = 1 / 12  # mean residual of 2 bits on uniform values (methods E): the dis
 NEAREST = 0.05  # of its residual or score: the least distance of a threshold at the start
 GATED = 1 / 4  # of a group's parts, one at least, that gates remove beside widths: the score of the next part is near,
 # and a threshold that passes it does not feel that the second part hurts more than the first
-RECOVERS = 0.1  # what is left, once trained, of what a removal is measured to hurt; rounding is trained by then
-SPARED = 0.05  # of the harm of all rounding: parts go, whatever the budget, as long as they hurt no more together
+# What is left, once trained, of what a choice is measured to hurt (methods F): weights move to where the grid is.
+LEFT = {"w2": 0.13, "w4": 0.5, "w8": 0.5, "a2": 0.28, "a4": 0.5, "a8": 0.5, "p": 0.12}
+SPARED = 0.15  # of the harm of all rounding: parts go, whatever the budget, as long as they hurt no more together
 LEAST_WORTH = 1e-6  # of a part whose removal does no measurable harm: what the budget allows is kept
 CALIBRATION_BATCHES = 8
 SEARCH_COST, FINETUNE_COST = 4.0, 3.0  # price of a step against one of the float network; for the ETA
@@ -147,7 +148,7 @@ class Searching:
         """Around the widths of `base`, nothing pruned, of the net as it is now."""
         base = Choice(base.weight, base.act, largest(self.net.space).parts)
         images = torch.cat(self.job.batches(-(-LOOKED_AT // self.job.loop.batch)))
-        return measured(self.net, images, base, self.job.settings.distill)
+        return measured(self.net, images, base, self.job.settings.distill).once_trained(LEFT)
 
     def step(self, x: Tensor, y: Tensor, done: int, total: int) -> dict[str, float]:
         """One step of the objective, then the controller; freezes the gates when it is time."""
@@ -227,18 +228,17 @@ class Searching:
         harms = self.harms(choice) if self.guided else Harms()
         harm = self._by(harms) if self.guided else self._margins()
         loop.event("gates", phase=self.name, **self._told(choice), harms=harms.document())
-        trimmed: list[Step] = []
-        traded: list[Step] = []
-        if self.guided and net.space.searched:
-            spared = SPARED * sum(self._rounding(harms, choice))
-            choice, trimmed = trim(self.costs, choice, harm, spared)
-        choice, lowered = project(self.costs, self.budgets, choice, harm)
-        # Wider never harms once trained, whatever was measured.
-        choice, raised = fill(self.costs, self.budgets, choice, lambda c, m: max(-harm(c, m), LEAST_WORTH))
+        phases: dict[str, list[Step]] = {}
+        choice, phases["projection"] = project(self.costs, self.budgets, choice, harm)
         if self.guided:
-            choice, traded = exchange(self.costs, self.budgets, choice, harm)
-        choice, further = (choice, []) if self.after is None else self.after(choice, harm)
-        phases = {"trim": trimmed, "projection": lowered, "fill": raised, "exchange": traded, "further": further}
+            choice, phases["exchange"] = exchange(self.costs, self.budgets, choice, harm, parts=True)
+            if net.space.searched:
+                choice, phases["trim"] = trim(self.costs, choice, harm, SPARED * sum(self._rounding(harms, choice)))
+        # Wider never harms once trained, whatever was measured.
+        choice, phases["fill"] = fill(self.costs, self.budgets, choice, lambda c, m: max(-harm(c, m), LEAST_WORTH))
+        if self.guided:
+            choice, phases["widths"] = exchange(self.costs, self.budgets, choice, harm)
+        choice, phases["further"] = (choice, []) if self.after is None else self.after(choice, harm)
         for kind, steps in phases.items():
             for step in steps:
                 loop.event(kind, **_logged(step))
@@ -277,14 +277,14 @@ class Searching:
             yield harms.width(layer, "act", choice.act[layer])
 
     def _by(self, harms: Harms) -> Loss:
-        """Harm by measurement, of which training makes up `1 - RECOVERS` where it is a removal's."""
+        """Harm by measurement."""
         parts = {g: range(len(gate.sizes)) for g, gate in self.net.space.open.items()}
 
         def harm(choice: Choice, move: Move) -> float:
             if move.side in ("prune", "restore"):
                 group = GroupId(move.name)
                 gone = [p for p in parts[group] if p not in choice.parts[group] and p != move.to]
-                lost = RECOVERS * harms.removal(group, gone, move.to) + LEAST_WORTH
+                lost = harms.removal(group, gone, move.to) + LEAST_WORTH
                 return lost if move.side == "prune" else -lost
             widths = choice.weight if move.side == "weight" else choice.act
             return harms.width(move.name, move.side, move.to) - harms.width(
@@ -332,7 +332,7 @@ def place_thresholds(net: SuperNet, harms: Harms) -> None:
     """
     steps = [harms.width(name, side, 2) for name in net.space.searched for side in "wa"]
     first = {group: int(net.part_scores(group).argmin()) for group in net.space.open}
-    removals = {group: RECOVERS * harms.removal(group, (), part) for group, part in first.items()}
+    removals = {group: harms.removal(group, (), part) for group, part in first.items()}
     worst = max(0.0, *steps, *removals.values(), 0.0) or 1.0
 
     def below(level: float, harm: float) -> float:

@@ -29,6 +29,7 @@ from bitpress.core.cost import (
     stair_near,
     stairs,
     to_plan,
+    trim,
 )
 from bitpress.core.errors import CheckFailed, UnsupportedError, UsageError
 from bitpress.core.graph import Graph
@@ -306,6 +307,43 @@ def test_trades_lower_a_known_harm_within_the_budget() -> None:
     assert level(choice) < level(start)
     assert sum(step.loss for step in steps) == pytest.approx(level(choice) - level(start))
     assert exchange(costs, budgets, choice, harm) == (choice, [])  # nothing is left to gain
+
+
+def test_trades_give_parts_back_where_they_are_asked_to() -> None:
+    graph = chain()
+    space = search_space(graph)
+    costs, start = Costs(graph, space), stairs(space)[2]
+    group, gate = next(iter(space.gates.items()))
+    cut = Choice(start.weight, start.act, {**start.parts, group: start.parts[group][1:]})
+    budgets = [parse_budget(f"bops={costs.bops(start)}")]
+
+    def harm(choice: Choice, move: Move) -> float:
+        """A removed part hurts more than all rounding."""
+        after = move.applied(choice)
+        removed = sum(len(p) for p in choice.parts.values()) - sum(len(p) for p in after.parts.values())
+        bits = (sum(c.weight.values()) + sum(c.act.values()) for c in (choice, after))
+        return 1000.0 * removed + next(bits) - next(bits)
+
+    assert exchange(costs, budgets, cut, harm)[0].parts == cut.parts
+    assert exchange(costs, budgets, cut, harm, parts=True)[0].parts[group] == tuple(range(len(gate.sizes)))
+
+
+def test_trimming_removes_the_least_harmful_parts_as_long_as_they_harm_little_together() -> None:
+    graph = chain()
+    costs = Costs(graph, search_space(graph))
+    start = stairs(costs.space)[2]
+    worth = {f"{g} {p}": 1.0 + i for i, (g, p) in enumerate((g, p) for g in start.parts for p in start.parts[g])}
+
+    def harm(_choice: Choice, move: Move) -> float:
+        return worth[f"{move.name} {move.to}"]
+
+    choice, steps = trim(costs, start, harm, 0.9)
+    assert (choice, steps) == (start, [])
+    choice, steps = trim(costs, start, harm, 3.5)
+    assert [step.loss for step in steps] == [1.0, 2.0][: len(steps)]
+    assert sum(step.loss for step in steps) <= 3.5
+    assert costs.bops(choice) == steps[-1].figures["bops"] < costs.bops(start)
+    assert (choice.weight, choice.act) == (start.weight, start.act)
 
 
 def test_plans_have_odd_weights_and_unsigned_inputs_where_nothing_is_negative() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -111,7 +110,7 @@ def test_a_widths_harm_is_half_the_mean_square_of_gradient_times_change(make: ob
             assert found.width(layer, "act", bits) == pytest.approx(want[1], rel=1e-3)
 
 
-def test_the_matrix_of_a_group_prices_every_set_of_its_parts() -> None:
+def test_a_parts_harm_is_that_of_its_activations_less_their_means() -> None:
     net, base, images = _ready(chain())
     found = measured(net, images, base)
     for group, gate in net.space.open.items():
@@ -121,15 +120,16 @@ def test_the_matrix_of_a_group_prices_every_set_of_its_parts() -> None:
         over = (0, *range(2, value.dim()))
         each = (grad * (value - value.mean(over, keepdim=True))).flatten(2).sum(2)
         each = each.reshape(len(each), gate.channels, -1).sum(2)
-        gone: list[int] = []
-        total = 0.0
-        for part in range(gate.removable):
-            total += found.removal(group, gone, part)
-            gone.append(part)
-            want = float((each[:, list(gate.kept(gone))].sum(1).double() ** 2).mean() / 2)
-            assert total >= want * (1 - 1e-5)  # a step never counts below nothing
-            if all(found.removal(group, gone[:i], p) > 0 for i, p in enumerate(gone)):
-                assert total == pytest.approx(want, rel=1e-4)
+        for part in range(len(gate.sizes)):
+            want = float((each[:, list(gate.kept([part]))].sum(1).double() ** 2).mean() / 2)
+            assert found.removal(group, (), part) == pytest.approx(want, rel=1e-4)
+
+
+def test_removals_of_a_group_add_up_as_if_all_moved_the_outputs_alike() -> None:
+    harms = Harms(parts={"g": [1.0, 4.0, 9.0]})
+    assert [harms.removal("g", (), p) for p in range(3)] == [1.0, 4.0, 9.0]
+    assert harms.removal("g", (0,), 2) == pytest.approx(16 - 1)
+    assert harms.removal("g", (0, 2), 1) == pytest.approx(36 - 16)
 
 
 @pytest.mark.parametrize("make", [chain, depthwise, everything])
@@ -155,8 +155,8 @@ def test_nothing_to_choose_has_no_harms() -> None:
     assert measured(closed, _images(graph, 8), stairs(closed.space)[-1]) == Harms()
 
 
-def test_the_log_tells_widths_and_parts_by_themselves() -> None:
-    harms = Harms({"a.w2": 0.5}, {"g": [[1.0, -2.0], [-2.0, 3.0]]})
-    assert harms.document() == {"a.w2": 0.5, "g.p0": 1.0, "g.p1": 3.0}
-    assert harms.removal("g", (0,), 1) == 0.0  # -1, which no removal is
-    assert np.isclose(harms.removal("g", (), 1), 3.0)
+def test_what_training_leaves_is_a_share_by_kind() -> None:
+    harms = Harms({"a.b.w2": 0.5, "a.b.a8": 2.0}, {"g": [1.0, 3.0]})
+    assert harms.document() == {"a.b.w2": 0.5, "a.b.a8": 2.0, "g.p0": 1.0, "g.p1": 3.0}
+    left = harms.once_trained({"w2": 0.1, "a8": 0.5, "p": 2.0})
+    assert left.document() == {"a.b.w2": 0.05, "a.b.a8": 1.0, "g.p0": 2.0, "g.p1": 6.0}
