@@ -40,7 +40,7 @@ GATED = 1 / 4  # of a group's parts, one at least, that gates remove beside widt
 # and a threshold that passes it does not feel that the second part hurts more than the first
 # What is left, once trained, of what a choice is measured to hurt (methods F): weights move to where the grid is.
 LEFT = {"w2": 0.13, "w4": 0.5, "w8": 0.5, "a2": 0.28, "a4": 0.5, "a8": 0.5, "p": 0.12}
-SPARED = 0.15  # of the harm of all rounding: parts go, whatever the budget, as long as they hurt no more together
+SPARED = 0.1  # of the harm of all rounding: parts go, whatever the budget, as long as they hurt no more together
 LEAST_WORTH = 1e-6  # of a part whose removal does no measurable harm: what the budget allows is kept
 CALIBRATION_BATCHES = 8
 SEARCH_COST, FINETUNE_COST = 4.0, 3.0  # price of a step against one of the float network; for the ETA
