@@ -67,13 +67,18 @@ class Harms:
         return {**self.widths, **{f"{g}.p{i}": v for g, values in self.parts.items() for i, v in enumerate(values)}}
 
 
+def looked_at(shape: Sequence[int]) -> int:
+    """How many images of [C, H, W] are enough, and not too many to hold."""
+    return max(2, min(LOOKED_AT, PIXELS // math.prod(shape[1:])))
+
+
 def measured(net: SuperNet, images: Tensor, base: Choice, distill: float = 0.0) -> Harms:
     """Harms around `base`, which the net is rounded by; the net stays as it was. `distill`: share of the objective.
 
     Batch norms have statistics of `images`, and what a norm that follows would take away again (mean and spread of each
     channel) is no harm. A width that is not the base's has the clip of least squared error.
     """
-    images = images[: max(2, min(LOOKED_AT, PIXELS // math.prod(images.shape[2:])))]
+    images = images[: looked_at(images.shape[1:])]
     chunks = [c for c in torch.split(images, IMAGES) if len(c) > 1]
     saved, before = {k: v.clone() for k, v in net.state_dict().items()}, net.training
     net.freeze(base)

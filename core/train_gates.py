@@ -23,7 +23,7 @@ from torch import Tensor
 from .cost import Budget, Choice, Move, Step, exchange, fill, largest, project, stair_near, trim
 from .plan import GroupId, LayerId
 from .supernet import RESIDUAL_MOMENTUM, SuperNet
-from .supernet_harms import LOOKED_AT, Harms, measured
+from .supernet_harms import Harms, looked_at, measured
 from .supernet_starts import fit
 from .train import FACTORS, Job, Training, check_finite, cosine, evaluate, objective, reestimate, sgd
 
@@ -147,7 +147,8 @@ class Searching:
     def harms(self, base: Choice) -> Harms:
         """Around the widths of `base`, nothing pruned, of the net as it is now."""
         base = Choice(base.weight, base.act, largest(self.net.space).parts)
-        images = torch.cat(self.job.batches(-(-LOOKED_AT // self.job.loop.batch)))
+        count = -(-looked_at(self.job.graph.inputs[0].shape) // self.job.loop.batch)
+        images = torch.cat(self.job.batches(count))
         return measured(self.net, images, base, self.job.settings.distill).once_trained(LEFT)
 
     def step(self, x: Tensor, y: Tensor, done: int, total: int) -> dict[str, float]:
