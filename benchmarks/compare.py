@@ -214,7 +214,7 @@ def _decide(
         return gate.decide(draw, rule, rng), None
     pairs = tuple(draw() for _ in range(2 * rule.most))
     rest = iter(pairs)
-    verdict = gate.decide(lambda: next(rest), rule, rng).verdict
+    verdict, _ = gate.gated(lambda: next(rest), rule, rng)
     decision = gate.describe(verdict, (pairs[: rule.most], pairs[rule.most :]), rule, rng)
     scatter, base = gate.noise(pairs), float(np.median([b for b, _ in pairs]))
 
