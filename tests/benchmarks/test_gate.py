@@ -1,4 +1,4 @@
-"""The rule on synthetic pairs: it does not cry wolf, it sees what it says it can see, it stops early. No clock is read."""
+"""The rule on synthetic pairs: it does not cry wolf, sees what it says it can see, stops early. No clock is read."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ def test_below_the_floor_nothing_is_slow() -> None:
 
 def test_looks_before_the_end_are_stricter() -> None:
     rng = np.random.default_rng(7)
-    some = [(1.0, 1.1 * math.exp(x)) for x in np.linspace(-0.1, 0.1, 12)]
+    some = [(1.0, 1.1 * math.exp(x)) for x in np.linspace(-0.08, 0.08, 12)]
     assert gate.look(some[: gate.LEAST - 1], RULE, rng) == OPEN
-    assert gate.look(some, RULE, rng) == OPEN
-    assert gate.look(some, replace(RULE, most=12), rng) == SLOWER
+    assert gate.look(some, Rule(), rng) == OPEN
+    assert gate.look(some, Rule(most=12), rng) == SLOWER
     assert gate.look([(1.0, 1.0)] * 8, RULE, rng) == FINE
 
 
