@@ -186,7 +186,7 @@ def front_at(points: Iterable[tuple[float, float]], share: float) -> float | Non
     Only points that no cheaper one equals or beats are joined: the others are no front.
     """
     rising: list[tuple[float, float]] = []
-    for x, y in sorted(points):
+    for x, y in sorted(points, key=lambda p: (p[0], -p[1])):  # of equally cheap ones the best comes first
         if not rising or y > rising[-1][1]:
             rising.append((x, y))
     for (x0, y0), (x1, y1) in pairwise(rising):

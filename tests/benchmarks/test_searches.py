@@ -14,7 +14,7 @@ from bitpress.core.search import search
 
 
 def test_the_front_joins_the_points_that_are_one() -> None:
-    points = [(1.614, 91.4), (0.841, 90.96), (0.455, 88.07), (0.842, 89.0)]
+    points = [(1.614, 91.4), (0.841, 90.96), (0.455, 88.07), (0.842, 89.0), (0.841, 89.3)]  # two of equal BOPs
     assert searches.front_at(points, 0.841) == pytest.approx(90.96)
     assert searches.front_at(points, 1.0) == pytest.approx(91.077, abs=1e-3)  # a line over ln BOPs
     assert searches.front_at(points, 0.7) == pytest.approx(90.10, abs=5e-3)
