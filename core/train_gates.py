@@ -41,6 +41,7 @@ GATED = 1 / 4  # of a group's parts, one at least, that gates remove beside widt
 # What is left, once trained, of what a choice is measured to hurt (methods F): weights move to where the grid is.
 LEFT = {"w2": 0.13, "w4": 0.5, "w8": 0.5, "a2": 0.28, "a4": 0.5, "a8": 0.5, "p": 0.12}
 SPARED = 0.1  # of the harm of all rounding: parts go, whatever the budget, as long as they hurt no more together
+UNNOTICED = 0.01  # nats that removed parts may always hurt: where rounding hurts nothing, filters are still too many
 LEAST_WORTH = 1e-6  # of a part whose removal does no measurable harm: what the budget allows is kept
 CALIBRATION_BATCHES = 8
 SEARCH_COST, FINETUNE_COST = 4.0, 3.0  # price of a step against one of the float network; for the ETA
@@ -234,7 +235,8 @@ class Searching:
         if self.guided:
             choice, phases["exchange"] = exchange(self.costs, self.budgets, choice, harm, parts=True)
             if net.space.searched:
-                choice, phases["trim"] = trim(self.costs, choice, harm, SPARED * sum(self._rounding(harms, choice)))
+                most = max(UNNOTICED, SPARED * sum(self._rounding(harms, choice)))
+                choice, phases["trim"] = trim(self.costs, choice, harm, most)
         # Wider never harms once trained, whatever was measured.
         choice, phases["fill"] = fill(self.costs, self.budgets, choice, lambda c, m: max(-harm(c, m), LEAST_WORTH))
         if self.guided:
