@@ -224,5 +224,8 @@ def _within(grad: Tensor, x: Tensor, v: Tensor, lo: float) -> Tensor:
 
 
 def _to_clip(grad: Tensor, to_x: Tensor, x: Tensor, out: Tensor, v: Tensor) -> Tensor:
-    """dL/dv: within the clip the rounding error counts, outside the end of the grid, both in units of v."""
-    return (_dot(to_x, out - x) + _dot(grad - to_x, out)) / v
+    """dL/dv: within the clip the rounding error counts, outside the end of the grid, both in units of v.
+
+    sum(to_x (out - x)) + sum((grad - to_x) out), without the two differences, which took a quarter of a training step.
+    """
+    return (_dot(grad, out) - _dot(to_x, x)) / v

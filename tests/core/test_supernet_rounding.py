@@ -81,8 +81,12 @@ def test_the_gated_sum_within_a_clip_is_the_separate_operations(g4: float, g8: f
     assert all(near(a, b) for a, b in zip(got[1:], wanted[1:], strict=True))
 
 
-def test_the_gradient_of_a_clip_does_not_cancel_on_many_values() -> None:
-    """At 8 bits the rounding error is a thousandth of what it is the difference of, and adds up over 10^6 values."""
+def test_the_gradient_of_a_clip_survives_cancelling_on_many_values() -> None:
+    """At 8 bits the rounding error is a thousandth of what it is the difference of, and adds up over 10^6 values.
+
+    Both sums are a thousand times what is left, and float32 errs by some 1e-7 of them: a thousandth bounds it, where
+    one image more or less in the batch does a hundred times as much.
+    """
     x = torch.relu(torch.randn(1 << 20, generator=torch.Generator().manual_seed(4)))
     upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
     v = torch.tensor(V, requires_grad=True)
@@ -90,4 +94,4 @@ def test_the_gradient_of_a_clip_does_not_cancel_on_many_values() -> None:
     (got,) = torch.autograd.grad(y, v, upstream)
     error = (y.double() - torch.where(x <= V, x, 0.0).double()) / V  # of the levels that float32 chose
     wanted = float((upstream.double() * error.detach()).sum())
-    assert abs(float(got) - wanted) < 1e-5 * abs(wanted)
+    assert abs(float(got) - wanted) < 1e-3 * abs(wanted)
