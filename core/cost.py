@@ -231,6 +231,12 @@ def stair_near(costs: Costs, budgets: Iterable[Budget]) -> Choice:
     return min(stairs(costs.space), key=away)
 
 
+def stair_above(costs: Costs, budgets: Sequence[Budget]) -> Choice:
+    """The cheapest uniform point that breaks a budget; the dearest of all where none does."""
+    found = stairs(costs.space)
+    return next((choice for choice in found if costs.over(choice, budgets)), found[-1])
+
+
 def _corner(space: Space, width: int, parts: Mapping[GroupId, tuple[int, ...]]) -> Choice:
     given = {name: space.given(name) for name in (*space.held, *space.ends)}
     searched = dict.fromkeys(space.searched, width)

@@ -45,30 +45,35 @@ def bits_of(net: SuperNet, clip: str, choice: Choice | None) -> int:
     return START_BITS if layer in net.space.searched else net.space.given(layer)[1]
 
 
-def fit_weights(net: SuperNet, choice: Choice | None) -> None:
-    """Weight clips to the width of the choice (`START_BITS` before there is one)."""
+def fit_weights(net: SuperNet, choice: Choice | None, trained: Choice | None = None) -> None:
+    """Weight clips to the width of the choice (`START_BITS` before there is one), but where `trained` has it too."""
     with torch.no_grad():
         for layer in net.layers:
+            if choice and trained and choice.weight[layer] == trained.weight[layer]:
+                continue
             clip = net.tensor(f"{layer}.weight_clip")
             clip.fill_(1.0)
             bits = START_BITS if layer in net.space.searched else net.space.given(layer)[0]
             clip.fill_(best_clip(net.normalised_weight(layer)[0], ODD, choice.weight[layer] if choice else bits))
 
 
-def fit(net: SuperNet, batches: Sequence[Tensor], choice: Choice | None = None) -> None:
+def fit(net: SuperNet, batches: Sequence[Tensor], choice: Choice | None = None, trained: Choice | None = None) -> None:
     """All clips and running residuals from the data.
 
-    Before a choice, activations are those of the float network; after, those of the rounded one.
+    Before a choice, activations are those of the float network; after, those of the rounded one. `trained`: widths at
+    which the clips have learned; where the choice has the same, what was learned stays.
     """
     before = net.training
     net.eval()
     net.last.prune = {g: net.part_gates(g) for g in net.space.gates}
-    fit_weights(net, choice)
+    fit_weights(net, choice, trained)
     with torch.no_grad(), observed(net, rounding=choice is not None) as seen:
         for x in batches:
             net(x)
     with torch.no_grad():
         for clip, parts in seen.items():
+            if choice and trained and bits_of(net, clip, choice) == bits_of(net, clip, trained):
+                continue
             values, domain = torch.cat(parts), net.domains[clip]
             v = best_clip(values, domain, bits_of(net, clip, choice))
             net.tensor(clip).fill_(v)

@@ -6,9 +6,10 @@ start. Which phases a method has, over which space and for how long, is the meth
 
 Ours, where the papers are silent or we do better (methods F): the user states the budget, and a controller moves
 lambda; the shared weights are first trained at the uniform point next to the budget, and on that net it is measured
-what each width hurts (`core.supernet_harms`); thresholds start at distances that are proportional to the harm;
-activation gates read running means; gates freeze once the budget is met, and harms measured then decide what it still
-buys. The rates of search and fine-tuning fall once, together.
+what each width hurts (`core.supernet_harms`); gates start at the uniform point above the budget, thresholds at
+distances that follow the harm; activation gates read running means; gates freeze once the budget is met, and harms
+measured then decide what it still buys. The rates of search and fine-tuning fall once, together, and clips that
+learned the widths that were chosen stay: what the search trains is not lost.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cost import Budget, Choice, Move, Step, exchange, fill, largest, project, stair_near, trim
+from .cost import Budget, Choice, Move, Step, exchange, fill, largest, project, stair_above, stair_near, trim
 from .plan import GroupId, LayerId
 from .supernet import RESIDUAL_MOMENTUM, SuperNet
 from .supernet_harms import Harms, looked_at, measured
 from .supernet_starts import fit
 from .train import FACTORS, Job, Training, check_finite, cosine, evaluate, objective, reestimate, sgd
 
-WARM = 0.35  # share of the search in which widths are held
+WARM = 0.5  # share of the search in which widths are held
 FAR = 9.0  # a threshold that no residual in [0, 1] passes
 RAMP = 0.8  # share of the search after which the target has come down to the budget
 DEADLINE = 0.9  # share after which the gates freeze though the budget is not met: the projection does the rest
@@ -87,11 +88,11 @@ def finetuned(job: Job, net: SuperNet) -> SuperNet:
     return net
 
 
-def settled(job: Job, net: SuperNet, choice: Choice) -> None:
-    """Freezes `net` at `choice`; clips and batch norms from the data."""
+def settled(job: Job, net: SuperNet, choice: Choice, trained: Choice | None = None) -> None:
+    """Freezes `net` at `choice`; batch norms from the data, and the clips of widths that are not those `trained` at."""
     net.freeze(choice)
     batches = job.batches(CALIBRATION_BATCHES)
-    fit(net, batches, choice)
+    fit(net, batches, choice, trained)
     reestimate(net, batches)
     net.train()
 
@@ -116,6 +117,7 @@ class Searching:
         self.costs = net.costs
         self.bounds = {b.kind: b.bound(self.costs.whole[b.kind]) for b in self.budgets}
         self.guided = job.settings.variant != "paper"
+        self.base = stair_near(self.costs, self.budgets)  # what the weights are trained at before gates move
         schedule = job.settings.schedule
         thresholds = {
             "params": net.parameters_of("thresholds"), "lr": schedule.lr_thresholds, "weight_decay": 0.0,
@@ -128,16 +130,20 @@ class Searching:
         net.residual_momentum = RESIDUAL_MOMENTUM if self.guided else 1.0
 
     def begin(self) -> None:
-        """Clips from data."""
-        fit(self.net, self.job.batches(CALIBRATION_BATCHES))
+        """Clips from data, for the widths of the warm-up if there is one."""
+        batches = self.job.batches(CALIBRATION_BATCHES)
+        fit(self.net, batches)
+        if self.warm:
+            hold_widths(self.net, self.base)
+            fit(self.net, batches, self.base)
         self.net.train()
 
     def open_gates(self) -> None:
-        """Thresholds from sensitivities at the middle widths (the paper's stay 0); what the controller starts from."""
+        """Thresholds from harms at the widths of the warm-up (the paper's stay 0); what the controller starts from."""
         harms = Harms()
         if self.guided:
-            harms = self.harms(stair_near(self.costs, self.budgets))
-            place_thresholds(self.net, harms)
+            harms = self.harms(self.base)
+            place_thresholds(self.net, harms, stair_above(self.costs, self.budgets))
         self.net.clamp_thresholds()
         choice = self.net.choice()
         self.starts = {kind: float(self.costs.figure(kind, choice)) for kind in self.bounds}
@@ -157,7 +163,7 @@ class Searching:
         net, share = self.net, done / total
         warming = share < self.warm
         if warming:
-            hold_widths(net, stair_near(self.costs, self.budgets))
+            hold_widths(net, self.base)
         elif not self.starts:
             self.open_gates()
         self._set_rates(done, total)
@@ -217,9 +223,9 @@ class Searching:
     def settle(self) -> None:
         """Gates -> a choice within the budgets, for good.
 
-        Harms are measured anew around what the gates say; by them the choice is brought under the budgets, the rest is
-        spent and widths are traded as long as that harms less. The paper's variant knows its gates' margins alone and
-        trades nothing. Then clips and norms anew.
+        Harms are measured anew around what the gates say; by them the choice is brought under the budgets, widths and
+        parts are traded as long as that harms less, parts go that harm little, and the rest is spent. The paper's
+        variant knows its gates' margins alone and trades nothing. Then norms anew, and the clips of other widths.
         """
         net = self.net
         if net.frozen:
@@ -246,7 +252,7 @@ class Searching:
             for step in steps:
                 loop.event(kind, **_logged(step))
         loop.event("choice", phase=self.name, **self._told(choice))
-        settled(self.job, net, choice)
+        settled(self.job, net, choice, self.base if self.guided else None)
 
     def _margins(self) -> Loss:
         """Harm as the gates alone tell it: how far a residual or score lies above its threshold, below for a gain."""
@@ -323,34 +329,36 @@ class Searching:
         return self.net.state_dict()
 
 
-def place_thresholds(net: SuperNet, harms: Harms) -> None:
-    """Each threshold so far below its residual or score as the step that it guards hurts, relative to the worst.
+def place_thresholds(net: SuperNet, harms: Harms, start: Choice) -> None:
+    """Gates as in `start`, each threshold as far from its residual or score as the step that it guards hurts.
 
-    All gates are open, however many bits the budget will leave: on the way down the first filters go. A threshold moves
-    by lambda * d ln(figure)/d(gate), so with distances proportional to the harm, gates close in the order of harm per
-    ln(figure) saved, and the loss opens first what was nearly open. A pruning threshold is pulled by all parts of its
+    All parts stay. A threshold moves by lambda * d ln(figure)/d(gate), so where distances of open gates are
+    proportional to the harm, gates close in the order of harm per ln(figure) saved; shut ones are the nearer the more
+    their opening would gain, and the loss opens first what is near. A pruning threshold is pulled by all parts of its
     group although the first to go saves only its share; that is the paper's gradient, and we let it stand: removed
-    channels save bytes, memory and time in every kernel, which BOPs do not tell. Distances lie between `NEAREST` of the
-    residual or score and all of it (threshold 0, the paper's start).
+    channels save bytes, memory and time in every kernel, which BOPs do not tell. An open gate is between `NEAREST` of
+    the residual or score and all of it (threshold 0, the paper's start) away, a shut one `NEAREST` at least.
     """
     steps = [harms.width(name, side, 2) for name in net.space.searched for side in "wa"]
     first = {group: int(net.part_scores(group).argmin()) for group in net.space.open}
     removals = {group: harms.removal(group, (), part) for group, part in first.items()}
     worst = max(0.0, *steps, *removals.values(), 0.0) or 1.0
 
-    def below(level: float, harm: float) -> float:
+    def placed(level: float, harm: float, *, shut: bool = False) -> float:
+        if shut:
+            return level + max(REACH * (1 - harm / worst), NEAREST * level)
         return level - min(max(REACH * harm / worst, NEAREST * level), level)
 
     with torch.no_grad():
         for layer in net.space.searched:
-            for side, levels in (("w", net.weight_residuals(layer)), ("a", net.tensor(f"{layer}.mean_residual"))):
+            for side, widths in (("w", start.weight), ("a", start.act)):
+                levels = net.weight_residuals(layer) if side == "w" else net.tensor(f"{layer}.mean_residual")
                 threshold = net.tensor(f"{layer}.threshold_{side}")
-                harm2, harm4, harm8 = (harms.width(layer, side, bits) for bits in (2, 4, 8))
-                threshold[0] = below(float(levels[0]), harm2 - harm4)
-                threshold[1] = below(float(levels[1]), harm4 - harm8)
+                for i, low in enumerate((2, 4)):
+                    harm = harms.width(layer, side, low) - harms.width(layer, side, 2 * low)
+                    threshold[i] = placed(float(levels[i]), harm, shut=widths[layer] <= low)
         for group, harm in removals.items():
-            score = float(net.part_scores(group).min())
-            net.tensor(f"{group}.threshold_p").fill_(below(score, harm))
+            net.tensor(f"{group}.threshold_p").fill_(placed(float(net.part_scores(group).min()), harm))
 
 
 def hold_widths(net: SuperNet, base: Choice) -> None:

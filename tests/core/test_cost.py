@@ -26,6 +26,7 @@ from bitpress.core.cost import (
     project,
     search_space,
     smallest,
+    stair_above,
     stair_near,
     stairs,
     to_plan,
@@ -281,6 +282,8 @@ def test_stairs_are_the_uniform_points_that_weights_bear() -> None:
     for i, figure in enumerate(figures):
         assert stair_near(costs, [parse_budget(f"bops={int(figure * 1.1)}")]) == found[i]
         assert stair_near(costs, [parse_budget(f"bops={int(figure / 1.1)}")]) == found[i]
+        assert stair_above(costs, [parse_budget(f"bops={int(figure * 0.99)}")]) == found[i]
+    assert stair_above(costs, [parse_budget("bops=100%")]) == found[-1]  # none breaks it
     assert len(stairs(hold_bits(graph, space, (4, 4)))) == 1  # nothing to climb
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitpress.core import supernet as sn
 from bitpress.core.bops import count
-from bitpress.core.cost import Choice, Costs, hold_bits, hold_channels, largest, search_space, to_plan
+from bitpress.core.cost import Choice, Costs, hold_bits, hold_channels, largest, search_space, stairs, to_plan
 from bitpress.core.errors import UnsupportedError
 from bitpress.core.graph import Graph, run
 from bitpress.core.integer import integer, weight_levels
@@ -353,6 +353,25 @@ def test_the_integer_semantics_of_what_is_extracted_agree_with_the_forward(make:
         ours = net.eval()(x).numpy()
     theirs = semantics.run(x.numpy())
     assert np.abs(ours - theirs).mean() < 0.02 * np.abs(ours).mean() + 1e-6
+
+
+def test_clips_stay_where_the_width_is_the_one_they_learned() -> None:
+    graph = chain()
+    net = _net(graph)
+    trained, images = stairs(net.space)[1], [_images(graph, 16)]
+    layer = net.space.searched[0]
+    choice = replace(trained, act={**trained.act, layer: 8}, weight={**trained.weight, layer: 8})
+    clips = {n: net.tensor(n) for n in (*net.domains, *(f"{name}.weight_clip" for name in net.layers))}
+    with torch.no_grad():
+        for clip in clips.values():
+            clip.fill_(0.123)
+    net.freeze(choice)
+    fit(net, images, choice, trained)
+    assert {n for n, clip in clips.items() if float(clip.detach()) != pytest.approx(0.123)} == {
+        f"{layer}.act_clip", f"{layer}.weight_clip",
+    }  # fmt: skip
+    fit(net, images, choice)
+    assert all(float(clip.detach()) != pytest.approx(0.123) for clip in clips.values())
 
 
 def test_what_is_extracted_names_clips_for_other_widths_too() -> None:

@@ -14,6 +14,7 @@ from bitpress.core.supernet import SuperNet, best_clip
 from bitpress.core.supernet_harms import IMAGES, Harms, measured
 from bitpress.core.supernet_rounding import ODD
 from bitpress.core.train import TEMPERATURE, reestimate
+from bitpress.core.train_gates import place_thresholds
 
 from ..benchmarks.graphs import everything, residual
 from .test_cost import chain, depthwise
@@ -160,3 +161,21 @@ def test_what_training_leaves_is_a_share_by_kind() -> None:
     assert harms.document() == {"a.b.w2": 0.5, "a.b.a8": 2.0, "g.p0": 1.0, "g.p1": 3.0}
     left = harms.once_trained({"w2": 0.1, "a8": 0.5, "p": 2.0})
     assert left.document() == {"a.b.w2": 0.05, "a.b.a8": 1.0, "g.p0": 2.0, "g.p1": 6.0}
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_gates_start_at_a_uniform_point_the_most_harmful_furthest_from_closing(step: int) -> None:
+    net, _, images = _ready(residual())
+    harms = measured(net, images, stairs(net.space)[2])
+    start = stairs(net.space)[step]
+    net.tensor("gates_frozen").fill_(False)
+    place_thresholds(net, harms, start)
+    assert net.choice() == start
+    away = {}
+    for layer in net.space.searched:
+        margin = net.weight_residuals(layer)[0] - net.tensor(f"{layer}.threshold_w")[0]
+        away[harms.width(layer, "weight", 2) - harms.width(layer, "weight", 4)] = float(margin)
+    if start.weight[layer] > 2:
+        assert away[max(away)] == max(away.values())
+    else:
+        assert max(away.values()) < 0  # shut
