@@ -32,7 +32,8 @@ WARM = 0.5  # share of the search in which widths are held
 FAR = 9.0  # a threshold that no residual in [0, 1] passes
 RAMP = 0.8  # share of the search after which the target has come down to the budget
 DEADLINE = 0.9  # share after which the gates freeze though the budget is not met: the projection does the rest
-CONTROL = 0.2  # lambda *= (figure / target) ** CONTROL after each step
+CONTROL = 0.4  # lambda *= e ** CONTROL after each step in which the figure lies a whole fall above its target
+LEAST_FALL = 0.1  # in ln of the figure: gates that start near the budget close one by one
 LAMBDA_START, LAMBDA_LEAST, LAMBDA_MOST = 0.01, 0.001, 2.0
 RATE_LEAST = 0.2  # of the thresholds' cosine: gates still move at the end
 REACH = 1 / 12  # mean residual of 2 bits on uniform values (methods E): the distance of what hurts most
@@ -215,9 +216,10 @@ class Searching:
     def _steer(self, figures: Mapping[str, float], share: float) -> None:
         """lambda follows a target that falls log-linearly from the start to the budget."""
         for kind, bound in self.bounds.items():
-            start, way = max(self.starts[kind], bound), (share - self.warm) / (RAMP - self.warm)
-            target = math.exp(math.log(start) + (math.log(bound) - math.log(start)) * min(1.0, way))
-            moved = self.weights[kind] * (figures[kind] / target) ** CONTROL
+            way = min(1.0, (share - self.warm) / (RAMP - self.warm))
+            fall = max(0.0, math.log(self.starts[kind] / bound))
+            late = math.log(figures[kind] / bound) - fall * (1 - way)
+            moved = self.weights[kind] * math.exp(CONTROL * late / max(fall, LEAST_FALL))
             self.weights[kind] = min(max(moved, LAMBDA_LEAST), LAMBDA_MOST)
 
     def settle(self) -> None:
