@@ -1,7 +1,7 @@
 # One line each; `make help` lists them. Every target does its own set-up, in .venv, and only once.
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-EXTRAS := search,onnx,bench,dev
+EXTRAS := search,onnx,report,bench,dev
 FAST := not slow and not triton_interpret and not triton_aot
 BIN := .venv/bin
 BUILD = build/cmake-$(shell $(BIN)/python -c "import sys; print(sys.implementation.cache_tag)")

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent
 PACKAGES = {
     "bitpress": "bitpress",
     "bitpress.cli": "bitpress/cli",
+    "bitpress.page": "bitpress/page",
     "bitpress.core": "core",
     "bitpress.core.models": "core/models",
     "bitpress.core.search": "core/search",
@@ -72,7 +73,11 @@ setup(
     version=version(),
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"bitpress": ["py.typed", "*.pyi"], "bitpress.kernels": ["*.def"]},
+    package_data={
+        "bitpress": ["py.typed", "*.pyi"],
+        "bitpress.page": ["*.html", "*.css", "*.js"],
+        "bitpress.kernels": ["*.def"],
+    },
     ext_modules=[Extension("bitpress._native", sources=[])] if native == "1" else [],
     cmdclass={"build_ext": CMakeBuild},
 )

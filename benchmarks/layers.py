@@ -70,6 +70,7 @@ class Layers:
             "macs": sum(job.macs for job in jobs),
             "bops": known.get("bops", sum(job.bit_products for job in jobs)),
             "bytes": sum(job.weight_bytes for job in jobs),
+            "value_bytes": sum(job.value_bytes for job in jobs),
             "bound": least,
             "efficiency": least / median if least is not None and median else None,
         }

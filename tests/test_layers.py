@@ -50,7 +50,9 @@ THIRD_PARTY = {
     "openvino": ((), ANYWHERE),
     "sklearn": ((), ANYWHERE),
     "PIL": ((), ANYWHERE),
-    "scipy": ((), ()),
+    "scipy": ((), ("bitpress/reporting.py",)),
+    "matplotlib": (("bitpress/page/figures.py",), ()),
+    "jinja2": (("bitpress/page/__init__.py",), ()),
 }
 SEARCH = "bitpress.core.search"
 SEARCH_LISTS = ("__init__", "registry")  # where the list of methods stands, which imports them all

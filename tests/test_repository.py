@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
     "torch", "onnx", "onnxruntime", "sklearn", "scipy", "PIL", "safetensors", "triton", "click", "rich", "hypothesis",
+    "matplotlib", "jinja2",
 )  # fmt: skip
 # What ties a file to one machine or network: absolute homes, and hosts that packages are fetched from.
 FOREIGN = re.compile(
@@ -108,7 +109,7 @@ def test_every_extra_is_declared_and_every_tool_pinned_once() -> None:
     assert set(extras) >= {"search", "gpu", "onnx", "rl", "ray", "vision", "report", "bench", "dev", "all"}
     pins = [line.split("==")[0] for line in texts()["constraints.txt"].splitlines() if line and line[0] != "#"]
     assert len(pins) == len(set(pins))
-    used = [*project["dependencies"], *(d for e in ("search", "onnx", "bench", "dev") for d in extras[e])]
+    used = [*project["dependencies"], *(d for e in ("search", "onnx", "report", "bench", "dev") for d in extras[e])]
     names = {re.split(r"[\[>=<]", d)[0] for d in used} - {"bitpress"}
     assert names <= set(pins), f"without a pin: {sorted(names - set(pins))}"
 

@@ -23,7 +23,7 @@ from .errors import INTERNAL, code_of
 from .progress import Progress
 from .tables import FORMATS, Table, to_csv, to_jsonl, to_markdown, to_rich
 
-VERBS = ("doctor", "plan", "search", "compile", "inspect", "run", "eval", "verify", "bench", "compare")
+VERBS = ("doctor", "plan", "search", "compile", "inspect", "run", "eval", "verify", "bench", "compare", "report")
 
 
 @dataclass(frozen=True, slots=True)
