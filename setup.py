@@ -18,6 +18,7 @@ PACKAGES = {
     "bitpress": "bitpress",
     "bitpress.cli": "bitpress/cli",
     "bitpress.page": "bitpress/page",
+    "bitpress.reporting": "bitpress/reporting",
     "bitpress.core": "core",
     "bitpress.core.models": "core/models",
     "bitpress.core.search": "core/search",

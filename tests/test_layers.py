@@ -50,7 +50,7 @@ THIRD_PARTY = {
     "openvino": ((), ANYWHERE),
     "sklearn": ((), ANYWHERE),
     "PIL": ((), ANYWHERE),
-    "scipy": ((), ("bitpress/reporting.py",)),
+    "scipy": (("bitpress/reporting/layers.py",), ()),
     "matplotlib": (("bitpress/page/figures.py",), ()),
     "jinja2": (("bitpress/page/__init__.py",), ()),
 }

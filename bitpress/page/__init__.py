@@ -36,8 +36,9 @@ FRONT = (
     Column("weight_bytes", "weight bytes", "int"), Column("best", "on the front", "yes"),
 )  # fmt: skip
 RUNTIMES = (
-    Column("name", "runtime"), Column("version", "version"), Column("median", "ms", "ms"), Column("min", "least ms", "ms"),
-    Column("ratio", "time / ours", "float"), Column("output_matches", "same top-1", "percent"),
+    Column("name", "runtime"), Column("version", "version"), Column("median", "ms", "ms"),
+    Column("min", "least ms", "ms"), Column("ratio", "time / ours", "float"),
+    Column("output_matches", "same top-1", "percent"),
 )  # fmt: skip
 VALUES = (Column("name", "value"), Column("mismatches", "mismatches", "int"), Column("elements", "elements", "int"))
 OUTPUTS = (
@@ -93,7 +94,8 @@ def tiles(document: Row) -> list[Tile]:
         total, threads = timed["total"], timed["threads"]
         setting = f"batch {timed['batch']}, {threads} thread{'s' if threads > 1 else ''}"
         spread = f"10 to 90 %: {cell(total['p10'], 'ms')} to {cell(total['p90'], 'ms')}"
-        out.append(Tile("latency", f"{cell(total['median'], 'ms')} ms", f"median of {total['calls']:,}, {setting}; {spread}"))
+        said = f"median of {total['calls']:,}, {setting}; {spread}"
+        out.append(Tile("latency", f"{cell(total['median'], 'ms')} ms", said))
     if document["verify"] is not None:
         stages = " = ".join(document["verify"]["stages"])
         exact = document["verify"]["exact"]
@@ -104,6 +106,7 @@ def tiles(document: Row) -> list[Tile]:
 def tables(document: Row) -> dict[str, Table]:
     """Every table of the page, by name, those without rows too."""
     timed, verified, totals = document["latency"], document["verify"], document["totals"]
+    size = {"name": "total", "bytes": totals["file_bytes"], "share": 1.0}
     foot = {"name": "total", "macs": totals["macs"], "bops": totals["bops"], "bytes": totals["weight_bytes"]}
     if timed is not None:
         foot |= {"median": timed["total"]["median"], "share": 1.0}
@@ -120,7 +123,7 @@ def tables(document: Row) -> dict[str, Table]:
         "runtimes": Table("Runtimes, interleaved in one run", RUNTIMES, _runtimes(document)),
         "values": Table("Values compared", VALUES, verified["layers"] if verified else ()),
         "outputs": Table("Outputs compared", OUTPUTS, verified["runs"] if verified else ()),
-        "parts": Table("Parts of the file", PARTS, _shared(document["parts"]), {"name": "total", "bytes": totals["file_bytes"]}),
+        "parts": Table("Parts of the file", PARTS, _shared(document["parts"]), size),
     }
 
 

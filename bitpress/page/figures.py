@@ -15,11 +15,13 @@ from xml.etree import ElementTree
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from ..cli.tables import si
 
-WIDTH = 5.0  # inches of 96 CSS pixels at most: a phone shows it at four fifths, with letters of 10 pixels
+WIDTH = 4.6  # inches of 96 CSS pixels at most: a phone shows it at four fifths, with letters of 10 pixels
 ROW = 0.23  # inches of a layer
+SMALL = 9  # points
 SVG = "{http://www.w3.org/2000/svg}"
 # What matplotlib draws in -> what the page puts there; no other use of these colours.
 INK, MUTED, GRID, PAPER, GONE = "#010201", "#010202", "#010203", "#010204", "#010205"
@@ -29,7 +31,7 @@ VARIABLES = {
     **{colour: f"series-{i + 1}" for i, colour in enumerate(SERIES)},
 }  # fmt: skip
 STYLE = {
-    "svg.fonttype": "none", "text.parse_math": False, "font.size": 9, "axes.labelsize": 9, "legend.fontsize": 8.5,
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": 10, "axes.labelsize": 10, "legend.fontsize": SMALL,
     "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": MUTED,
     "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none", "grid.color": GRID,
     "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
@@ -75,7 +77,7 @@ def front(document: Row) -> Plot | None:
             size = 110 if role == "this" else 40
             axes.scatter(x, y, s=size, marker=MARKS[role], color=SERIES[i], label=ROLES[role], zorder=3)
         for n, p in own:
-            axes.annotate(str(n), (p["bops"], p["top1"]), (5, 5), textcoords="offset points", fontsize=8)
+            axes.annotate(str(n), (p["bops"], p["top1"]), (5, 5), textcoords="offset points", fontsize=SMALL)
     axes.set_xscale("log")
     axes.margins(0.12, 0.15)
     axes.set_xlabel("BOPs (log)")
@@ -103,8 +105,8 @@ def layers(document: Row) -> Plot | None:
         axes.barh(at, gone, 0.74, left=left, color=GONE, hatch="////", label="removed")
     for i, row in enumerate(rows):
         said = f"a{row['a_bits']}  {row['channels_kept']}/{row['channels_total']}"
-        axes.text(101.5, i, said, va="center", fontsize=8, color=INK)
-    axes.set_yticks(list(at), [row["name"] for row in rows], fontsize=8)
+        axes.text(101.5, i, said, va="center", fontsize=SMALL, color=INK)
+    axes.set_yticks(list(at), [row["name"] for row in rows], fontsize=SMALL)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.grid(axis="y", visible=False)
@@ -164,7 +166,6 @@ def roofline(document: Row) -> Plot | None:
     _named(axes, slow, "intensity", "rate")
     axes.set_xlabel("MACs a byte touched (log)")
     axes.set_ylabel("MACs a second (log)")
-    _counts(axes, "y")
     figure.legend(loc="outside upper center", ncols=2)
     said = ", ".join(f"{row['name']} {row['efficiency']:.0%}" for row in slow)
     return _plot(figure, "roofline", f"Roofline of {len(rows)} layers; furthest below their bound: {said or 'none'}.")
@@ -187,7 +188,7 @@ def curves(document: Row) -> Plot | None:
         _panel(axes, phases, keys)
     start = 0
     for phase in phases:
-        grid[0, 0].text(start + 0.6, 1.03, phase["phase"], transform=grid[0, 0].get_xaxis_transform(), fontsize=8.5)
+        grid[0, 0].text(start + 0.6, 1.03, phase["phase"], transform=grid[0, 0].get_xaxis_transform(), fontsize=SMALL)
         start += len(phase["epochs"])
     grid[-1, 0].set_xlabel("epoch, all phases")
     said = ", ".join(f"{phase['phase']} {len(phase['epochs'])}" for phase in phases)
@@ -232,12 +233,14 @@ def _log(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.margins(0.12)
     _counts(axes, "x")
+    _counts(axes, "y")
 
 
 def _counts(axes: Axes, which: str = "x") -> None:
-    """Numbers of an axis with a decimal prefix."""
+    """Numbers of an axis with a decimal prefix, no others between them."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_formatter(lambda value, _position: si(value))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _named(axes: Axes, rows: Iterable[Row], x: str, y: str) -> None:
@@ -246,7 +249,7 @@ def _named(axes: Axes, rows: Iterable[Row], x: str, y: str) -> None:
     for row in rows:
         right = row[x] < (low * high) ** 0.5
         axes.annotate(row["name"], (row[x], row[y]), (6 if right else -6, 4), textcoords="offset points",
-                      ha="left" if right else "right", fontsize=8)  # fmt: skip
+                      ha="left" if right else "right", fontsize=SMALL)  # fmt: skip
 
 
 def _plot(figure: Figure, name: str, says: str) -> Plot:
