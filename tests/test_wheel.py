@@ -113,6 +113,8 @@ def test_every_verb_works_outside_the_checkout(installed: Installed) -> None:
         assert verified["exact"] and ("native" in verified["stages"]) == native
     bench = json.loads(installed("bench", "x.bpk", "--seconds", "0.1", "--json", "-"))
     assert len(bench["runs"][0]["peers"]) == 2
+    installed("report", "x.bpk", "--against", "run", "-o", "x.html", "--vs", "", "--seconds", "0.05")
+    assert (folder / "x.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert "usage" in _module_help(installed)
 
 

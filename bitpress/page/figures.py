@@ -22,6 +22,7 @@ from ..cli.tables import si
 WIDTH = 4.6  # inches of 96 CSS pixels at most: a phone shows it at four fifths, with letters of 10 pixels
 ROW = 0.23  # inches of a layer
 SMALL = 9  # points
+NAME = 0.5, 0.07  # what a layer's name takes of a plot, at most
 SVG = "{http://www.w3.org/2000/svg}"
 # What matplotlib draws in -> what the page puts there; no other use of these colours.
 INK, MUTED, GRID, PAPER, GONE = "#010201", "#010202", "#010203", "#010204", "#010205"
@@ -124,7 +125,7 @@ def time(document: Row) -> Plot | None:
     if found is None or not rows:
         return None
     figure, axes = _figure(3.5)
-    names = [one["name"] for one in found["outliers"]]
+    names, by_name = [one["name"] for one in found["outliers"]], {row["name"]: row for row in rows}
     for far, marker, label in ((False, "o", "layers"), (True, "X", f"{found['factor']:g} times off or more")):
         own = [row for row in rows if (row["name"] in names) == far]
         if own:
@@ -134,7 +135,7 @@ def time(document: Row) -> Plot | None:
     bops = [min(row["bops"] for row in rows), max(row["bops"] for row in rows)]
     middle = rows[0]["median"] / rows[0]["bops"] / rows[0]["relative"]
     axes.plot(bops, [middle * b for b in bops], color=MUTED, linestyle="--", linewidth=1, label="median time per BOP")
-    _named(axes, [row for row in rows if row["name"] in names[:6]], "bops", "median")
+    _named(axes, [by_name[name] for name in names if name in by_name], "bops", "median")
     axes.set_xlabel("BOPs (log)")
     axes.set_ylabel("milliseconds (log)")
     figure.legend(loc="outside upper center", ncols=3)
@@ -244,10 +245,14 @@ def _counts(axes: Axes, which: str = "x") -> None:
 
 
 def _named(axes: Axes, rows: Iterable[Row], x: str, y: str) -> None:
-    """The rows' names beside their points, those near the right edge on the left of them."""
-    low, high = axes.get_xlim()
+    """The rows' names beside their points, those in the right half on the left; without those that would overlap."""
+    placed: list[tuple[float, float]] = []
     for row in rows:
-        right = row[x] < (low * high) ** 0.5
+        across, up = axes.transAxes.inverted().transform(axes.transData.transform((row[x], row[y])))
+        if any(abs(across - a) < NAME[0] and abs(up - b) < NAME[1] for a, b in placed):
+            continue
+        placed.append((across, up))
+        right = across < 0.5
         axes.annotate(row["name"], (row[x], row[y]), (6 if right else -6, 4), textcoords="offset points",
                       ha="left" if right else "right", fontsize=SMALL)  # fmt: skip
 
