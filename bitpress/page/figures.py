@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from ..cli.tables import si
 
@@ -31,7 +31,7 @@ VARIABLES = {
     INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", GONE: "gone",
     **{colour: f"series-{i + 1}" for i, colour in enumerate(SERIES)},
 }  # fmt: skip
-STYLE = {
+STYLE: Any = {  # its library lists every key as a type
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 10, "axes.labelsize": 10, "legend.fontsize": SMALL,
     "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": MUTED,
     "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none", "grid.color": GRID,
@@ -221,7 +221,7 @@ def _panel(axes: Axes, phases: Sequence[Row], keys: Iterable[str]) -> None:
             if phase is not phases[-1]:
                 axes.axvline(start + 0.5, color=MUTED, linewidth=0.8, linestyle=":")
     axes.legend(loc="best")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

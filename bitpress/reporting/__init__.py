@@ -27,6 +27,8 @@ LIBRARIES = ("numpy", "torch", "onnxruntime", "openvino")
 
 Progress = Callable[[str, float], None]
 
+__all__ = ["Measuring", "front", "report"]
+
 
 def report(
     source: str | Path,

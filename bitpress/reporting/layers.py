@@ -32,7 +32,7 @@ def layer_rows(rows: Sequence[Mapping[str, Any]], timed: Row | None) -> list[Row
         )  # fmt: skip
     costs = {row["name"]: row["median"] / row["bops"] for row in out if row["median"] and row["bops"]}
     middle = median(costs.values()) if costs else None
-    return [{**row, "relative": costs[row["name"]] / middle if row["name"] in costs else None} for row in out]  # type: ignore[operator]
+    return [{**row, "relative": costs[row["name"]] / middle if row["name"] in costs else None} for row in out]
 
 
 def correlation(subject: Subject, layers: Sequence[Row]) -> Row | None:
