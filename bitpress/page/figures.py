@@ -221,6 +221,7 @@ def _panel(axes: Axes, phases: Sequence[Row], keys: Iterable[str]) -> None:
             if phase is not phases[-1]:
                 axes.axvline(start + 0.5, color=MUTED, linewidth=0.8, linestyle=":")
     axes.legend(loc="best")
+    axes.set_xlim(0.5, sum(len(phase["epochs"]) for phase in phases) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

@@ -17,6 +17,7 @@ from bitpress.core.bops import count
 from bitpress.core.rundir import RESULT, TENSORS, load_run, read_json, read_tensors, write_json, write_tensors
 from bitpress.page import render
 from bitpress.reporting import front
+from bitpress.reporting.layers import roofs
 
 from .chromium import chromium, opened
 from .test_compile import BLOBS, CHAIN, PTQ
@@ -121,6 +122,22 @@ def test_time_is_set_against_bops(made: Path) -> None:
     assert named == {row["name"] for row in rows if not 0.5 < row["relative"] < 2}
     assert all(row["rate"] == pytest.approx(1e3 * row["macs"] / row["median"]) for row in rows)
     assert found["roofs"]["bytes_per_second"] > 0
+
+
+def test_a_bit_serial_roof_is_one_for_each_pair_of_widths() -> None:
+    """Its instructions multiply bits: w2a2 has four of them a MAC, w4a4 sixteen."""
+    rates = {"bytes_per_second": 1e9, "bitserial_avx512": 8e12, "i8dot_avx512": 1e12}
+    rows: list[dict[str, Any]] = [
+        {"kernel": "bitserial_avx512", "isa": "avx512", "w_bits": 2, "a_bits": 2},
+        {"kernel": "bitserial_avx512", "isa": "avx512", "w_bits": 4, "a_bits": 4},
+        {"kernel": "bitserial_avx512", "isa": "avx512", "w_bits": None, "a_bits": 4},
+        {"kernel": "i8dot_avx512", "isa": "avx512", "w_bits": 8, "a_bits": 8},
+        {"kernel": "i8dot_generic", "isa": "generic", "w_bits": 8, "a_bits": 8},
+    ]
+    found = roofs(rows, {"runs": [{"roofs": rates}]})
+    assert {row["name"]: row["macs_per_second"] for row in found["macs"]} == {
+        "bitserial avx512 w2a2": 2e12, "bitserial avx512 w4a4": 5e11, "i8dot avx512": 1e12,
+    }  # fmt: skip
 
 
 def test_without_native_code_times_of_layers_are_missing(
