@@ -145,9 +145,7 @@ def test_a_bit_serial_roof_is_one_for_each_pair_of_widths() -> None:
     }  # fmt: skip
 
 
-def test_without_native_code_times_of_layers_are_missing(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_native_code_times_of_layers_are_missing(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BITPRESS_FORCE_ISA", raising=False)
     monkeypatch.setenv("BITPRESS_NATIVE", "0")
     found = gathered(made / "ptq.bpk")
