@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,11 @@ def compare(request: Request, progress: Progress = lambda _what, _share: None) -
     decision = self_check = None
     with pinned(request.threads) as cpus:
         if not left_out:
-            pairs = _Pairs(first.live, second.live, base, new, request.rule, progress)
+            most = 2 * request.rule.most
+            pairs = Pairs(
+                timer(first.live, base), timer(second.live, new),
+                lambda count: progress(f"compare, pair {count + 1}", count / most),
+            )  # fmt: skip
             decision, self_check = _decide(request, pairs, rng)
             timed = [pair for batch in decision.batches for pair in batch]
             base, new = _with_times(base, [b for b, _ in timed]), _with_times(new, [n for _, n in timed])
@@ -183,26 +188,32 @@ def _left_out(request: Request, base: Side, new: Side, worse: str) -> str:
     return "" if request.timed else "--facts"
 
 
-class _Pairs:
-    """Draws one pair of processes a call: BASE first in even ones, NEW first in odd ones."""
+class Pairs:
+    """Draws one pair of processes a call: BASE first in even ones, NEW first in odd ones.
+
+    `base`, `new`: milliseconds of a new process. `told`: is given the number of the pair that begins.
+    """
 
     def __init__(
-        self, first: Runtime | None, second: Runtime | None, base: Side, new: Side, rule: Rule, progress: Progress
+        self, base: Callable[[], float], new: Callable[[], float], told: Callable[[int], None] = lambda _count: None
     ) -> None:
-        assert first is not None and second is not None, "stored sides are not timed"
-        self._sides = (first, str(base.networks[0].output)), (second, str(new.networks[0].output))
-        self._rule, self._progress, self.count = rule, progress, 0
+        self._base, self._new, self._told, self._count = base, new, told, 0
 
     def __call__(self) -> Pair:
-        self._progress(f"compare, pair {self.count + 1}", self.count / (2 * self._rule.most))
-        (first, a), (second, b) = self._sides
-        if self.count % 2 == 0:
-            times = first.time(a), second.time(b)
-        else:
-            late = second.time(b)
-            times = first.time(a), late
-        self.count += 1
-        return times
+        """The next pair."""
+        self._told(self._count)
+        self._count += 1
+        if self._count % 2:
+            base = self._base()
+            return base, self._new()
+        new = self._new()
+        return self._base(), new
+
+
+def timer(live: Runtime | None, side: Side) -> Callable[[], float]:
+    """Milliseconds of a new process of a side that is not stored, whose outputs must be those that `side` holds."""
+    assert live is not None, "stored sides are not timed"
+    return partial(live.time, str(side.networks[0].output))
 
 
 def _decide(
@@ -247,10 +258,10 @@ def _timed_alone(new: Side, live: Runtime | None, progress: Progress) -> Side:
     """NEW with times, where it has none yet and can be run."""
     if live is None or new.networks[0].times:
         return new
-    times = []
+    once, times = timer(live, new), []
     for i in range(gate.LEAST):
         progress(f"compare, process {i + 1}", i / gate.LEAST)
-        times.append(live.time(str(new.networks[0].output)))
+        times.append(once())
     return _with_times(new, times)
 
 

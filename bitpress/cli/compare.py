@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 import click
 
+from ..benchmarks.facts import KEYS, WORSE
 from ..core.errors import UsageError
 from . import environment
 from .command import Common, Result, Words, verb
@@ -34,7 +36,7 @@ TRIALS = (Column("ratio", "planted", "float"), Column("share", "failed", "percen
 @click.option("--self-check", is_flag=True, help="Compare BASE with itself: how sharp is this host?")
 @click.option("--facts", is_flag=True, help="Leave times out: bytes, BOPs, launches, kernels and outputs only.")
 @click.option("--allow", type=Words(), metavar="KEY,KEY", default="",
-              help="Accept a change: bytes, bops, launches, instructions, kernel, output.")  # fmt: skip
+              help=f"Accept a change: {', '.join(KEYS)}.")  # fmt: skip
 @click.option("--strict", is_flag=True, help="Exit 1 where the verdict is inconclusive, too.")
 @click.option("--tolerance", type=click.FloatRange(0, 10), default=0.05, help="Share by which NEW may be slower.")
 @click.option("--floor", type=click.FloatRange(0), default=0.001, metavar="MS", help="Never a slow-down, below that.")
@@ -95,7 +97,7 @@ def tables(document: Mapping[str, Any]) -> list[Table]:
         pairs = [pair for batch in document["paired"]["batches"] for pair in batch]
         lo, hi = document["ci"]
         row = {
-            "pairs": len(pairs), "base": _middle([b for b, _ in pairs]), "new": _middle([n for _, n in pairs]),
+            "pairs": len(pairs), "base": median(b for b, _ in pairs), "new": median(n for _, n in pairs),
             "ratio": document["ratio"], "lo": lo, "hi": hi, "detectable": document["detectable"],
         }  # fmt: skip
         out.append(Table("Time", TIMES, [row]))
@@ -104,12 +106,6 @@ def tables(document: Mapping[str, Any]) -> list[Table]:
         planted = [{"ratio": 1.0, "share": found["false_alarms"]}, *found["caught"]]
         out.append(Table(f"The rule on this host's noise, {found['trials']} resampled decisions each", TRIALS, planted))
     return out
-
-
-def _middle(values: list[float]) -> float:
-    from statistics import median
-
-    return median(values)
 
 
 def _text(row: Mapping[str, Any], side: str) -> str:
@@ -123,7 +119,7 @@ def _text(row: Mapping[str, Any], side: str) -> str:
 def _state(row: Mapping[str, Any]) -> str:
     if not row["passed"]:
         return "FAILS"
-    return "allowed" if row["allowed"] and row["change"] in ("more", "other", "slower") else ""
+    return "allowed" if row["allowed"] and row["change"] in WORSE else ""
 
 
 def _notes(document: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 // What a bound step does when it runs: arguments for the kernel, and the copies through scratch memory.
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 
 #include "bound.h"
@@ -14,6 +15,24 @@ Storage storage_of(const Encoding& e) {
 }
 
 size_t element_of(const Buffer& b) { return b.storage.is_float() ? 4 : 1; }
+
+#ifdef BITPRESS_DELAY
+// Lives BITPRESS_DELAY percent longer than what it lies around: a slow kernel for the study of the gate.
+class Delay {
+ public:
+  ~Delay() {
+    const double end = (Clock::now() - start_).count() * (1 + BITPRESS_DELAY / 100.0);
+    while ((Clock::now() - start_).count() < end) {
+    }
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point start_ = Clock::now();
+};
+#else
+struct Delay {};
+#endif
 
 }  // namespace
 
@@ -128,6 +147,7 @@ void Bound::run_line(const Place& place, size_t begin, size_t end, gemm::Conv c,
 
 void Bound::run_convolution(const Place& place, size_t begin, size_t end, uint32_t block_begin, uint32_t block_end,
                             uint8_t* scratch) const {
+  [[maybe_unused]] const Delay delay{};
   const Windows& w = windows_;
   gemm::Conv c{};
   c.tap_offsets = w.offsets.data();
