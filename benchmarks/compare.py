@@ -246,6 +246,7 @@ def _paired(request: Request, decision: gate.Decision, cpus: Sequence[int]) -> d
     return {
         "tolerance": rule.tolerance, "floor": rule.floor, "most": rule.most, "seconds": request.seconds,
         "batch": request.batch, "pinned": list(cpus), "verdict": decision.verdict,
+        "why": decision.why,
         "batches": [[[round(t, 6) for t in pair] for pair in batch] for batch in decision.batches],
     }  # fmt: skip
 

@@ -96,7 +96,8 @@ def record(store: Path, pairs: int, block: int = BLOCK) -> None:
     drawn = 0
     with pinned(1), Progress(quiet=False) as progress:
         draws = {arm: _draw(rig, arm) for arm in ARMS} if missing else {}
-        while arm := next((a for a in sorted(ARMS, key=lambda a: have[a] // block) if have[a] < pairs), None):
+        while short := [arm for arm in ARMS if have[arm] < pairs]:
+            arm = min(short, key=lambda each: have[each] // block)
             count, times = min(block, pairs - have[arm]), []
             at = datetime.now(UTC).isoformat(timespec="seconds")
             what = f"record, {arm}, pairs {have[arm] + 1} to {have[arm] + count} of {pairs}"
@@ -202,12 +203,13 @@ def live(store: Path, runs: int) -> None:
     file = store / "live.json"
     delays = {arm: document["delay"] for arm, document in recorded(store).items()}
     rig = _rig(delays)
-    kept = read_json(file) if file.exists() else {"cpu": cpu_name(), "runs": []}
+    kept: dict[str, Any] = read_json(file) if file.exists() else {"cpu": cpu_name(), "runs": []}
     _check_same(file, kept, {"cpu": cpu_name()})
     have = {arm: sum(run["arm"] == arm for run in kept["runs"]) for arm in ARMS}
     missing, done = sum(max(0, runs - count) for count in have.values()), 0
     with Progress(quiet=False) as progress:
-        while arm := next((a for a in sorted(ARMS, key=lambda a: have[a]) if have[a] < runs), None):
+        while short := [arm for arm in ARMS if have[arm] < runs]:
+            arm = min(short, key=lambda each: have[each])
             progress(f"live, {arm}, run {have[arm] + 1} of {runs}", done / missing)
             kept["runs"].append({"arm": arm, **_compare(rig, arm)})
             have[arm] += 1

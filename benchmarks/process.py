@@ -12,8 +12,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -107,6 +108,12 @@ class Tool:
             raise UsageError(f"--batch {job.batch}: bitpress-run times one image; leave --batch out, or the runtimes")
         self._path, self._job = str(Path(path).resolve()), job
 
+    @cached_property
+    def _fixed(self) -> np.ndarray:
+        """The fixed images, in the shape that the artifact takes."""
+        program = artifact.read(self._job.artifact)
+        return images(program.buffers[program.input].shape)
+
     def side(self) -> Side:
         """As Runtime.side."""
         data = artifact.load_bytes(self._job.artifact)
@@ -119,9 +126,7 @@ class Tool:
             host = {**found["host"], "gpu": None}
         except (KeyError, TypeError) as error:
             raise self._foreign() from error
-        return Side(
-            self._job.artifact, host, (network,), runtime=self._path, environment=self._job.environment
-        )  # fmt: skip
+        return Side(self._job.artifact, host, (network,), runtime=self._path, environment=self._job.environment)
 
     def time(self, output: str) -> float:
         """As Runtime.time; the tool computes outputs first, and its time is dropped where they are wrong."""
@@ -136,10 +141,9 @@ class Tool:
     def _run(self, options: Sequence[str]) -> tuple[Any, np.ndarray]:
         """The tool's document and the outputs of the fixed images."""
         job = self._job
-        shape = artifact.read(job.artifact).buffers
         with TemporaryDirectory(prefix="bitpress-compare-") as folder:
             x, y = Path(folder, "x.npy"), Path(folder, "y.npy")
-            np.save(x, images(shape[0].shape))
+            np.save(x, self._fixed)
             command = [self._path, job.artifact, "--input", str(x), "--output", str(y), "--threads", str(job.threads)]
             found = _document([*command, *options, "--json", "-"], job, self._path)
             try:
@@ -247,22 +251,12 @@ def _cost(program: Program, number: int, kernel: str) -> float | None:
     return None if found is None else round(float(found), 6)
 
 
-def child(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What the child answers: facts without `output`, else the time of a network that gives it."""
-    name, threads = str(request["artifact"]), int(request["threads"])
-    data = artifact.load_bytes(name)
-    model = Model(data, threads=threads)
-    fixed = images(model.shape)
-    outputs = model(fixed)
-    found = digest(outputs)
-    if request["output"]:
-        if found != request["output"]:
-            raise CheckFailed(_changed(name))
-        x = np.ascontiguousarray(np.resize(fixed, (int(request["batch"]), *model.shape)))
-        run = (lambda: execute(model.program, x)) if model.session is None else (lambda: model.session.run(x))
-        return {"median": measure({"": run}, seconds=float(request["seconds"]))[""].median}
+def facts_of(name: str, data: bytes, model: Model, threads: int) -> dict[str, Any]:
+    """Host and network of a loaded artifact, as documents. CheckFailed where it does not compute what it should."""
     if model.golden_check() is False:
         raise CheckFailed(f"{name}: the golden sample does not come out; nothing is compared. Try `bitpress verify`")
+    fixed = images(model.shape)
+    outputs = model(fixed)
     _check_reference(name, model.program, outputs)
 
     def counted() -> Any:
@@ -270,9 +264,30 @@ def child(request: Mapping[str, Any]) -> dict[str, Any]:
         return lambda: session.run(fixed[:1])
 
     executed = None if model.session is None else instructions(counted)
-    network = _network(model.program, data, model.inspect_rows(), found, executed)
+    network = _network(model.program, data, model.inspect_rows(), digest(outputs), executed)
     host = {"cpu": cpu_name(), "isa": model.isa, "threads": threads, "gpu": None}
     return {"host": host, "network": network.document()}
+
+
+def call_of(model: Model, batch: int) -> Callable[[], np.ndarray]:
+    """One call of the network on `batch` of the fixed images."""
+    x = np.ascontiguousarray(np.resize(images(model.shape), (batch, *model.shape)))
+    if model.session is None:
+        return partial(execute, model.program, x)
+    return partial(model.session.run, x)
+
+
+def child(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What the child answers: facts without `output`, else the time of a network that gives it."""
+    name, threads = str(request["artifact"]), int(request["threads"])
+    data = artifact.load_bytes(name)
+    model = Model(data, threads=threads)
+    if not request["output"]:
+        return facts_of(name, data, model, threads)
+    if digest(model(images(model.shape))) != request["output"]:
+        raise CheckFailed(_changed(name))
+    run = call_of(model, int(request["batch"]))
+    return {"median": measure({"": run}, seconds=float(request["seconds"]))[""].median}
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..core.host import SCHEMA_VERSION
 from .facts import COUNTS, Network, Row, Side
 
 COMPARE = "bitpress.compare"
+PLUGIN = "bitpress"  # key of extra_info under which the pytest plugin keeps host and network
 KINDS = {
     str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "an object",
 }  # fmt: skip
@@ -48,14 +50,12 @@ def read(source: str) -> Side:
             "store that document"
         )
     side = need(source, document, "new", dict)
-    host = need(source, side, "new.host", dict)
-    for key, kind in (("cpu", str), ("threads", int)):
-        need(source, host, f"new.host.{key}", kind)
+    host = _host(source, "new.host", side)
     rows = need(source, side, "new.networks", list)
     if not rows:
         raise CorruptError(f"{source}: new.networks is empty: record it anew")
     networks = tuple(_network(source, f"new.networks[{i}]", row) for i, row in enumerate(rows))
-    return Side(source, {"isa": None, "gpu": None, **host}, networks, stored=True)
+    return Side(source, host, networks, stored=True)
 
 
 def _load(source: str) -> dict[str, Any]:
@@ -91,6 +91,18 @@ def need(source: str, holder: Any, path: str, kind: type) -> Any:
     return value
 
 
+def _host(source: str, path: str, holder: Any) -> dict[str, Any]:
+    host = need(source, holder, path, dict)
+    cpu, threads = need(source, host, f"{path}.cpu", str), need(source, host, f"{path}.threads", int)
+    return {"cpu": cpu, "isa": host.get("isa"), "threads": threads, "gpu": host.get("gpu")}
+
+
+def _time(source: str, path: str, value: float) -> float:
+    if value <= 0:
+        raise CorruptError(f"{source}: {path} is {value}, not a time")
+    return value
+
+
 def _maybe(source: str, holder: Any, path: str, kind: type) -> Any:
     """As `need`; a value may be null."""
     key = path.rpartition(".")[2]
@@ -104,8 +116,7 @@ def _network(source: str, path: str, row: Any) -> Network:
     counts, kernels = need(source, row, f"{path}.counts", dict), need(source, row, f"{path}.kernels", dict)
     for index, time in enumerate(need(source, row, f"{path}.times", list)):
         need(source, {f"times[{index}]": time}, f"{path}.times[{index}]", float)
-        if time <= 0:
-            raise CorruptError(f"{source}: {path}.times[{index}] is {time}, not a time")
+        _time(source, f"{path}.times[{index}]", time)
     return Network(
         name=need(source, row, f"{path}.name", str),
         in_shape=None if shape is None else tuple(shape),
@@ -126,23 +137,40 @@ def _kernel(source: str, path: str, row: Any) -> Row:
 
 
 def _recorded(source: str, document: Mapping[str, Any]) -> Side:
-    """A file of pytest-benchmark whose benchmarks say bytes, bops, kernel and isa in their extra_info."""
+    """A file of pytest-benchmark. What its benchmarks do not agree on is not said of the host."""
     machine = need(source, document, "machine_info", dict)
-    cpu = machine.get("bitpress_cpu") or need(source, machine.get("cpu"), "machine_info.cpu.brand_raw", str)
-    networks = []
-    for i, case in enumerate(need(source, document, "benchmarks", list)):
-        path = f"benchmarks[{i}]"
-        info, stats = need(source, case, f"{path}.extra_info", dict), need(source, case, f"{path}.stats", dict)
-        said = f"{path}.extra_info"
-        counts = {
-            "weight_bytes": need(source, info, f"{said}.bytes", int), "bops": need(source, info, f"{said}.bops", int),
-        }  # fmt: skip
-        kernel = info.get("kernel")
-        names = kernel if isinstance(kernel, list) else [need(source, info, f"{said}.kernel", str)]
-        row = Row("+".join(map(str, names)), need(source, info, f"{said}.isa", str), None)
-        median = 1e3 * need(source, stats, f"{path}.stats.median", float)
-        name = need(source, case, f"{path}.fullname", str)
-        networks.append(Network(name, None, None, (), counts, {"step": row}, None, (median,)))
-    if not networks:
+    cases = need(source, document, "benchmarks", list)
+    if not cases:
         raise CorruptError(f"{source} holds no benchmarks: record it anew")
-    return Side(source, {"cpu": cpu, "isa": None, "threads": None, "gpu": None}, tuple(networks), stored=True)
+    found = [_case(source, f"benchmarks[{i}]", case, machine) for i, case in enumerate(cases)]
+    hosts = [host for host, _ in found]
+    if len({host["cpu"] for host in hosts}) > 1:
+        raise CorruptError(f"{source} holds benchmarks of several processors: record it anew, on one")
+    common = {key: value if all(host[key] == value for host in hosts) else None for key, value in hosts[0].items()}
+    return Side(source, common, tuple(network for _, network in found), stored=True)
+
+
+def _case(source: str, path: str, case: Any, machine: Mapping[str, Any]) -> tuple[dict[str, Any], Network]:
+    """Host and network of a benchmark: one of the plugin, or one whose extra_info says bytes, bops, kernel and isa."""
+    said = f"{path}.extra_info"
+    info, stats = need(source, case, said, dict), need(source, case, f"{path}.stats", dict)
+    if PLUGIN in info:
+        whole = need(source, info, f"{said}.{PLUGIN}", dict)
+        host = _host(source, f"{said}.{PLUGIN}.host", whole)
+        network = _network(source, f"{said}.{PLUGIN}.network", need(source, whole, f"{said}.{PLUGIN}.network", dict))
+    else:
+        cpu = machine.get("bitpress_cpu") or need(source, machine.get("cpu"), "machine_info.cpu.brand_raw", str)
+        host, network = {"cpu": cpu, "isa": None, "threads": None, "gpu": None}, _plain(source, said, info)
+    seconds = need(source, stats, f"{path}.stats.median", float)
+    name = need(source, case, f"{path}.fullname", str)
+    return host, replace(network, name=name, times=(_time(source, f"{path}.stats.median", 1e3 * seconds),))
+
+
+def _plain(source: str, path: str, info: Mapping[str, Any]) -> Network:
+    counts = {
+        "weight_bytes": need(source, info, f"{path}.bytes", int), "bops": need(source, info, f"{path}.bops", int),
+    }  # fmt: skip
+    kernel = info.get("kernel")
+    names = kernel if isinstance(kernel, list) else [need(source, info, f"{path}.kernel", str)]
+    row = Row("+".join(map(str, names)), need(source, info, f"{path}.isa", str), None)
+    return Network("", None, None, (), counts, {"step": row}, None)

@@ -226,8 +226,8 @@ def _common(given: dict[str, Any], *, gpu: bool) -> Common:
             "Leave --device out"
         )
     target = given.pop("json")
-    if target not in (None, "-") and not Path(target).parent.is_dir():
-        raise UsageError(f"--json {target}: cannot write there, {Path(target).parent} is no folder")
+    if target not in (None, "-"):
+        writable("--json", target)
     threads = given.pop("threads") or (int(os.environ.get("BITPRESS_NUM_THREADS", "1")),)
     named = frozenset(
         name for name in ctx.params if ctx.get_parameter_source(name) not in (click.core.ParameterSource.DEFAULT, None)
@@ -240,6 +240,12 @@ def _common(given: dict[str, Any], *, gpu: bool) -> Common:
         json=target, format=given.pop("format", "table"), quiet=quiet, verbose=verbose,
         seed=given.pop("seed"), threads=threads, given=named, device=device, progress=Progress(quiet=quiet),
     )  # fmt: skip
+
+
+def writable(option: str, path: str) -> None:
+    """UsageError, before any work, where the folder of a file that `option` asks for is not there."""
+    if not Path(path).parent.is_dir():
+        raise UsageError(f"{option} {path}: cannot write there, {Path(path).parent} is no folder")
 
 
 def _told(common: Common, given: Mapping[str, Any]) -> None:

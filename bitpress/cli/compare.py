@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -14,8 +15,9 @@ import click
 
 from ..benchmarks.facts import KEYS, WORSE
 from ..core.errors import UsageError
+from ..core.host import write_bytes
 from . import environment
-from .command import Common, Result, Words, verb
+from .command import Common, Result, Words, verb, writable
 from .tables import Column, Table, cell
 
 CHECKS = (
@@ -49,10 +51,12 @@ TRIALS = (Column("ratio", "planted", "float"), Column("share", "failed", "percen
 @click.option("--runtime-new", metavar="F", help="NEW runs in this build of bitpress-run.")
 @click.option("--env-base", metavar="K=V", multiple=True, help="A BITPRESS_ variable for BASE; repeatable.")
 @click.option("--env-new", metavar="K=V", multiple=True, help="A BITPRESS_ variable for NEW; repeatable.")
+@click.option("--junit", metavar="PATH", help="Write what was found there as a JUnit file, too.")
 def command(
     common: Common, base: str, new: str | None, *, self_check: bool, facts: bool, allow: tuple[str, ...], strict: bool,
     tolerance: float, floor: float, pairs: int, seconds: float, batch: int, max_ms: float | None, host: str | None,
     runtime_base: str | None, runtime_new: str | None, env_base: tuple[str, ...], env_new: tuple[str, ...],
+    junit: str | None,
 ) -> Result:  # fmt: skip
     """Checks that NEW is not worse than BASE: facts first, then times of interleaved pairs of processes.
 
@@ -61,7 +65,11 @@ def command(
     """
     from ..benchmarks.compare import Request, Setting, compare
     from ..benchmarks.gate import FAIL, INCONCLUSIVE, Rule
+    from . import junit as xml
 
+    if junit is not None:
+        xml.require("--junit")
+        writable("--junit", junit)
     request = Request(
         base=base, new=new, base_setting=Setting(runtime_base, _variables("base", env_base)),
         new_setting=Setting(runtime_new, _variables("new", env_new)), self_check=self_check, allow=allow,
@@ -69,6 +77,8 @@ def command(
         threads=common.thread, seed=common.seed, max_ms=max_ms, host=host,
     )  # fmt: skip
     document = compare(request, common.progress)
+    if junit is not None:
+        write_bytes(Path(junit), xml.to_junit(document, strict=strict))
     failed = document["verdict"] == FAIL or (strict and document["verdict"] == INCONCLUSIVE)
     return Result(document, tables(document), _notes(document), document["why"] if failed else "")
 

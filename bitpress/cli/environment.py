@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.util import find_spec
 
 from ..core.errors import EnvironmentMissing, UsageError, close
 from ..core.host import cpu_features
@@ -38,18 +39,34 @@ def lacks(isa: str) -> tuple[str, ...]:
     return tuple(sorted(set(wanted) - cpu_features()))
 
 
+def require(isa: str, said: str) -> None:
+    """EnvironmentMissing where this host lacks what the instruction set needs. `said`: what asks for it."""
+    if missing := lacks(isa):
+        usable = [name for name in _known() if name == REFERENCE or not lacks(name)]
+        raise EnvironmentMissing(f"{said}: this host lacks {', '.join(missing)}; usable here: {', '.join(usable)}")
+
+
+def require_all(names: str, option: str) -> None:
+    """Instruction sets by comma that `option` asks for: UsageError for an unknown one, EnvironmentMissing as `require`.
+
+    EnvironmentMissing also where kernels cannot run for want of the native module.
+    """
+    for isa in filter(None, (name.strip() for name in names.split(","))):
+        require(_one_of({option: isa}, option, tuple(row.name for row in isas())), f"{option} {isa}")
+        if os.environ.get("BITPRESS_NATIVE") == "0" or find_spec("bitpress._native") is None:
+            raise EnvironmentMissing(
+                f"{option} {isa} needs the native module, which is not installed or which BITPRESS_NATIVE=0 forbids: "
+                "install again without it, and unset it"
+            )
+
+
 def check(environment: Mapping[str, str] = os.environ) -> None:
     """Refuses unknown values (UsageError lists the valid ones) and what this host lacks (EnvironmentMissing)."""
     native = _one_of(environment, "BITPRESS_NATIVE", ("0", "1"))
     _threads(environment)
-    known = dict.fromkeys((REFERENCE, *(row.name for row in isas())))
-    isa = _one_of(environment, "BITPRESS_FORCE_ISA", tuple(known))
+    isa = _one_of(environment, "BITPRESS_FORCE_ISA", _known())
     if isa and isa != REFERENCE:
-        if missing := lacks(isa):
-            usable = [name for name in known if name == REFERENCE or not lacks(name)]
-            raise EnvironmentMissing(
-                f"BITPRESS_FORCE_ISA={isa}: this host lacks {', '.join(missing)}; usable here: {', '.join(usable)}"
-            )
+        require(isa, f"BITPRESS_FORCE_ISA={isa}")
         if native == "0":
             raise EnvironmentMissing(
                 f"BITPRESS_FORCE_ISA={isa} needs the native module, which BITPRESS_NATIVE=0 forbids: unset one of them"
@@ -58,6 +75,10 @@ def check(environment: Mapping[str, str] = os.environ) -> None:
         from ..kernels.registry import ROWS
 
         _one_of(environment, "BITPRESS_FORCE_KERNEL", tuple(row.name for row in ROWS))
+
+
+def _known() -> tuple[str, ...]:
+    return (REFERENCE, *(row.name for row in isas()))
 
 
 def _one_of(environment: Mapping[str, str], name: str, valid: tuple[str, ...]) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import junitparser
 import numpy as np
 import pytest
 
+from bitpress.cli.compare import command
 from bitpress.compiler import artifact
 from bitpress.compiler.execute import execute
 
@@ -60,6 +64,39 @@ def test_the_same_file_passes_and_its_document_is_a_baseline(folder: Path, tmp_p
     assert "lacks the key new.networks" in refused(4, "compare", tmp_path / "key.json", base)
 
 
+def test_other_bad_baselines_have_their_exit_codes(folder: Path, tmp_path: Path) -> None:
+    base = folder / "base.bpk"
+    artifact.write(samples.straight(), tmp_path / "other.bpk")
+    outcome = good("compare", tmp_path / "other.bpk", tmp_path / "other.bpk", "--facts", "--json", "-")
+    (tmp_path / "model.json").write_text(outcome.out)
+    assert "another network" in refused(2, "compare", tmp_path / "model.json", base, "--facts")
+    (tmp_path / "tests.json").write_text('{"machine_info": {"cpu": {"brand_raw": "other CPU"}}, "benchmarks": []}')
+    assert "holds no benchmarks" in refused(4, "compare", tmp_path / "tests.json", base)
+    info = {"bytes": 1, "bops": 1, "kernel": "k", "isa": "avx2"}
+    case = {"fullname": "test_it", "extra_info": info, "stats": {"median": 1e-3}}
+    tests = {"machine_info": {"cpu": {"brand_raw": "other CPU"}}, "benchmarks": [case]}
+    (tmp_path / "tests.json").write_text(json.dumps(tests))
+    assert "baseline of another host" in refused(5, "compare", tmp_path / "tests.json", base)
+    del info["bytes"]
+    (tmp_path / "tests.json").write_text(json.dumps(tests))
+    assert "lacks the key benchmarks[0].extra_info.bytes" in refused(4, "compare", tmp_path / "tests.json", base)
+    assert "cannot read" in refused(2, "compare", tmp_path / "none.json", base)
+
+
+def test_a_junit_file_holds_a_case_a_fact(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, path = folder / "base.bpk", tmp_path / "gate.xml"
+    refused(1, "compare", base, folder / "output.bpk", "--facts", "--junit", path)
+    suite = next(iter(junitparser.JUnitXml.fromfile(str(path))))
+    cases = {case.name: case for case in suite}
+    assert suite.failures == 1 and suite.skipped == 1 and suite.tests == len(cases) >= 6
+    assert cases["output"].is_failure and "instead of" in cases["output"].result[0].message
+    assert cases["pairs of processes"].result[0].message == "the facts have decided"
+    assert cases["content bytes"].is_passed
+    assert "no folder" in refused(2, "compare", base, base, "--junit", tmp_path / "none" / "gate.xml")
+    monkeypatch.setitem(sys.modules, "junitparser", None)
+    assert "pip install 'bitpress[bench]'" in refused(5, "compare", base, base, "--junit", path)
+
+
 def test_each_fact_fails_by_its_name(folder: Path) -> None:
     base = folder / "base.bpk"
     said = refused(1, "compare", base, folder / "byte.bpk", "--facts")
@@ -82,7 +119,9 @@ def test_a_slower_kernel_row_fails_by_its_name(folder: Path, monkeypatch: pytest
     good("compare", base, *forced, "--facts", "--allow", "kernel")
 
 
-def test_a_regression_in_time_fails_and_strict_takes_no_maybe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_regression_in_time_fails_and_strict_takes_no_maybe(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from bitpress.benchmarks import process
 
     times = {"NEW": 1.5, "MAYBE": 1.05}
@@ -103,7 +142,13 @@ def test_a_regression_in_time_fails_and_strict_takes_no_maybe(folder: Path, monk
     assert "NEW is slower than BASE" in refused(1, *args)
     state["kind"] = "MAYBE"
     assert "inconclusive: " in good(*args).out
-    assert "lies inside the interval" in refused(1, *args, "--strict")
+    path = tmp_path / "gate.xml"
+    for options, skipped in ((["--strict"], 0), ([], 1)):
+        assert bitpress(*args, *options, "--junit", path).code == 1 - skipped
+        suite = next(iter(junitparser.JUnitXml.fromfile(str(path))))
+        found = next(case for case in suite if case.name == "pairs of processes")
+        assert (suite.skipped, suite.failures) == (skipped, 1 - skipped)
+        assert "lies inside the interval" in found.result[0].message
     document = bitpress("compare", folder / "base.bpk", "--self-check", "--pairs", "8", "--json", "-").document()
     assert document["self_check"]["pairs"] == 16 and document["self_check"]["trials"] == 200
     assert "resampled decisions" in good("compare", folder / "base.bpk", "--self-check", "--pairs", "8").out
@@ -124,3 +169,12 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
 def _empty(folder: Path) -> Path:
     (folder / "empty.bpk").write_bytes(b"")
     return folder / "empty.bpk"
+
+
+def test_calls_in_the_document_are_understood() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "gate.md").read_text()
+    calls = [line.strip() for line in text.splitlines() if line.strip().startswith("bitpress compare ")]
+    assert len(calls) >= 3
+    for call in calls:
+        words = shlex.split(call.partition(" > ")[0])[2:]
+        assert command.make_context("compare", words).params["base"]
