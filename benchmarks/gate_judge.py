@@ -148,8 +148,8 @@ def _said(documents: Mapping[str, Mapping[str, Any]], judged: Mapping[str, Any])
     )
     yield _filled(
         f"{first['network']}, random weights, in `bitpress-run`: {first['seconds']:g} s a process, 1 thread, pinned. "
-        f"{first['cpu']}; {times[0]} to {times[-1]}. NEW is the same build as BASE (`{SAME}`), or one whose "
-        f"convolutions take longer by {slow}."
+        f"{first['cpu']}, {first['isa']}; {times[0]} to {times[-1]}. NEW is the same build as BASE (`{SAME}`), or one "
+        f"whose convolutions take longer by {slow}."
     )
     yield _filled(
         "Pairs of processes were drawn as the verb draws them, the arms in turns of "

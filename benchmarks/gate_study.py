@@ -78,6 +78,7 @@ class Rig:
     network: Path
     tools: Mapping[str, Path]
     delays: Mapping[str, float]  # percent by which convolutions of a build are slowed down
+    isa: str
 
 
 def record(store: Path, pairs: int, block: int = BLOCK) -> None:
@@ -114,7 +115,7 @@ def record(store: Path, pairs: int, block: int = BLOCK) -> None:
 def _facts(rig: Rig) -> dict[str, Any]:
     """What pairs of one record have in common."""
     return {
-        "cpu": cpu_name(), "seconds": Job("").seconds, "network": f"{MODEL} {BITS}, {CALIBRATION}",
+        "cpu": cpu_name(), "isa": rig.isa, "seconds": Job("").seconds, "network": f"{MODEL} {BITS}, {CALIBRATION}",
         "sha256": hashlib.sha256(rig.network.read_bytes()).hexdigest(),
     }  # fmt: skip
 
@@ -152,16 +153,12 @@ def _rig(delays: Mapping[str, float]) -> Rig:
 
         print(f"compiling {network.name}", file=sys.stderr)
         compile_network(MODEL, network, recipe=Recipe(BITS, CALIBRATION))
-    tools = {SAME: _build(0.0)}
-    found: dict[str, float] = {SAME: 0.0}
-    share = 0.0
-    for arm, ratio in ARMS.items():
-        if arm != SAME:
-            if arm not in delays:
-                share = share or _share_of_convolutions(tools[SAME], network)
-            found[arm] = delays[arm] if arm in delays else round(100 * (ratio - 1) / share, 2)
-            tools[arm] = _build(found[arm])
-    return Rig(network, tools, found)
+    base = _build(0.0)
+    told = _bench(base, network)
+    share = sum(step["median"] for step in told["steps"] if step["op"] == "conv2d")  # of the time, convolutions have
+    share /= sum(step["median"] for step in told["steps"])
+    needed = {arm: delays.get(arm, round(100 * (ratio - 1) / share, 2)) for arm, ratio in ARMS.items()}
+    return Rig(network, {arm: _build(delay) for arm, delay in needed.items()}, needed, told["host"]["isa"])
 
 
 def _build(delay: float) -> Path:
@@ -191,11 +188,13 @@ def _run(*command: str | Path) -> None:
         raise EnvironmentMissing(f"{words[0]} ended with {done.returncode}: {(done.stderr or done.stdout)[-500:]}")
 
 
-def _share_of_convolutions(tool: Path, network: Path) -> float:
-    """Of the network's time, by the tool's own clock."""
-    command = [str(tool), str(network), "--bench", "2", "--json", "-"]
-    steps = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["steps"]
-    return sum(s["median"] for s in steps if s["op"] == "conv2d") / sum(s["median"] for s in steps)
+def _bench(tool: Path, network: Path) -> Any:
+    """What the tool itself says of host and steps."""
+    command = [str(tool), str(network), "--bench", "1", "--json", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EnvironmentMissing(f"{tool.name} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout)
 
 
 def live(store: Path, runs: int) -> None:

@@ -28,7 +28,9 @@ def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Draw]:
     """A host that scatters by 2 %, and whose builds are as slow as planted; the draws can be replaced."""
     network = tmp_path / "net.bpk"
     network.write_bytes(b"network")
-    made = gate_study.Rig(network, {arm: tmp_path / arm for arm in ARMS}, {arm: 100 * r for arm, r in ARMS.items()})
+    made = gate_study.Rig(
+        network, {arm: tmp_path / arm for arm in ARMS}, {arm: 100 * r for arm, r in ARMS.items()}, "avx2"
+    )
     rng = np.random.default_rng(0)
 
     def source(ratio: float) -> Draw:
