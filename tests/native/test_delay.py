@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .conftest import Sample, Tree, build, run
+from .conftest import ROOT, Sample, Tree, build, run
 
 
 @pytest.mark.native
 @pytest.mark.slow
 def test_a_planted_delay_changes_no_value(tree: Tree, programs: dict[str, Sample], tmp_path: Path) -> None:
-    slow = Tree(build(tmp_path / "slow", "-DBITPRESS_DELAY=30", targets=["bitpress-run"]))
+    slow = Tree(build(ROOT / "build" / "delay", "-DBITPRESS_DELAY=30", targets=["bitpress-run"]))
     sample, found = programs["everything"], []
     np.save(tmp_path / "x.npy", sample.x)
     for number, tool in enumerate((tree.tool, slow.tool)):
