@@ -24,6 +24,7 @@ from . import gate
 from .gate import FAIL, INCONCLUSIVE, PASS, Pair, Rule
 
 SAME = "same"
+COMMAND = "python -m bitpress.benchmarks.gate_study"
 STEPS = ("record", "judge", "live", "table")
 ARMS: Mapping[str, float] = {SAME: 1.0, **{f"slow{round(100 * r - 100)}": r for r in gate.PLANTED}}  # NEW / BASE
 STRETCH = Rule().most  # recorded pairs that a resampled decision takes one after another: a whole batch
@@ -132,7 +133,7 @@ def page(store: Path) -> str:
         "What is asked of the rule, and what was found:",
         asked.rstrip(),
         "Again, on another host with another `--store`:",
-        "\n".join(f"    python -m bitpress.benchmarks.gate_study {step}" for step in STEPS),
+        "\n".join(f"    {COMMAND} {step}" for step in STEPS),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -143,8 +144,8 @@ def _said(documents: Mapping[str, Mapping[str, Any]], judged: Mapping[str, Any])
     times = sorted(block["at"] for document in documents.values() for block in document["blocks"])
     slow = ", ".join(f"{document['delay']:g} % (`{arm}`)" for arm, document in documents.items() if arm != SAME)
     yield _filled(
-        "Written by `python -m bitpress.benchmarks.gate_study table` from the documents in [gate/](gate). The rule is "
-        "that of `bitpress compare` with its defaults, [docs/gate.md](../../docs/gate.md)."
+        f"Written by `{COMMAND} table` from the documents in [gate/](gate). The rule is that of `bitpress compare` "
+        "with its defaults, [docs/gate.md](../../docs/gate.md)."
     )
     yield _filled(
         f"{first['network']}, random weights, in `bitpress-run`: {first['seconds']:g} s a process, 1 thread, pinned. "
@@ -152,7 +153,7 @@ def _said(documents: Mapping[str, Mapping[str, Any]], judged: Mapping[str, Any])
         f"whose convolutions take longer by {slow}."
     )
     yield _filled(
-        "Pairs of processes were drawn as the verb draws them, the arms in turns of "
+        f"`{first['command']}` drew pairs of processes as the verb does, the arms in turns of "
         f"{len(first['blocks'][0]['pairs'])} pairs. A resampled decision is `gate.gated` on stretches of "
         f"{judged['stretch']} pairs that were recorded one after another, so that drift stays in it; each stretch "
         f"begins at random. {judged['trials']} decisions an arm; in every second one of `{SAME}`, BASE is NEW and NEW "

@@ -4,7 +4,7 @@ Three arms, each ResNet-20 w4a4 in `bitpress-run` against `bitpress-run`: the sa
 convolutions are slowed down so far that the network takes 10 or 25 % longer. `record` draws pairs of processes as the
 verb does and keeps their times; `judge` puts the verb's own rule, gate.py, to what was recorded; `live` calls the verb
 itself; `table` writes benchmarks/results/gate.md from what they stored. `record` and `live` go on where they were
-stopped. Needs the sources and CMake.
+stopped. Needs the sources and CMake; network and builds are made once, in build/gate.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..core.errors import BitpressError, CheckFailed, EnvironmentMissing, UsageE
 from ..core.host import cpu_name, write_text
 from ..core.rundir import read_json
 from .compare import Pairs, timer
-from .gate_judge import ARMS, SAME, STEPS, judge, page, recorded
+from .gate_judge import ARMS, COMMAND, SAME, STEPS, judge, page, recorded
 from .harness import pinned
 from .process import TOOL, Job, runtime
 
@@ -44,7 +44,7 @@ RUNS = 20  # of the verb, an arm
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or that of what went wrong."""
-    parser = argparse.ArgumentParser(prog="python -m bitpress.benchmarks.gate_study", description=__doc__)
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--pairs", type=int, default=PAIRS, help="pairs of an arm (record)")
     parser.add_argument("--runs", type=int, default=RUNS, help="runs of the verb, an arm (live)")
@@ -52,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, default=TABLE, help="the page (table)")
     asked = parser.parse_args(arguments)
     try:
-        asked.store.mkdir(parents=True, exist_ok=True)
         if asked.step == "record":
             record(asked.store, asked.pairs)
         elif asked.step == "judge":
@@ -89,9 +88,9 @@ def record(store: Path, pairs: int, block: int = BLOCK) -> None:
     facts = _facts(rig)
     for arm, document in kept.items():
         _check_same(files[arm], document, facts)
-    documents = {
-        arm: kept.get(arm, {**facts, "planted": ARMS[arm], "delay": rig.delays[arm], "blocks": []}) for arm in ARMS
-    }
+    fresh = {arm: {**facts, "planted": ARMS[arm], "delay": rig.delays[arm], "blocks": []} for arm in ARMS}
+    documents = {arm: {**kept.get(arm, fresh[arm]), "command": f"{COMMAND} record --pairs {pairs}"} for arm in ARMS}
+    store.mkdir(parents=True, exist_ok=True)
     have = {arm: sum(len(b["pairs"]) for b in document["blocks"]) for arm, document in documents.items()}
     missing = sum(max(0, pairs - count) for count in have.values())
     drawn = 0
@@ -145,6 +144,8 @@ def _draw(rig: Rig, arm: str) -> Pairs:
 
 def _rig(delays: Mapping[str, float]) -> Rig:
     """Makes what is not there yet; `delays` of arms that were recorded before."""
+    if not (ROOT / "CMakeLists.txt").exists():
+        raise EnvironmentMissing(f"the study builds {TOOL} from its sources, which {ROOT} does not hold: clone them")
     WORK.mkdir(parents=True, exist_ok=True)
     network = WORK / f"{MODEL}-{BITS}.bpk"
     if not network.exists():
@@ -155,8 +156,9 @@ def _rig(delays: Mapping[str, float]) -> Rig:
         compile_network(MODEL, network, recipe=Recipe(BITS, CALIBRATION))
     base = _build(0.0)
     told = _bench(base, network)
-    share = sum(step["median"] for step in told["steps"] if step["op"] == "conv2d")  # of the time, convolutions have
-    share /= sum(step["median"] for step in told["steps"])
+    steps = told["steps"]
+    convolutions = sum(step["median"] for step in steps if step["op"] == "conv2d")
+    share = round(convolutions / sum(step["median"] for step in steps), 2)
     needed = {arm: delays.get(arm, round(100 * (ratio - 1) / share, 2)) for arm, ratio in ARMS.items()}
     return Rig(network, {arm: _build(delay) for arm, delay in needed.items()}, needed, told["host"]["isa"])
 
@@ -166,8 +168,6 @@ def _build(delay: float) -> Path:
     tool = WORK / f"{TOOL}-{delay:g}"
     if tool.exists():
         return tool
-    if not (ROOT / "CMakeLists.txt").exists():
-        raise EnvironmentMissing(f"the study builds {TOOL} from its sources, which {ROOT} does not hold: clone them")
     print(f"building {tool.name}", file=sys.stderr)
     tree = WORK / "tree"
     _run("cmake", "-S", ROOT, "-B", tree, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", f"-DBITPRESS_DELAY={delay:g}")
