@@ -28,7 +28,7 @@ TIMED = "def test_net(bitpress_benchmark):\n    bitpress_benchmark({!r})\n"
 
 @pytest.fixture
 def record(pytester: pytest.Pytester) -> Callable[..., str]:
-    """`record(name, labels)` times a sample whose last label is given, and gives the stored file."""
+    """`record(name, label)` times a sample whose last label is `label`, and gives the stored file."""
 
     def run(name: str, label: str) -> str:
         program = samples.everything()
@@ -60,10 +60,12 @@ def test_what_it_stores_has_all_facts_and_feeds_the_gate(record: Callable[..., s
     assert check(compare(Request(base, str(file), timed=False)))["verdict"] == "pass"
 
 
+@pytest.mark.native
 def test_a_required_instruction_set_ends_the_session(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytester.makepyfile(test_it="def test_fine():\n    pass\n")
+    monkeypatch.delenv("BITPRESS_NATIVE", raising=False)
     monkeypatch.setattr(environment, "cpu_features", lambda: frozenset({"sse2"}))
     result = pytester.runpytest_inprocess("--require-isa", "avx512vnni", *QUICK)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
