@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,17 +61,21 @@ def measure(
     *,
     seconds: float = 1.0,
     settle: float = 0.0,
+    warm_up: float = WARM_UP_SECONDS,
     clock: Callable[[], float] = time.perf_counter,
+    took: Callable[[str, float, Any], float] = lambda _name, milliseconds, _result: milliseconds,
     observe: Callable[[str, object], None] = lambda _name, _result: None,
     progress: Callable[[float], None] = lambda _share: None,
 ) -> dict[str, Timing]:
     """Name -> Timing, from interleaved rounds that take about `seconds` in all (warm-up and pauses apart).
 
     In every round each candidate gets one block: one call that is not counted (it fetches caches, wakes threads), then
-    as many as fit. The order rotates. `settle`: pause before each block. `observe` is given the name and what a counted
-    call returned; `progress` the share done, 0..1.
+    as many as fit. The order rotates. `settle`: pause before each block; `warm_up`: seconds for each candidate before
+    the first round. `took`: from a name, the milliseconds of a call and what it returned, to the milliseconds that
+    count, where a call does more than what is measured. `observe` is given the name and what a counted call returned;
+    `progress` the share done, 0..1.
     """
-    calls = {name: _calls(fn, seconds / ROUNDS / len(candidates), clock) for name, fn in candidates.items()}
+    calls = {name: _calls(fn, seconds / ROUNDS / len(candidates), warm_up, clock) for name, fn in candidates.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     blocks: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
@@ -86,7 +91,7 @@ def measure(
             for _ in range(calls[name]):
                 start = clock()
                 result = candidates[name]()
-                block.append((clock() - start) * 1e3)
+                block.append(took(name, (clock() - start) * 1e3, result))
                 observe(name, result)
             spent += clock() - begin
             samples[name] += block
@@ -96,12 +101,12 @@ def measure(
     return {name: Timing(tuple(samples[name]), tuple(blocks[name])) for name in names}
 
 
-def _calls(fn: Callable[[], object], block_seconds: float, clock: Callable[[], float]) -> int:
+def _calls(fn: Callable[[], object], block_seconds: float, warm_up: float, clock: Callable[[], float]) -> int:
     """Warms `fn` up; how many calls of it fill a block."""
     begin = clock()
     fn()
     times = [clock() - begin]
-    while len(times) < 3 or (clock() - begin < WARM_UP_SECONDS and len(times) < 10 * MAX_CALLS):
+    while len(times) < 3 or (clock() - begin < warm_up and len(times) < 10 * MAX_CALLS):
         start = clock()
         fn()
         times.append(clock() - start)

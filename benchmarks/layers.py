@@ -59,7 +59,7 @@ class Layers:
         steps = [self._model.program.steps[i] for i in numbers]
         jobs = [work(step, self._model.program) for step in steps]
         bounds = [bound(job, *self.kernels[i], roofs, batch) for job, i in zip(jobs, numbers, strict=True)]
-        least = None if None in bounds else sum(b for b in bounds if b is not None)
+        least = None if None in bounds else sum(b.least for b in bounds if b is not None)
         median = float(np.median([times[numbers].sum() for times in self._times])) if self._times else None
         return {
             "name": name,

@@ -46,6 +46,30 @@ class Setting:
     folder: Path
 
 
+def onnxruntime_session(model: str | bytes, threads: int, sizes: Mapping[str, int] = {}) -> Any:
+    """Session of a file or its bytes: sequential, `threads` workers, all optimisations; `sizes` of named dimensions."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    for name, size in sizes.items():
+        options.add_free_dimension_override_by_name(name, size)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def openvino_request(model: bytes, threads: int, shape: Sequence[int]) -> Any:
+    """Request of an ONNX model whose input has that shape: one stream, `threads` workers, latency hint."""
+    import openvino
+
+    core = openvino.Core()
+    network = core.read_model(model, b"")
+    network.reshape(list(shape))
+    config = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    return core.compile_model(network, "CPU", config).create_infer_request()
+
+
 class OnnxRuntime:
     """onnxruntime in fp32 and in static int8."""
 
@@ -55,16 +79,11 @@ class OnnxRuntime:
 
     @contextmanager
     def peers(self, batch: int, threads: int) -> Iterator[Sequence[Peer]]:
-        """Sequential execution, `threads` workers, batch size fixed, all optimisations."""
+        """Batch size fixed."""
         import onnxruntime
 
         def peer(kind: str, file: Path) -> Peer:
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-            options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-            options.add_free_dimension_override_by_name("N", batch)
-            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime_session(str(file), threads, {"N": batch})
 
             def run(x: np.ndarray) -> np.ndarray:
                 out: np.ndarray = session.run(None, {self._input: x})[0]
@@ -84,14 +103,10 @@ class OpenVino:
 
     @contextmanager
     def peers(self, batch: int, threads: int) -> Iterator[Sequence[Peer]]:
-        """One stream, latency hint."""
+        """Batch size fixed."""
         import openvino
 
-        core = openvino.Core()
-        model = core.read_model(str(self._file))
-        model.reshape([batch, *self._shape])
-        config = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
-        request = core.compile_model(model, "CPU", config).create_infer_request()
+        request = openvino_request(self._file.read_bytes(), threads, (batch, *self._shape))
 
         def run(x: np.ndarray) -> np.ndarray:
             request.infer([x], share_inputs=True)
@@ -122,18 +137,18 @@ class Torch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
     """A name of `--vs`: the modules that it needs, how to get them, and what makes its peers."""
 
     modules: tuple[str, ...]
     remedy: str
-    make: Callable[[Setting], Any]
+    make: Callable[..., Any]
 
 
-FAMILIES: Mapping[str, _Row] = {
-    "onnxruntime": _Row(("onnx", "onnxruntime"), "pip install 'bitpress[onnx]'", OnnxRuntime),
-    "openvino": _Row(("onnx", "onnxruntime", "openvino"), "pip install 'bitpress[onnx]' openvino", OpenVino),
-    "torch": _Row(("onnx", "torch"), "pip install 'bitpress[search,onnx]'", Torch),
+FAMILIES: Mapping[str, Row] = {
+    "onnxruntime": Row(("onnx", "onnxruntime"), "pip install 'bitpress[onnx]'", OnnxRuntime),
+    "openvino": Row(("onnx", "onnxruntime", "openvino"), "pip install 'bitpress[onnx]' openvino", OpenVino),
+    "torch": Row(("onnx", "torch"), "pip install 'bitpress[search,onnx]'", Torch),
 }
 # litert needs a .tflite file, which only Google's converter writes: named here so that the answer is a sentence.
 _ABSENT = {"litert": "a TFLite model of the network is needed, and Bitpress does not write one"}
@@ -142,28 +157,28 @@ _ABSENT = {"litert": "a TFLite model of the network is needed, and Bitpress does
 DEFAULT = ("onnxruntime",)
 
 
-def at_hand(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """The families of `names` that can run here, and a sentence about the others, empty if there are none."""
+def at_hand(names: Sequence[str], families: Mapping[str, Row] = FAMILIES) -> tuple[tuple[str, ...], str]:
+    """The rows `names` of `families` that can run here, and a sentence about the others, empty if there are none."""
     usable, reasons = [], []
     for name in names:
         try:
-            check((name,))
+            check((name,), families)
             usable.append(name)
         except EnvironmentMissing as error:
             reasons.append(str(error))
     return tuple(usable), f"left out: {'; '.join(reasons)}" if reasons else ""
 
 
-def check(names: Sequence[str]) -> None:
+def check(names: Sequence[str], families: Mapping[str, Row] = FAMILIES) -> None:
     """Refuses before any work: UsageError for an unknown name, EnvironmentMissing for a library that is not here."""
     for name in names:
         if name in _ABSENT:
-            raise EnvironmentMissing(f"--vs {name}: {_ABSENT[name]}; available: {', '.join(FAMILIES)}")
-        if name not in FAMILIES:
-            raise UsageError(f"--vs {name!r} is unknown; valid: {', '.join((*FAMILIES, *_ABSENT))}")
-        missing = [module for module in FAMILIES[name].modules if find_spec(module) is None]
+            raise EnvironmentMissing(f"--vs {name}: {_ABSENT[name]}; available: {', '.join(families)}")
+        if name not in families:
+            raise UsageError(f"--vs {name!r} is unknown; valid: {', '.join((*families, *_ABSENT))}")
+        missing = [module for module in families[name].modules if find_spec(module) is None]
         if missing:
-            raise EnvironmentMissing(f"--vs {name} needs {', '.join(missing)}: {FAMILIES[name].remedy}")
+            raise EnvironmentMissing(f"--vs {name} needs {', '.join(missing)}: {families[name].remedy}")
 
 
 def make(names: Sequence[str], setting: Setting) -> list[Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from .command import Common, Numbers, Result, Words, verb
+from ..core.errors import UsageError
+from .command import FORMS, Common, Numbers, Result, Words, verb
 from .tables import Column, Table
 
 LAYERS = (
@@ -41,10 +42,13 @@ def command(
 ) -> Result:  # fmt: skip
     """Times X.bpk layer by layer and against its peers, interleaved in one run.
 
-    Without --against and --model the peers run the dense network rebuilt from the artifact.
+    Without --against and --model the peers run the dense network rebuilt from the artifact. `bitpress bench gemm` times
+    single kernels; a file of that name is ./gemm.
     """
     from ..benchmarks.bench import bench
 
+    if artifact in FORMS["bench"]:
+        raise UsageError(f"`bitpress bench {artifact}` takes the word first, options behind it; a file is ./{artifact}")
     document = bench(
         artifact, vs=vs, batches=batch, threads=common.threads, against=against, model=model, weights=weights,
         seconds=seconds, seed=common.seed, progress=common.progress,

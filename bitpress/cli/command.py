@@ -24,6 +24,8 @@ from .progress import Progress
 from .tables import FORMATS, Table, to_csv, to_jsonl, to_markdown, to_rich
 
 VERBS = ("doctor", "plan", "search", "compile", "inspect", "run", "eval", "verify", "bench", "compare", "report")
+FORMS = {"bench": ("gemm",)}  # words right behind a verb that make it another one, in a file of its own: bench_gemm.py
+COMMANDS = (*VERBS, *(f"{verb} {form}" for verb, forms in FORMS.items() for form in forms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +130,12 @@ class Group(click.Group):
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Imports the verb's file."""
-        if cmd_name not in VERBS:
+        """Imports the file of a verb, or of a form of one ("bench gemm")."""
+        if cmd_name not in COMMANDS:
             return None
         from importlib import import_module
 
-        command: click.Command = import_module(f".{cmd_name}", __package__).command
+        command: click.Command = import_module(f".{cmd_name.replace(' ', '_')}", __package__).command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -142,6 +144,8 @@ class Group(click.Group):
             raise click.UsageError(
                 f"there is no verb {args[0]!r}{close(args[0], VERBS)}; verbs: {', '.join(VERBS)}.", ctx
             )
+        if len(args) > 1 and args[1] in FORMS.get(args[0], ()):
+            args = [f"{args[0]} {args[1]}", *args[2:]]
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -294,11 +298,11 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: str | None) 
     top = {k: v for k, v in document.items() if not isinstance(v, dict)}
     tables = {k: v for k, v in document.items() if isinstance(v, dict)}
     verb_name = ctx.command.name or ""
-    if wrong := [t for t in tables if t not in VERBS]:
+    if wrong := [t for t in tables if t not in COMMANDS]:
         raise UsageError(
             f"--config {value}: [{wrong[0]}] is no verb{close(wrong[0], VERBS)}; verbs: {', '.join(VERBS)}"
         )
-    own = tables.get(verb_name, {})
+    own = tables.get(verb_name, {})  # of "bench gemm": ["bench gemm"]
     for key in (*top, *own):
         if key.replace("_", "-") not in spelled:
             known = sorted(spelled)

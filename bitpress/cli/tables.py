@@ -17,7 +17,8 @@ SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 class Column:
     """Where a cell comes from, what stands over it and how it is written.
 
-    `kind`: "text"; "count" (12.3 M); "int" (12,345); "ms"; "percent" (a share); "shape"; "float". For people only.
+    `kind`: "text"; "count" (12.3 M); "int" (12,345); "ms"; "us" (of milliseconds); "percent" (a share); "shape";
+    "float"; "mark" (a word where true). For people only.
     """
 
     key: str
@@ -51,6 +52,8 @@ def cell(value: Any, kind: str) -> str:
     """One value as people read it; "-" where it is unknown."""
     if value is None or value == "":
         return "-"
+    if kind == "mark":
+        return "yes" if value else ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if kind == "count":
@@ -59,6 +62,8 @@ def cell(value: Any, kind: str) -> str:
         return f"{value:,}"
     if kind == "ms":
         return f"{value:.4f}" if value < 1 else f"{value:.3f}"
+    if kind == "us":
+        return f"{1e3 * value:.2f}" if value < 0.1 else f"{1e3 * value:.0f}"
     if kind == "percent":
         return f"{100 * value:.0f} %"
     if kind == "float":

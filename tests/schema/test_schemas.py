@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from bitpress.cli.command import VERBS
+from bitpress.cli.command import FORMS, VERBS
 from bitpress.core.host import head
 
 from .schemas import FOLDER, schema
@@ -14,7 +14,8 @@ from .schemas import FOLDER, schema
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
 
 
-TOOLS = ("native",)  # documents of programs that are no verb: bitpress-run
+# documents of programs that are no verb (bitpress-run), and of forms of verbs (bench gemm)
+TOOLS = ("native", *(form for forms in FORMS.values() for form in forms))
 
 
 @pytest.mark.parametrize("verb", (*VERBS, *TOOLS))

@@ -1,0 +1,100 @@
+"""`bitpress bench gemm`: every kernel on layers as M x K x N, beside the host's roofs and peers in the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from .command import Common, Result, Words, verb
+from .tables import Column, Table
+
+KERNELS = (
+    Column("shape", "M x K x N"), Column("layer_count", "layers", "int"), Column("bits", "bits"),
+    Column("kernel", "kernel"), Column("chosen", "chosen", "mark"), Column("median", "us", "us"),
+    Column("gmacs", "GMAC/s", "float"), Column("peak", "peak GMAC/s", "float"),
+    Column("efficiency", "of bound", "percent"), Column("limit", "bound by"),
+)  # fmt: skip
+ROOFS = (
+    Column("threads", "threads", "int"), Column("name", "what"), Column("rate", "a second", "count"),
+    Column("bytes", "bytes", "int"),
+)  # fmt: skip
+
+
+@verb("bench gemm", lists=True)
+@click.option(
+    "--shapes", type=Words(), default="resnet20,4096x4096x1",
+    help="By comma: MxKxN (output channels, depth, pixels), or networks, whose distinct layers are taken.",
+)  # fmt: skip
+@click.option("--bits", type=Words(), default="w2a2,w2a8,w4a4,w8a8", help="Bit pairs by comma.")
+@click.option(
+    "--isa", type=Words(), default="all", help="Kernels of these instruction sets, by comma; all: of this host."
+)
+@click.option(
+    "--vs", type=Words(), help="Peers by comma: onnxruntime, openvino, torch; '' for none. Default: those installed."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(0.001, 3600), default=0.05,
+    help="Time for each kernel and peer on a shape at one bit pair.",
+)  # fmt: skip
+def command(
+    common: Common, shapes: tuple[str, ...], bits: tuple[str, ...], isa: tuple[str, ...], vs: tuple[str, ...] | None,
+    seconds: float,
+) -> Result:  # fmt: skip
+    """Times every kernel that can compute each shape at each bit pair, output verified first, peers interleaved.
+
+    A shape of a network is timed as its convolution, MxKxN as a matrix product; both end in 8-bit levels or fewer.
+    """
+    from ..benchmarks.gemm import bench_gemm
+
+    document = bench_gemm(
+        shapes, bits=bits, isas=isa, vs=vs, threads=common.threads, seconds=seconds, seed=common.seed,
+        progress=common.progress,
+    )  # fmt: skip
+    return Result(document, tables(document), notes(document))
+
+
+def tables(document: Mapping[str, Any]) -> list[Table]:
+    """Kernels with a pair of columns for each peer, and roofs."""
+    names = dict.fromkeys(peer["name"] for row in document["rows"] for peer in row["peers"])
+    columns = [*KERNELS]
+    for name in names:
+        columns += [Column(name, f"{name} us", "us"), Column(f"{name}_ratio", f"{name} / ours", "float")]
+    columns.append(Column("why", "why not"))
+    several = len({row["threads"] for row in document["rows"]}) > 1
+    shown = [column for column in columns if column.key != "why" or any(row["why"] for row in document["rows"])]
+    if several:
+        shown.insert(3, Column("threads", "threads", "int"))
+    roofs = [row for roof in document["roofs"] for row in _roofs(roof)]
+    return [Table("Kernels", tuple(shown), [_flat(row) for row in document["rows"]]), Table("Roofs", ROOFS, roofs)]
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the document without nesting: milliseconds and ratio of each peer under its name."""
+    out = {key: value for key, value in row.items() if key not in ("peers", "layers")}
+    out |= {"layers": " ".join(row["layers"]), "layer_count": len(row["layers"]) or None}
+    for peer in row["peers"]:
+        out |= {peer["name"]: peer["median"], f"{peer['name']}_ratio": peer["ratio"]}
+    return out
+
+
+def _roofs(roof: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
+    operations = [{"name": f"{name} operations", "rate": rate} for name, rate in roof["operations_per_second"].items()]
+    reads = [
+        {"name": f"bytes from {level['name']}", "rate": level["bytes_per_second"], "bytes": level["bytes"]}
+        for level in roof["levels"]
+    ]
+    return [{"threads": roof["threads"], **row} for row in (*operations, *reads)]
+
+
+def notes(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is not in the tables."""
+    threads = ",".join(str(roof["threads"]) for roof in document["roofs"])
+    said = [
+        f"{document['host']['cpu']}, threads {threads}; every output equals the numpy reference; an operation is a "
+        "multiply-accumulate, of bitserial a product of two bits; peers compute with 8 bits",
+        *(f"{row['kernel']} at {row['bits']}: {row['why']}" for row in document["misfits"]),
+        document["peers_left_out"],
+    ]
+    return tuple(filter(None, said))
