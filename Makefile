@@ -10,7 +10,7 @@ CSRC := $(shell find csrc -name '*.cc' -o -name '*.h' -o -name '*.inl')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native demo test test-slow test-gpu test-all test-aarch64 lint fmt types bench golden wheel clean
+.PHONY: help setup native demo test test-slow test-gpu test-all test-aarch64 lint fmt types bench bench-gemm golden wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ fmt: setup ## let ruff and clang-format rewrite what they can
 # links in which every module lies where its name says.
 types: setup ## mypy, strict, over every module of the package
 	rm -rf build/types && mkdir -p build/types/bitpress && ln -s -t build/types/bitpress $(addprefix $(CURDIR)/,$(filter-out %__pycache__,$(wildcard bitpress/*)) core kernels compiler benchmarks) && MYPYPATH=build/types $(BIN)/mypy -p bitpress
+
+bench-gemm: setup ## every kernel on the layers of ResNet-20, and the table of README.md from it; on a quiet machine
+	$(BIN)/bitpress bench gemm --json build/gemm.json && $(BIN)/python -P -m bitpress.benchmarks.report --summary --into README.md build/gemm.json
 
 bench: setup ## pytest-benchmark suites of kernels and compiled networks
 	$(BIN)/pytest benchmarks/suites --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name

@@ -13,12 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bitpress.benchmarks.shapes import CONV, Case, Shape, case, encodings
 from bitpress.compiler import artifact
-from bitpress.compiler.execute import execute
-from bitpress.compiler.program import Buffer, Epilogue, Program, Step
-from bitpress.core.encoding import parse_bits, twos, unsigned
-from bitpress.core.quant import act_bounds
-from bitpress.kernels.packed import pack
+from bitpress.core.encoding import parse_bits
 from bitpress.kernels.registry import ROWS
 
 # name: M output channels, K, N pixels; 3x3 convolutions, so K / 9 input channels
@@ -46,38 +43,12 @@ CLOCK = StepClock()
 
 
 @cache
-def case(shape: str, pair: str) -> tuple[bytes, np.ndarray, np.ndarray]:
-    """Artifact of one image quantised and one convolution, an input, and what the reference makes of it."""
+def made(shape: str, pair: str) -> tuple[bytes, Case]:
+    """A convolution that keeps the size, as a program, and the case that it comes from."""
     rows, depth, pixels = SHAPES[shape]
-    w, a = parse_bits(pair)
-    c, side = depth // 9, round(pixels**0.5)
-    rng = np.random.default_rng(0)
-    levels = unsigned(a).name
-    buffers = (
-        Buffer("image", (c, side, side), "f32", 0, 4 * c * pixels),
-        Buffer("levels", (c, side, side), levels, 0, c * pixels),
-        Buffer("out", (rows, side, side), levels, _aligned(c * pixels), rows * pixels),
-        Buffer("result", (rows, side, side), "f32", _aligned(c * pixels) + _aligned(rows * pixels), 4 * rows * pixels),
-    )
-    lo, hi = act_bounds(unsigned(a))
-    ones, zeros = np.ones, np.zeros
-    weight = pack(twos(w).levels()[rng.integers(0, 2**w, (rows, depth))], twos(w))
-    m = np.full(rows, 4 / (depth**0.5 * 2**w), np.float32)
-    steps = (
-        Step("quantize", "levels", (0,), 1, epilogue=Epilogue(ones(c, np.float32), zeros(c, np.float32), lo, hi)),
-        Step("conv2d", "conv", (1,), 2, kernel=(3, 3), padding=(1, 1, 1, 1), weight=weight, layer="conv",
-             epilogue=Epilogue(m, zeros(rows, np.float32), lo, hi)),
-        Step("requantize", "result", (2,), 3,
-             epilogue=Epilogue(ones(rows, np.float32), zeros(rows, np.float32), -np.inf, np.inf)),
-    )  # fmt: skip
-    end = buffers[3].offset + _aligned(buffers[3].bytes)
-    program = Program(steps, buffers, 0, 3, end, zeros(c, np.float32), ones(c, np.float32))
-    x = rng.uniform(lo, hi, (1, c, side, side)).astype(np.float32)
-    return artifact.encode(program), x, execute(program, x)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // 64) * 64
+    side = round(pixels**0.5)
+    found = case(Shape((depth // 9, side, side), rows, (3, 3), padding=(1, 1, 1, 1)), *encodings(parse_bits(pair)))
+    return artifact.encode(found.program), found
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -95,18 +66,18 @@ def test_gemm(benchmark: Any, monkeypatch: pytest.MonkeyPatch, row: Any, shape: 
         pytest.skip(f"{row.name} has no {pair}")
     monkeypatch.setenv("BITPRESS_FORCE_ISA", row.isa)
     monkeypatch.setenv("BITPRESS_FORCE_KERNEL", row.name)
-    data, x, want = case(shape, pair)
+    data, one = made(shape, pair)
     session = _native.Session(data, threads=1)
     steps = session.steps()
-    if steps[1]["kernel"] != row.name:
+    if steps[CONV]["kernel"] != row.name:
         pytest.skip(f"{row.name} does not fit {pair}; bound: {steps[1]['kernel']}")
-    np.testing.assert_array_equal(session.run(x), want)
+    np.testing.assert_array_equal(session.run(one.x), one.want)
 
-    def one() -> None:
-        CLOCK.now += float(session.profile(x)[1]) * 1e-3
+    def timed() -> None:
+        CLOCK.now += float(session.profile(one.x)[CONV]) * 1e-3
 
-    first = float(session.profile(x)[1]) * 1e-3
-    benchmark.pedantic(one, rounds=int(np.clip(SECONDS / max(first, 1e-7), 2, 50)), iterations=1, warmup_rounds=1)
+    first = float(session.profile(one.x)[CONV]) * 1e-3
+    benchmark.pedantic(timed, rounds=int(np.clip(SECONDS / max(first, 1e-7), 2, 50)), iterations=1, warmup_rounds=1)
     rows, depth, pixels = SHAPES[shape]
     seconds = benchmark.stats.stats.median
     benchmark.extra_info |= {

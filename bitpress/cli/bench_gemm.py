@@ -16,8 +16,9 @@ KERNELS = (
     Column("gmacs", "GMAC/s", "float"), Column("peak", "peak GMAC/s", "float"),
     Column("efficiency", "of bound", "percent"), Column("limit", "bound by"),
 )  # fmt: skip
+THREADS = Column("threads", "threads", "int")
 ROOFS = (
-    Column("threads", "threads", "int"), Column("name", "what"), Column("rate", "a second", "count"),
+    THREADS, Column("name", "what"), Column("rate", "a second", "count"),
     Column("bytes", "bytes", "int"),
 )  # fmt: skip
 
@@ -56,18 +57,45 @@ def command(
 
 
 def tables(document: Mapping[str, Any]) -> list[Table]:
-    """Kernels with a pair of columns for each peer, and roofs."""
-    names = dict.fromkeys(peer["name"] for row in document["rows"] for peer in row["peers"])
+    """Kernels with a pair of columns for each peer; the best of each instruction set; roofs."""
+    rows, several = document["rows"], len(document["roofs"]) > 1
     columns = [*KERNELS]
-    for name in names:
+    for name in _peers(document):
         columns += [Column(name, f"{name} us", "us"), Column(f"{name}_ratio", f"{name} / ours", "float")]
-    columns.append(Column("why", "why not"))
-    several = len({row["threads"] for row in document["rows"]}) > 1
-    shown = [column for column in columns if column.key != "why" or any(row["why"] for row in document["rows"])]
+    if any(row["why"] for row in rows):
+        columns.append(Column("why", "why not"))
     if several:
-        shown.insert(3, Column("threads", "threads", "int"))
+        columns.insert(3, THREADS)
     roofs = [row for roof in document["roofs"] for row in _roofs(roof)]
-    return [Table("Kernels", tuple(shown), [_flat(row) for row in document["rows"]]), Table("Roofs", ROOFS, roofs)]
+    return [
+        Table("Kernels", tuple(columns), [_flat(row) for row in rows]),
+        best(document),
+        Table("Roofs", ROOFS, roofs),
+    ]
+
+
+def best(document: Mapping[str, Any]) -> Table:
+    """GMAC/s of the fastest kernel of each instruction set, and of the peers, on every shape at every bit pair."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in document["rows"]:
+        key = (row["shape"], *row["layers"], row["bits"], row["threads"])
+        line = found.setdefault(key, {"shape": row["shape"], "bits": row["bits"], "threads": row["threads"]})
+        if row["kernel"] is None:
+            continue
+        line[row["isa"]] = max(row["gmacs"], line.get(row["isa"], 0.0))
+        if row["gmacs"] > line.get("gmacs", 0.0):
+            line |= {"gmacs": row["gmacs"], "kernel": row["kernel"], "efficiency": row["efficiency"]}
+        line |= {peer["name"]: 1e-6 * row["macs"] / peer["median"] for peer in row["peers"] if peer["median"]}
+    columns = (
+        Column("shape", "M x K x N"), Column("bits", "bits"), *([THREADS] if len(document["roofs"]) > 1 else []),
+        *(Column(name, name, "float") for name in (*document["isas"], *_peers(document))),
+        Column("kernel", "fastest"), Column("efficiency", "of bound", "percent"),
+    )  # fmt: skip
+    return Table("GMAC/s, the fastest kernel of each instruction set", columns, list(found.values()))
+
+
+def _peers(document: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(peer["name"] for row in document["rows"] for peer in row["peers"]))
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

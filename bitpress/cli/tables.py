@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+WORDS = ("text", "mark")  # kinds that stand at the left
 FORMATS = ("table", "md", "csv", "json", "jsonl")
 SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -76,7 +77,7 @@ def cell(value: Any, kind: str) -> str:
 def to_markdown(table: Table) -> str:
     """GitHub Markdown; numbers to the right."""
     heads = [c.header for c in table.columns]
-    marks = ["---" if c.kind == "text" else "--:" for c in table.columns]
+    marks = ["---" if c.kind in WORDS else "--:" for c in table.columns]
     body = [_cells(table, row) for row in (*table.rows, *([table.footer] if table.footer else ()))]
     lines = ["| " + " | ".join(row) + " |" for row in (heads, marks, *body)]
     return "\n".join([f"**{table.title}**", "", *lines, ""] if table.title else [*lines, ""])
@@ -108,7 +109,7 @@ def to_rich(table: Table) -> Any:
     )
     feet = _cells(table, table.footer) if table.footer else [""] * len(table.columns)
     for column, foot in zip(table.columns, feet, strict=True):
-        text = column.kind == "text"
+        text = column.kind in WORDS
         out.add_column(
             column.header, foot if foot != "-" else "", justify="left" if text else "right", no_wrap=not text,
             overflow="fold",

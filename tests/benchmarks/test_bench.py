@@ -117,6 +117,60 @@ def test_report_of_kernels_has_a_column_for_each(tmp_path: Path, capsys: pytest.
     assert "some CPU" in out and "| w2a2 | r20s1 | 2 M | 2 | 4 |" in out
 
 
+def _gemm_document() -> dict[str, Any]:
+    def row(shape: str, kernel: str | None, median: float | None, peers: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "shape": shape, "op": "conv2d", "layers": [], "bits": "w2a2", "threads": 1, "macs": 2_000_000,
+            "kernel": kernel, "isa": "avx2", "chosen": False, "median": median, "min": median, "peak": 9.0,
+            "gmacs": None if median is None else 2 / median, "bound": 0.5, "limit": "bytes", "efficiency": 0.5,
+            "peers": peers, "why": "" if kernel else "none",
+        }  # fmt: skip
+
+    peer = {"name": "onnxruntime-int8", "version": "1", "median": 4.0, "ratio": 4.0, "output_matches": 1.0}
+    return {
+        "schema": "bitpress.gemm", "bitpress": "1.2", "host": {"cpu": "some CPU"}, "shapes": ["8x9x7", "1x2x3"],
+        "bits": ["w2a2"], "isas": ["avx2"], "misfits": [], "peers_left_out": "",
+        "rows": [
+            row("8x9x7", "a_avx2", 1.0, [peer]), row("8x9x7", "b_avx2", 0.5, [peer]), row("1x2x3", None, None, []),
+        ],
+        "roofs": [{"threads": 1, "operations_per_second": {}, "levels": []}],
+    }  # fmt: skip
+
+
+def test_report_of_single_layers_says_how_it_was_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "gemm.json"
+    path.write_text(json.dumps(_gemm_document()), encoding="utf-8")
+    command = "`bitpress bench gemm --shapes 8x9x7,1x2x3 --bits w2a2 --isa avx2 --vs onnxruntime --threads 1`"
+    for form in ((), ("--summary",), ("--kernels",)):
+        assert report.main([*form, str(path)]) == 0
+        out = capsys.readouterr().out
+        assert f"{command}, some CPU, bitpress 1.2, " in out
+        if form == ("--summary",):
+            assert "| 8x9x7 | w2a2 | 4 | 0.5 | b_avx2 | 50 % |" in out and "| 1x2x3 | w2a2 | - | - | - | - |" in out
+        elif form:
+            assert "| a_avx2 | b_avx2 | onnxruntime-int8 |" in out and "| w2a2 | 8x9x7 | 2 M | 2 | 4 | 0.5 |" in out
+        else:
+            assert "| 8x9x7 | - | w2a2 | b_avx2 |" in out
+    other = tmp_path / "bench.json"
+    other.write_text(json.dumps({"schema": "bitpress.bench", "runs": []}), encoding="utf-8")
+    assert report.main(["--summary", str(path), str(other)]) == 2 and "give one kind" in capsys.readouterr().err
+
+
+def test_report_writes_between_the_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, page = tmp_path / "gemm.json", tmp_path / "page.md"
+    path.write_text(json.dumps(_gemm_document()), encoding="utf-8")
+    page.write_text(f"head\n{report.MARKS[0]}\nold\n{report.MARKS[1]}\ntail\n", encoding="utf-8")
+    for _ in range(2):  # and again in its place
+        assert report.main(["--summary", "--into", str(page), str(path)]) == 0
+        text = page.read_text(encoding="utf-8")
+        assert text.startswith("head\n") and text.endswith("\ntail\n") and "old" not in text
+        assert text.count("| 8x9x7 | w2a2 |") == 1
+    page.write_text("nothing", encoding="utf-8")
+    assert report.main(["--into", str(page), str(path)]) == 2 and "has no place for a table" in capsys.readouterr().err
+    assert report.main(["--into", str(tmp_path / "no.md"), str(path)]) == 2
+    assert page.read_text(encoding="utf-8") == "nothing"
+
+
 def _documents() -> dict[str, Any]:
     """What a demo that keeps every promise would have found."""
 
