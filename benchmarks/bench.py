@@ -19,6 +19,7 @@ from ..core.host import head
 from . import dense as dense_network
 from . import peers as peer_families
 from . import roofline
+from .causes import fixed_parts
 from .harness import SETTLE_SECONDS, Timing, measure, pinned, ratio
 from .layers import Layers
 
@@ -127,9 +128,12 @@ def _run(
 
         settle = SETTLE_SECONDS * (threads > 1)
         timings = measure(candidates, seconds=seconds, settle=settle, observe=observe, progress=progress)
-        roofs = roofline.measure(native_module(), table.kernels, model.program, threads)
+        native = native_module()
+        roofs = roofline.measure(native, table.kernels, model.program, threads)
+        names = [name for name, _ in table.kernels]
+        fixed = {} if native is None else fixed_parts(native, model.program, names, batch=batch, threads=threads)
     total = timings[OURS]
-    layers = table.table(roofs)
+    layers = table.table(roofs, fixed)
     known = [row["median"] for row in layers if row["median"] is not None]
     return {
         "batch": batch,

@@ -7,8 +7,8 @@ before anything is timed, and its time is that of the one step, by the session's
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -28,11 +28,10 @@ from . import peers_gemm, roofline
 from .harness import SETTLE_SECONDS, Timing, measure, pinned, ratio
 from .peers import at_hand, check
 from .peers_gemm import GemmPeer, Layer
-from .shapes import CONV, Case, Shape, case, check_depth, encodings, shapes
+from .shapes import CONV, Case, Shape, case, check_depth, encodings, session, shapes
 
 ALL = "all"
 WARM_UP_SECONDS = 0.01  # of a candidate: there are hundreds, and each block begins with a call that does not count
-FORCED = "BITPRESS_FORCE_KERNEL"
 NO_TIME: Mapping[str, Any] = {
     "kernel": None, "chosen": False, "median": None, "min": None, "gmacs": None, "peak": None, "bound": None,
     "limit": None, "efficiency": None, "peers": [],
@@ -250,16 +249,15 @@ class _Timer:
 
     def _session(self, data: bytes, kernel: str, made: Case, group: _Group) -> Any:
         """The layer bound to `kernel`; CheckFailed unless it computes what numpy does, bit by bit."""
-        with _forced(kernel):
-            session = self.module.Session(data, threads=self.threads)
-        bound = session.steps()[CONV]["kernel"]
-        off = int((session.run(made.x) != made.want).sum())
+        made_session = session(self.module, data, kernel, self.threads)
+        bound = made_session.steps()[CONV]["kernel"]
+        off = int((made_session.run(made.x) != made.want).sum())
         if bound != kernel or off:
             raise CheckFailed(
                 f"{kernel} on {group.shape} at {group.bits}: {bound} ran, and {off} of {made.want.size} outputs differ "
                 "from the reference; nothing is timed"
             )
-        return session
+        return made_session
 
     def _row(
         self, group: _Group, row: Kernel, made: Case, timings: Mapping[str, Timing], peers: Mapping[GemmPeer, float]
@@ -292,17 +290,3 @@ def _peer(peer: GemmPeer, matches: float, timings: Mapping[str, Timing], ours: T
         "name": peer.name, "version": peer.version, "median": None if timing is None else timing.median,
         "ratio": None if timing is None else ratio(timing, ours), "output_matches": matches,
     }  # fmt: skip
-
-
-@contextmanager
-def _forced(kernel: str) -> Iterator[None]:
-    """Sessions that are made inside bind `kernel`."""
-    before = os.environ.get(FORCED)
-    os.environ[FORCED] = kernel
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[FORCED]
-        else:
-            os.environ[FORCED] = before

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from ..compiler.execute import execute
 from ..compiler.model import Model
+from .causes import cause
 from .dense import layer_table
 from .roofline import Roofs, bound, work
 
@@ -46,16 +49,36 @@ class Layers:
         """Keeps what one `profile` gave."""
         self._times.append(times)
 
-    def table(self, roofs: Roofs) -> list[dict[str, Any]]:
-        """Rows in the order in which they run; steps of no conv or linear layer are rows of their own, with 0 BOPs."""
-        program, batch = self._model.program, len(self._x)
+    def table(self, roofs: Roofs, fixed: Mapping[int, float]) -> list[dict[str, Any]]:
+        """Rows in the order in which they run; steps of no conv or linear layer are rows of their own, with 0 BOPs.
+
+        `fixed`: of steps, what `causes.fixed_parts` found.
+        """
+        program = self._model.program
         known = {str(row["name"]): row for row in layer_table(program)}
         groups: dict[str, list[int]] = {}
         for i, step in enumerate(program.steps):
             groups.setdefault(step.layer or step.name, []).append(i)
-        return [self._row(name, numbers, known.get(name, {}), roofs, batch) for name, numbers in groups.items()]
+        return [
+            {**self._row(name, numbers, known.get(name, {}), roofs), **self._why(numbers, roofs, fixed)}
+            for name, numbers in groups.items()
+        ]
 
-    def _row(self, name: str, numbers: list[int], known: Any, roofs: Roofs, batch: int) -> dict[str, Any]:
+    def _why(self, numbers: list[int], roofs: Roofs, fixed: Mapping[int, float]) -> dict[str, Any]:
+        """Parts of the time of the longest of these steps, and the sentence about them."""
+        found = None
+        if self._times:
+            medians = {i: float(np.median([times[i] for times in self._times])) for i in numbers}
+            longest = max(numbers, key=lambda i: medians[i])
+            program = self._model.program
+            found = cause(
+                program.steps[longest], program, self.kernels[longest][0], medians[longest], roofs,
+                batch=len(self._x), fixed=fixed.get(longest),
+            )  # fmt: skip
+        return {"parts": None, "why": ""} if found is None else {"parts": asdict(found.parts), "why": found.why}
+
+    def _row(self, name: str, numbers: list[int], known: Any, roofs: Roofs) -> dict[str, Any]:
+        batch = len(self._x)
         steps = [self._model.program.steps[i] for i in numbers]
         jobs = [work(step, self._model.program) for step in steps]
         bounds = [bound(job, *self.kernels[i], roofs, batch) for job, i in zip(jobs, numbers, strict=True)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +24,7 @@ from ..kernels.packed import pack
 LARGEST_SIDE = 0xFFFF  # of the file format
 MOST_VALUES = 1 << 26  # of weights, of windows, of outputs: the reference holds 8 bytes for each
 MOST_MACS = 1 << 36
+FORCED = "BITPRESS_FORCE_KERNEL"
 CONV = 1  # number of the timed step in a program of `program`
 
 
@@ -174,16 +178,35 @@ def check_depth(shape: Shape, w: Encoding, a: Encoding) -> None:
 
 
 def case(shape: Shape, w: Encoding, a: Encoding, *, seed: int = 0) -> Case:
+    """`program` with what the reference makes of its image."""
+    made, x = program(shape, w, a, seed=seed)
+    return Case(made, x, execute(made, x))
+
+
+def program(shape: Shape, w: Encoding, a: Encoding, *, seed: int = 0) -> tuple[Program, np.ndarray]:
     """A program of one layer that quantises an image to `a`, and one image that fills all levels."""
     rng = np.random.default_rng(seed)
     levels = w.levels()[rng.integers(0, 2**w.bits, (shape.rows, shape.depth))]
     weight, (lo, hi) = pack(levels, w), act_bounds(a)
     x = rng.integers(lo, hi + 1, (1, *shape.in_shape)).astype(np.float32)
-    program = _program(shape, a, Step(
+    made = _program(shape, a, Step(
         shape.op, "layer", (1,), 2, shape.kernel, shape.stride, shape.padding, shape.dilation, shape.groups,
         weight=weight, epilogue=_epilogue(shape, w, a, rng), layer="layer",
     ))  # fmt: skip
-    return Case(program, x, execute(program, x))
+    return made, x
+
+
+def session(native: ModuleType, data: bytes, kernel: str, threads: int) -> Any:
+    """A native session of the file `data` that binds `kernel` wherever it fits."""
+    before = os.environ.get(FORCED)
+    os.environ[FORCED] = kernel
+    try:
+        return native.Session(data, threads=threads)
+    finally:
+        if before is None:
+            del os.environ[FORCED]
+        else:
+            os.environ[FORCED] = before
 
 
 def _epilogue(shape: Shape, w: Encoding, a: Encoding, rng: np.random.Generator) -> Epilogue:

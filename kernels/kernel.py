@@ -44,7 +44,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One row of the table: which problems it computes exactly. `isa` is "reference" where numpy runs it."""
+    """One row of the table: which problems it computes exactly. `isa` is "reference" where numpy runs it.
+
+    `lanes`, `group`: as kernels.def explains them.
+    """
 
     name: str
     family: str
@@ -52,6 +55,8 @@ class Kernel:
     isa: str
     w_bits: range
     a_bits: range
+    lanes: int = 1
+    group: int = 1
 
     def fits(self, problem: Problem) -> str | None:
         """None if the row computes `problem`, else why not."""

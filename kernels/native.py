@@ -18,8 +18,9 @@ def rows() -> tuple[Kernel, ...]:
     out = []
     for _, text in _ROW.findall((HERE / "kernels.def").read_text(encoding="utf-8")):
         family, isa, op, *numbers = [part.strip() for part in text.split(",")]
-        w_from, w_to, a_from, a_to = map(int, numbers[:4])
-        out.append(Kernel(f"{family}_{isa}", family, op, isa, range(w_from, w_to + 1), range(a_from, a_to + 1)))
+        w_from, w_to, a_from, a_to, lanes, group = map(int, numbers[:6])
+        bits = range(w_from, w_to + 1), range(a_from, a_to + 1)
+        out.append(Kernel(f"{family}_{isa}", family, op, isa, *bits, lanes, group))
     return tuple(out)
 
 

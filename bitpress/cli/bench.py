@@ -58,7 +58,15 @@ def command(
         f"loaded in {document['load']:.1f} ms; bytes: {parts}",
         f"peers run: {document['peer_source']}; images: {document['images']}", document["peers_left_out"],
     )  # fmt: skip
-    return Result(document, tables(document), tuple(filter(None, notes)))
+    return Result(document, tables(document), (*filter(None, notes), *worst(document)))
+
+
+def worst(document: Mapping[str, Any], most: int = 3) -> list[str]:
+    """Why those layers are slow that lose most against their bound, of the first run."""
+    run = document["runs"][0]
+    slow = [row for row in run["layers"] if row["why"]]
+    slow.sort(key=lambda row: row["bound"] - row["median"])
+    return [f"{row['name']}: {row['why']}" for row in slow[:most]]
 
 
 def tables(document: Mapping[str, Any]) -> list[Table]:
