@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -95,6 +96,16 @@ def test_what_no_kernel_computes_is_listed() -> None:
         json.loads(good("bench", "gemm", "--shapes", "9x40x5", "--bits", "w3a3", "--vs", "", "--json", "-").out)
     )
     assert {row["isa"] for row in found["rows"]} == set(host()) and all(row["median"] is None for row in found["rows"])
+
+
+@NATIVE
+def test_a_forced_kernel_leaves_the_other_isas_idle_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITPRESS_FORCE_KERNEL", "i8dot_generic")
+    document = check(bench_gemm(("9x40x5",), bits=("w2a2",), **QUICK))
+    assert [row["kernel"] for row in document["rows"]] == ["i8dot_generic"] + [None] * (len(host()) - 1)
+    assert [row["isa"] for row in document["rows"]] == host()
+    assert all("BITPRESS_FORCE_KERNEL=i8dot_generic fits" in row["why"] for row in document["rows"][1:])
+    assert os.environ["BITPRESS_FORCE_KERNEL"] == "i8dot_generic"
 
 
 @NATIVE
