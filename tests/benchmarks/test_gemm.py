@@ -205,6 +205,15 @@ def test_the_word_comes_first_and_a_file_is_spelled_as_a_path(tmp_path: Path, mo
 
 
 @NATIVE
+def test_a_configuration_file_has_a_table_of_its_own_for_the_form(tmp_path: Path) -> None:
+    config = tmp_path / "bench.toml"
+    config.write_text('["bench gemm"]\nshapes = ["9x40x5"]\nbits = "w2a2"\nisa = "generic"\nvs = []\nseconds = 0.001\n')
+    found = json.loads(good("bench", "gemm", "--config", config, "--json", "-").out)
+    assert (found["shapes"], found["bits"], found["isas"]) == (["9x40x5"], ["w2a2"], ["generic"])
+    assert "See `bitpress bench gemm --help`" in refused(2, "bench", "gemm", "--shape", "1x1x1")
+
+
+@NATIVE
 def test_formats() -> None:
     args = ("bench", "gemm", "--shapes", "9x40x5", "--bits", "w2a2", "--isa", "generic", "--vs", "", "--seconds", 0.001)
     markdown = good(*args, "-o", "md").out
