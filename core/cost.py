@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from . import bops
-from .encoding import odd
+from .encoding import Encoding, odd
 from .errors import CheckFailed, UnsupportedError, UsageError
 from .graph import Graph, Node
 from .groups import Group, channel_group, groups, is_depthwise
@@ -244,8 +244,10 @@ def _corner(space: Space, width: int, parts: Mapping[GroupId, tuple[int, ...]]) 
     return Choice(weight, {**searched, **{name: a for name, (_, a) in given.items()}}, {**parts, **space.cut})
 
 
-def to_plan(graph: Graph, space: Space, choice: Choice, *, residual: str) -> CompressionPlan:
-    """The plan of a choice: odd weight grids, activations with a sign only where they can be negative."""
+def to_plan(
+    graph: Graph, space: Space, choice: Choice, *, residual: str, weight: Callable[[int], Encoding] = odd
+) -> CompressionPlan:
+    """The plan of a choice: weights as `weight` spells their bits, activations with a sign only where they need it."""
     group_of = channel_group(graph)
     keep = {
         g: space.gates[g].kept(parts) for g, parts in choice.parts.items() if len(parts) < len(space.gates[g].sizes)
@@ -254,7 +256,7 @@ def to_plan(graph: Graph, space: Space, choice: Choice, *, residual: str) -> Com
     for layer in (*space.searched, *space.held, *space.ends):
         rows = graph.consts[graph.value(layer).consts["weight"]].shape[0]
         filters = keep.get(group_of[layer], tuple(range(rows)))
-        segment = Segment(odd(choice.weight[layer]), filters)
+        segment = Segment(weight(choice.weight[layer]), filters)
         bits[layer] = BitConfig((segment,), act_encoding(graph, layer, choice.act[layer]))
     return CompressionPlan(graph.fingerprint(), bits, keep, residual)
 

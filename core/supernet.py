@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cost import END_BITS, WIDTHS, Choice, Costs, Gate, Space, to_plan
-from .encoding import Encoding, odd
+from .encoding import Encoding, odd, twos
 from .errors import UnsupportedError
 from .graph import Graph, Node
 from .groups import channel_group, groups
@@ -228,9 +228,10 @@ class SuperNet(FloatNet):
     gates of the latest forward, from which `cost` computes the differentiable figures.
     """
 
-    def __init__(self, graph: Graph, space: Space, *, residual: str = "int8") -> None:
+    def __init__(self, graph: Graph, space: Space, *, residual: str = "int8", grid: str = ODD) -> None:
+        """`grid` of the weights: ODD, standardised and without a zero, or EVEN, symmetric around one."""
         super().__init__(graph)
-        self.space, self.residual = space, residual
+        self.space, self.residual, self.grid = space, residual, grid
         self.layers = tuple(LayerId(n.name) for n in graph.nodes if n.op in LAYERS)
         self.costs = Costs(graph, space)
         self.last = Gates()
@@ -266,17 +267,21 @@ class SuperNet(FloatNet):
         for name in self.layers:
             self._hold(f"{name}.weight_clip", torch.ones(()), learnt=True)
             self._hold(f"{name}.bits", torch.tensor(self.space.given(name)), learnt=False)
-        for name in self.space.searched:
-            self._hold(f"{name}.threshold_w", torch.zeros(2), learnt=True)
-            self._hold(f"{name}.threshold_a", torch.zeros(2), learnt=True)
-            self._hold(f"{name}.mean_residual", torch.zeros(2), learnt=False)
         for group, gate in self.space.gates.items():
             stay = self.space.cut.get(group, range(len(gate.sizes)))
             parts = [float(i in stay) for i in range(len(gate.sizes))]
             self._hold(f"{group}.parts", torch.tensor(parts), learnt=False)
+        self._hold_gates()
+        self._hold("gates_frozen", torch.zeros((), dtype=torch.bool), learnt=False)
+
+    def _hold_gates(self) -> None:
+        """What a search moves beside weights and clips."""
+        for name in self.space.searched:
+            self._hold(f"{name}.threshold_w", torch.zeros(2), learnt=True)
+            self._hold(f"{name}.threshold_a", torch.zeros(2), learnt=True)
+            self._hold(f"{name}.mean_residual", torch.zeros(2), learnt=False)
         for group in self.space.open:
             self._hold(f"{group}.threshold_p", torch.zeros(()), learnt=True)
-        self._hold("gates_frozen", torch.zeros((), dtype=torch.bool), learnt=False)
 
     # -- parameters by kind -------------------------------------------------------------------------------------
 
@@ -290,9 +295,15 @@ class SuperNet(FloatNet):
         out = []
         for name, (module, leaf) in self._tensors.items():
             value = getattr(module, leaf)
-            if isinstance(value, nn.Parameter) and _kind(name, self.graph) == kind:
+            if isinstance(value, nn.Parameter) and self.kind(name) == kind:
                 out.append(value)
         return out
+
+    def kind(self, name: str) -> str:
+        """Of a parameter, as `parameters_of` takes it."""
+        if name in self.graph.consts:
+            return "network"
+        return "thresholds" if ".threshold_" in name else "clips"
 
     def stored_clip(self, value: str) -> str | None:
         """The clip that a stored value is rounded by; None where it is no end of a chain, or held in floats."""
@@ -351,6 +362,10 @@ class SuperNet(FloatNet):
         layer = self._layer_of.get(clip)
         if layer is None or layer not in self.space.searched or self.frozen:
             return clipped(x, v, STREAM_BITS if layer is None else int(self.tensor(f"{layer}.bits")[1]), domain)
+        return self.searched_act(layer, x, v, domain)
+
+    def searched_act(self, layer: LayerId, x: Tensor, v: Tensor, domain: str) -> Tensor:
+        """The input of a layer whose width is searched, rounded within the positive clip `v`."""
         if not self.training:
             gates = self.last.act[layer] = self.act_gates(layer)
             return clipped(x, v, _bits(gates), domain)
@@ -367,17 +382,32 @@ class SuperNet(FloatNet):
         return out
 
     def rounded_weight(self, layer: LayerId) -> Tensor:
-        """Weight on the odd grid: std * |v| * (2 D(u) - 1); linear layers without mean and std (methods A.1.1)."""
+        """Weight on the net's grid: std * |v| * (2 D(u) - 1) on the odd one, |v| * D(z) on the symmetric one.
+
+        Linear layers have no mean and std (methods A.1.1), and nothing has on the symmetric grid (A.2.1).
+        """
+        if layer in self.space.searched and not self.frozen:
+            return self.searched_weight(layer)
         z, scale = self.normalised_weight(layer)
-        u = (torch.clamp(z, -1.0, 1.0) + 1) / 2
-        if layer not in self.space.searched or self.frozen:
-            rounded = rounded_to(u, steps(ODD, int(self.tensor(f"{layer}.bits")[0])))
-        else:
-            gates = self.weight_gates(layer, u)
-            self.last.weight[layer] = gates
-            direct = not self.training
-            rounded = rounded_to(u, steps(ODD, _bits(gates))) if direct else decomposed(u, *gates, ODD)
-        return (scale * (2 * rounded - 1)).float()
+        return self._on_grid(rounded_to(self._unit(z), steps(self.grid, int(self.tensor(f"{layer}.bits")[0]))), scale)
+
+    def searched_weight(self, layer: LayerId) -> Tensor:
+        """`rounded_weight` of a layer whose width is searched."""
+        z, scale = self.normalised_weight(layer)
+        u = self._unit(z)
+        gates = self.last.weight[layer] = self.weight_gates(layer, u)
+        direct = not self.training
+        rounded = rounded_to(u, steps(self.grid, _bits(gates))) if direct else decomposed(u, *gates, self.grid)
+        return self._on_grid(rounded, scale)
+
+    def _unit(self, z: Tensor) -> Tensor:
+        """Normalised weights where their grid is rounded: within [0, 1] for the odd one, [-1, 1] for the symmetric."""
+        z = torch.clamp(z, -1.0, 1.0)
+        return (z + 1) / 2 if self.grid == ODD else z
+
+    def _on_grid(self, rounded: Tensor, scale: Tensor) -> Tensor:
+        """Back from `_unit` to values, float32."""
+        return (scale * (2 * rounded - 1 if self.grid == ODD else rounded)).float()
 
     def normalised_weight(self, layer: LayerId) -> tuple[Tensor, Tensor]:
         """(w' / |v|, real value of 1): w' standardised over the part that stays, mean and std without gradient.
@@ -387,7 +417,7 @@ class SuperNet(FloatNet):
         node = self.graph.value(layer)
         weight = self.tensor(node.consts["weight"]).double()
         v = self.tensor(f"{layer}.weight_clip").double().abs() + TINY
-        if node.op == "linear":
+        if node.op == "linear" or self.grid != ODD:
             return weight / v, v
         mean, std = self.statistics(layer)
         return (weight - mean) / std / v, v * std
@@ -408,14 +438,14 @@ class SuperNet(FloatNet):
 
     def weight_gates(self, layer: str, u: Tensor) -> tuple[Tensor, Tensor]:
         """(g_4, g_8) of a layer's weights, from their residuals now."""
-        g = hard_gate(mean_residuals(u, ODD), self.tensor(f"{layer}.threshold_w"))
+        g = hard_gate(mean_residuals(u, self.grid), self.tensor(f"{layer}.threshold_w"))
         return g[0], g[1]
 
     def weight_residuals(self, layer: str) -> Tensor:
         """[A_4, A_8] of a layer's weights now."""
         with torch.no_grad():
             z, _ = self.normalised_weight(LayerId(layer))
-            return mean_residuals((z.clamp(-1, 1) + 1) / 2, ODD)
+            return mean_residuals(self._unit(z), self.grid)
 
     def act_gates(self, layer: str) -> tuple[Tensor, Tensor]:
         """(g_4, g_8) of a layer's input, from the running mean of its residuals."""
@@ -465,10 +495,14 @@ class SuperNet(FloatNet):
                 fixed = self.tensor(f"{layer}.bits")
                 if layer not in self.space.searched or self.frozen:
                     weight[layer], act[layer] = int(fixed[0]), int(fixed[1])
-                    continue
-                gates = hard_gate(self.weight_residuals(layer), self.tensor(f"{layer}.threshold_w"))
-                weight[layer], act[layer] = _bits((gates[0], gates[1])), _bits(self.act_gates(layer))
+                else:
+                    weight[layer], act[layer] = self.searched_bits(layer)
         return Choice(weight, act, parts)
+
+    def searched_bits(self, layer: LayerId) -> tuple[int, int]:
+        """(weight, input) widths of a searched layer as a choice would hold them now."""
+        gates = hard_gate(self.weight_residuals(layer), self.tensor(f"{layer}.threshold_w"))
+        return _bits((gates[0], gates[1])), _bits(self.act_gates(layer))
 
     def freeze(self, choice: Choice) -> None:
         """Fixes widths and channels; gates and thresholds play no part from here on."""
@@ -492,15 +526,17 @@ class SuperNet(FloatNet):
         for term in self.costs.terms:
             w, a = (torch.tensor(bits, dtype=torch.float64) for bits in self.space.given(term.layer))
             if term.layer in self.space.searched:
-                w, a = self._width(self.last.weight[term.layer], weights), self._width(self.last.act[term.layer], acts)
+                w, a = (
+                    side if learns else side.detach()
+                    for side, learns in zip(self.widths(term.layer), (weights, acts), strict=True)
+                )
             channels = self._count(term.inside, term.c_in) * self._count(term.outside, term.c_out)
             total = total + channels * (w * a * term.unit if kind == "bops" else w * (term.depth / 8))
         return total
 
-    @staticmethod
-    def _width(gates: tuple[Tensor, Tensor], learns: bool) -> Tensor:
-        bits = width(gates).double()
-        return bits if learns else bits.detach()
+    def widths(self, layer: LayerId) -> tuple[Tensor, Tensor]:
+        """(weight, input) bits that the latest forward gave a searched layer, float64, differentiable."""
+        return width(self.last.weight[layer]).double(), width(self.last.act[layer]).double()
 
     def _count(self, group: str, whole: int) -> Tensor:
         gate = self.space.gates.get(GroupId(group))
@@ -518,7 +554,8 @@ class SuperNet(FloatNet):
         edits the plan.
         """
         choice = self.choice()
-        plan = to_plan(self.graph, self.space, choice, residual=self.residual)
+        spelled = odd if self.grid == ODD else twos
+        plan = to_plan(self.graph, self.space, choice, residual=self.residual, weight=spelled)
         tensors = self.float_tensors()
         clips = (*self.domains, *(f"{name}.weight_clip" for name in self.layers))
         tensors |= {name: self.tensor(name).detach().abs().cpu().numpy().astype(np.float32) for name in clips}
@@ -528,24 +565,33 @@ class SuperNet(FloatNet):
                 wide = z * self.tensor(f"{layer}.weight_clip").abs()
             for bits in WIDTHS:
                 if bits != choice.weight[layer]:
-                    tensors[f"{layer}.weight_clip.{bits}"] = np.array(best_clip(wide, ODD, bits), np.float32)
+                    tensors[f"{layer}.weight_clip.{bits}"] = np.array(best_clip(wide, self.grid, bits), np.float32)
+            if self.grid != ODD:  # two's complement has a level below the symmetric grid, which training never uses
+                weight, clip = self.graph.value(layer).consts["weight"], tensors[f"{layer}.weight_clip"]
+                tensors[weight] = np.clip(tensors[weight], -clip, clip)
         return plan, tensors
 
 
+def inherit(net: SuperNet, source: SuperNet) -> None:
+    """Weights, statistics and clips of `source`, a net of the same graph."""
+    names = {*source.graph.consts, *source.domains, *(f"{layer}.weight_clip" for layer in source.layers)}
+    with torch.no_grad():
+        for name in sorted(names):
+            net.tensor(name).copy_(source.tensor(name))
+
+
 def from_plan(graph: Graph, plan: CompressionPlan, tensors: Mapping[str, np.ndarray]) -> SuperNet:
-    """The frozen net of a plan on odd grids, one width and clip a layer: the training forward of a searched RUN.
+    """The frozen net of a plan on one kind of grid, one width and clip a layer: the training forward of a searched RUN.
 
     UnsupportedError for any other plan: it has no training forward.
     """
+    grid = _grid(plan)
     channels = {g.id: g.channels for g in groups(graph)}
     gates = {g: Gate(g, channels[g], 1, 0, ()) for g in plan.keep}
-    for layer, bits in plan.bits.items():
-        if len(bits.weight) != 1 or bits.weight[0].encoding != odd(bits.weight[0].encoding.bits):
-            raise UnsupportedError(f"{layer} ({bits}): only plans with one odd weight grid a layer have been trained")
     layers = tuple(LayerId(n.name) for n in graph.nodes if n.op in LAYERS)
     ends = tuple(dict.fromkeys((layers[0], layers[-1])))
     space = Space(tuple(name for name in layers if name not in ends), ends, gates)
-    net = SuperNet(graph, space, residual=plan.residual)
+    net = SuperNet(graph, space, residual=plan.residual, grid=grid)
     weight = {name: plan.bits[name].weight[0].encoding.bits for name in layers}
     act = {name: plan.bits[name].act.bits for name in layers}
     with torch.no_grad():
@@ -558,6 +604,19 @@ def from_plan(graph: Graph, plan: CompressionPlan, tensors: Mapping[str, np.ndar
             net.tensor(f"{name}.weight_clip").copy_(torch.from_numpy(clip.reshape(())))
     net.freeze(Choice(weight, act, dict(plan.keep)))
     return net.eval()
+
+
+def _grid(plan: CompressionPlan) -> str:
+    """The kind of grid that all weights of a plan lie on."""
+    kinds = set()
+    for layer, bits in plan.bits.items():
+        found = bits.weight[0].encoding
+        kinds.add({odd(found.bits): ODD, twos(found.bits): EVEN}.get(found, ""))
+        if len(bits.weight) != 1 or kinds not in ({ODD}, {EVEN}):
+            raise UnsupportedError(
+                f"{layer} ({bits}): only plans with one weight grid a layer, all odd or all even, have been trained"
+            )
+    return kinds.pop() if kinds else ODD
 
 
 def stored_levels(net: SuperNet, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -594,9 +653,3 @@ def _bits(gates: tuple[Tensor, Tensor]) -> int:
     if float(gates[0].detach()) < 0.5:
         return 2
     return 4 if float(gates[1].detach()) < 0.5 else 8
-
-
-def _kind(name: str, graph: Graph) -> str:
-    if name in graph.consts:
-        return "network"
-    return "thresholds" if ".threshold_" in name else "clips"

@@ -14,7 +14,7 @@ from torch import Tensor
 from .cost import Choice
 from .storage import STREAM_BITS
 from .supernet import SuperNet, best_clip, sampled
-from .supernet_rounding import EVEN, ODD, mean_residuals
+from .supernet_rounding import EVEN, mean_residuals
 
 START_BITS = 4  # clips of searched tensors start as 4 bits like them: between what 2 and 8 bits want
 
@@ -54,7 +54,7 @@ def fit_weights(net: SuperNet, choice: Choice | None, trained: Choice | None = N
             clip = net.tensor(f"{layer}.weight_clip")
             clip.fill_(1.0)
             bits = START_BITS if layer in net.space.searched else net.space.given(layer)[0]
-            clip.fill_(best_clip(net.normalised_weight(layer)[0], ODD, choice.weight[layer] if choice else bits))
+            clip.fill_(best_clip(net.normalised_weight(layer)[0], net.grid, choice.weight[layer] if choice else bits))
 
 
 def fit(net: SuperNet, batches: Sequence[Tensor], choice: Choice | None = None, trained: Choice | None = None) -> None:

@@ -10,12 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import torch
-
 from ..cost import Budget, Choice, Costs, Step, hold_bits, largest, project, smallest
 from ..encoding import parse_bits
 from ..job import Schedule
-from ..supernet import SuperNet
+from ..supernet import SuperNet, inherit
 from ..train import Job
 from ..train_gates import FINETUNE_COST, SEARCH_COST, Loss, finetuned, searched
 
@@ -73,11 +71,3 @@ def split(costs: Costs, budgets: tuple[Budget, ...], share: float) -> tuple[Budg
         value = max(start * math.exp(share * math.log(bound / start)), least) if bound < start else bound
         out.append(Budget(budget.kind, f"{budget.text} after pruning", float(value), relative=False))
     return tuple(out)
-
-
-def inherit(net: SuperNet, source: SuperNet) -> None:
-    """Weights, statistics and clips of `source`."""
-    names = {*source.graph.consts, *source.domains, *(f"{layer}.weight_clip" for layer in source.layers)}
-    with torch.no_grad():
-        for name in sorted(names):
-            net.tensor(name).copy_(source.tensor(name))

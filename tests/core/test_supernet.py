@@ -390,7 +390,7 @@ def test_a_plan_that_was_never_trained_has_no_training_forward() -> None:
 
     graph = residual()
     plan, tensors = calibrate(graph, _images(graph).numpy(), weight_bits=4, act_bits=4)
-    with pytest.raises(UnsupportedError, match="odd weight grid"):
+    with pytest.raises(UnsupportedError, match="weight clips; only one"):
         sn.from_plan(graph, plan, tensors)
 
 
