@@ -95,6 +95,7 @@ class Settings:
     label_smoothing: float = 0.0
     device: str = "cpu"
     precision: str = "fp32"  # of convolutions and products while training
+    restrict: str = ""  # of --restrict; "" where the method has none
 
     def document(self) -> dict[str, Any]:
         """Flat JSON document of the values."""
@@ -104,7 +105,9 @@ class Settings:
 
 
 # What RUNs did that were begun before these settings were recorded.
-_UNSAID: Mapping[str, Any] = {"schedule": "cosine", "label_smoothing": 0.0, "device": "cpu", "precision": "fp32"}
+_UNSAID: Mapping[str, Any] = {
+    "schedule": "cosine", "label_smoothing": 0.0, "device": "cpu", "precision": "fp32", "restrict": "",
+}  # fmt: skip
 _FLAGS = {
     "model": "MODEL", "mode": "--search", "variant": "--sbs-variant",
     "files": "--weights, --data or MODEL (the files differ)",

@@ -1,4 +1,5 @@
-"""Rounding to grids with a straight-through gradient: the domains, the gated sum of residuals, both fused with clips.
+"""Rounding to grids with a straight-through gradient: the domains, the gated sum of residuals, both fused with clips,
+and grids whose step, range and exponent are learned.
 
 Plain functions of tensors; which value is rounded by which clip to how many bits is `core.supernet`'s business. The
 fused forms take one pass of memory an operation and keep no intermediate that their backward does not read: in plain
@@ -114,6 +115,44 @@ class DecomposeClipped(torch.autograd.Function):
             through4, through8 = v * _dot(grad, e4), v * _dot(grad, e8)
             to_4, to_8 = through4 + g8 * through8, g4 * through8
         return to_x, to_v, to_4, to_8, None, None
+
+
+class RoundStepped(torch.autograd.Function):
+    """sign(x) d round(min(|x|, q) ** t / d), never mapped back: DJPQ's quantiser (methods A.2.1)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, d: Tensor, q: Tensor, t: Tensor | None) -> Tensor:
+        """`x` of any shape; step, range and exponent positive scalars, no exponent for 1."""
+        wide = x.float() if x.dtype == torch.bfloat16 else x
+        power = _power(wide, q, t)
+        ctx.save_for_backward(*([x, d, q] if t is None else [x, d, q, t]))
+        return (torch.sign(wide) * (torch.round(power / d) * d)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """To x unchanged within the range; to d the rounding error, to q and t as the power has it."""
+        x, d, q, *exponent = ctx.saved_tensors
+        t = exponent[0] if exponent else None
+        size, signed = x.abs(), (grad * torch.sign(x)).to(d.dtype)
+        power = _power(x.to(d.dtype), q, t)
+        ratio = power / d
+        to_d = (signed * (torch.round(ratio) - ratio)).sum()
+        slope = 1.0 if t is None else t * q ** (t - 1)
+        to_q = (signed * (size > q)).sum() * slope
+        to_t = None if t is None else (signed * torch.xlogy(power, torch.minimum(size, q))).sum()
+        return grad * (size <= q), to_d, to_q, to_t
+
+
+def _power(x: Tensor, q: Tensor, t: Tensor | None) -> Tensor:
+    """min(|x|, q) ** t."""
+    size = torch.clamp(x.abs(), max=q)
+    return size if t is None else size**t
+
+
+def stepped(x: Tensor, d: Tensor, q: Tensor, t: Tensor | None = None) -> Tensor:
+    """`RoundStepped`, typed."""
+    out: Tensor = RoundStepped.apply(x, d, q, t)  # type: ignore[no-untyped-call]
+    return out
 
 
 def rounded_to(z: Tensor, n: int) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .cost import Budget, Choice, Move, Step, exchange, fill, largest, project, stair_above, stair_near, trim
+from .job import Schedule
 from .plan import GroupId, LayerId
 from .supernet import RESIDUAL_MOMENTUM, SuperNet
 from .supernet_harms import Harms, looked_at, measured
@@ -50,6 +51,11 @@ SEARCH_COST, FINETUNE_COST = 4.0, 3.0  # price of a step against one of the floa
 
 Loss = Callable[[Choice, Move], float]  # what a move is thought to lose
 After = Callable[[Choice, Loss], tuple[Choice, list[Step]]]
+
+
+def agenda(schedule: Schedule) -> tuple[tuple[str, int, float], ...]:
+    """(phase, epochs, relative price of a step) of one search and its fine-tuning, after the float network."""
+    return ("search", schedule.epochs_search, SEARCH_COST), ("finetune", schedule.epochs_finetune, FINETUNE_COST)
 
 
 def searched(
@@ -216,11 +222,8 @@ class Searching:
     def _steer(self, figures: Mapping[str, float], share: float) -> None:
         """lambda follows a target that falls log-linearly from the start to the budget."""
         for kind, bound in self.bounds.items():
-            way = min(1.0, (share - self.warm) / (RAMP - self.warm))
-            fall = max(0.0, math.log(self.starts[kind] / bound))
-            late = math.log(figures[kind] / bound) - fall * (1 - way)
-            moved = self.weights[kind] * math.exp(CONTROL * late / max(fall, LEAST_FALL))
-            self.weights[kind] = min(max(moved, LAMBDA_LEAST), LAMBDA_MOST)
+            start, way = self.starts[kind], (share - self.warm) / (RAMP - self.warm)
+            self.weights[kind] = steered(self.weights[kind], figures[kind], start=start, bound=bound, way=way)
 
     def settle(self) -> None:
         """Gates -> a choice within the budgets, for good.
@@ -252,7 +255,7 @@ class Searching:
         choice, phases["further"] = (choice, []) if self.after is None else self.after(choice, harm)
         for kind, steps in phases.items():
             for step in steps:
-                loop.event(kind, **_logged(step))
+                loop.event(kind, **logged(step))
         loop.event("choice", phase=self.name, **self._told(choice))
         settled(self.job, net, choice, self.base if self.guided else None)
 
@@ -305,7 +308,7 @@ class Searching:
         return harm
 
     def _told(self, choice: Choice) -> dict[str, Any]:
-        return {**_described(choice), "figures": {k: self.costs.figure(k, choice) for k in self.bounds}}
+        return {**described(choice), "figures": {k: self.costs.figure(k, choice) for k in self.bounds}}
 
     def epoch_end(self) -> dict[str, float]:
         """Validation of the net as the gates are."""
@@ -329,6 +332,14 @@ class Searching:
     def tensors(self) -> Mapping[str, Tensor]:
         """The network's."""
         return self.net.state_dict()
+
+
+def steered(weight: float, figure: float, *, start: float, bound: float, way: float) -> float:
+    """lambda after a step: its figure shall fall log-linearly from `start` to `bound`, of which `way` is done."""
+    fall = max(0.0, math.log(start / bound))
+    late = math.log(figure / bound) - fall * (1 - min(1.0, way))
+    moved = weight * math.exp(CONTROL * late / max(fall, LEAST_FALL))
+    return min(max(moved, LAMBDA_LEAST), LAMBDA_MOST)
 
 
 def place_thresholds(net: SuperNet, harms: Harms, start: Choice) -> None:
@@ -376,14 +387,16 @@ def hold_widths(net: SuperNet, base: Choice) -> None:
                 net.tensor(f"{layer}.threshold_{side}").copy_(torch.tensor(at))
 
 
-def _logged(step: Step) -> dict[str, Any]:
+def logged(step: Step) -> dict[str, Any]:
+    """A step for the log."""
     return {
         "side": step.move.side, "name": step.move.name, "to": step.move.to, "loss": step.loss,
         "figures": dict(step.figures),
     }  # fmt: skip
 
 
-def _described(choice: Choice) -> dict[str, Any]:
+def described(choice: Choice) -> dict[str, Any]:
+    """A choice for the log."""
     return {
         "weight": dict(choice.weight), "act": dict(choice.act),
         "parts": {str(GroupId(g)): list(p) for g, p in choice.parts.items()},

@@ -29,11 +29,12 @@ PLAN = (
 )
 @click.option("--budget", multiple=True, metavar="KIND=VALUE", help="bops=1.5%, bops=630M, size=120kB.")
 @click.option("--out", required=True, metavar="RUN", help="Folder of the run; an unfinished one is resumed.")
-@click.option("--method", default="sbs", help="sbs, two-stage, uniform; djpq, ajpq and bayesian-bits are to come.")
+@click.option("--method", default="sbs", help="sbs, djpq, two-stage, uniform; ajpq and bayesian-bits are to come.")
 @click.option("--search", "mode", metavar="joint|bits|prune", help="sbs: what moves; the other is left alone or given.")
 @click.option(
     "--sbs-variant", "variant", metavar="guided|paper", help="sbs: gates with measured harms, or as published."
 )
+@click.option("--restrict", metavar="pow2|free", help="djpq: widths are powers of two while it trains, or at the end.")
 @click.option("--bits", metavar="w4a4", help="uniform: the widths. --search prune, two-stage: while pruning, w8a8.")
 @click.option("--prune-share", type=float, help="two-stage: share of the fall of ln BOPs left to pruning, 0.25.")
 @click.option("--residual", type=Names("int8", "float32"), default="int8", help="How residual streams are held.")

@@ -18,7 +18,7 @@ import torch
 
 from .. import bops, models
 from ..capture import capture
-from ..cost import GROUP_SIZE, MAX_PRUNING_RATIO, Budget, check_reachable, parse_budget, plan_cost, search_space
+from ..cost import MAX_PRUNING_RATIO, Budget, check_reachable, parse_budget, plan_cost, search_space
 from ..data import Data
 from ..data import load as load_data
 from ..errors import CheckFailed, UsageError
@@ -72,6 +72,7 @@ def search(
     max_pruning_ratio: float | None = None,
     distill: float = DISTILL,
     variant: str | None = None,
+    restrict: str | None = None,
     train_images: int | None = None,
     label_smoothing: float = 0.0,
     shape: str | None = None,
@@ -82,12 +83,12 @@ def search(
     """Searches `model` on `data` under `budgets` and leaves a RUN in `out`; the content of its result.json.
 
     `mode`: joint, bits or prune, of methods that have them; `bits`: "w4a4", where widths are given and not searched;
-    `prune_share`: of two-stage; `variant`: of sbs, guided or paper; `train_images`: how many of the training part,
-    drawn by the seed; `shape`: of the learning rates (core.job.SHAPES); `device`: cpu or cuda; `precision`: fp32 or
-    bf16, by default fp32 on the CPU and bf16 on a GPU. A RUN of the same settings is continued (on the CPU as if it had
-    never stopped), a finished one returns its result. UsageError (an option that the method does not take, a GPU that
-    is not there), UnsupportedError or CheckFailed (a budget that cannot be reached) before any work; Interrupted on a
-    signal, with the state saved.
+    `prune_share`: of two-stage; `variant`: of sbs, guided or paper; `restrict`: of djpq, pow2 or free;
+    `train_images`: how many of the training part, drawn by the seed; `shape`: of the learning rates (core.job.SHAPES);
+    `device`: cpu or cuda; `precision`: fp32 or bf16, by default fp32 on the CPU and bf16 on a GPU. A RUN of
+    the same settings is continued (on the CPU as if it had never stopped), a finished one returns its result.
+    UsageError (an option that the method does not take, a GPU that is not there), UnsupportedError or CheckFailed (a
+    budget that cannot be reached) before any work; Interrupted on a signal, with the state saved.
     """
     found = tuple(parse_budget(text) for text in budgets)
     changes = {
@@ -97,12 +98,16 @@ def search(
     }  # fmt: skip
     pruning = {"group_size": group_size, "max_pruning_ratio": max_pruning_ratio}
     terms = resolve(
-        method, {**changes, **pruning, "mode": mode, "bits": bits, "prune_share": prune_share, "variant": variant}
-    )
+        method,
+        {
+            **changes, **pruning, "mode": mode, "bits": bits, "prune_share": prune_share, "variant": variant,
+            "restrict": restrict,
+        },
+    )  # fmt: skip
     _check(found, terms, residual, distill, seed, threads)
     place = _place(label_smoothing, device, precision)
     planned = _schedule(data, changes, terms)
-    group_size = GROUP_SIZE if group_size is None else group_size
+    group_size = terms.method.group_size if group_size is None else group_size
     max_pruning_ratio = MAX_PRUNING_RATIO if max_pruning_ratio is None else max_pruning_ratio
     if weights is not None:
         planned = replace(planned, epochs_float=0)
@@ -124,7 +129,7 @@ def search(
             model, data, method, terms.mode, terms.variant, terms.bits, terms.prune_share, tuple(sorted(budgets)),
             _files(model, weights, images), loaded.classes, loaded.in_shape, loaded.mean, loaded.std, residual, planned,
             seed, threads, group_size, max_pruning_ratio, distill, train_images,
-            label_smoothing, place.device, place.precision,
+            label_smoothing, place.device, place.precision, terms.restrict,
         )  # fmt: skip
         folder = Path(out)
         with locked(folder):

@@ -6,19 +6,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..cost import Space, hold_bits, hold_channels
+from ..cost import GROUP_SIZE, Space, hold_bits, hold_channels
 from ..encoding import parse_bits
 from ..errors import UnsupportedError, UsageError, close
 from ..graph import Graph
 from ..job import Schedule, flag
 from ..supernet import SuperNet
 from ..train import Job
-from . import sbs, two_stage, uniform
+from ..train_gates import agenda
+from . import djpq, sbs, two_stage, uniform
 
 Agenda = Callable[[Schedule], tuple[tuple[str, int, float], ...]]
 SEARCHING = frozenset({"epochs_search", "lr_search", "lr_thresholds"})
 PRUNING = frozenset({"group_size", "max_pruning_ratio"})
-OPTIONS = SEARCHING | PRUNING | {"mode", "variant", "bits", "prune_share"}  # those that not every method takes
+OPTIONS = (
+    SEARCHING | PRUNING | {"mode", "variant", "bits", "prune_share", "restrict"}
+)  # those that not every method takes
 BITS = "w8a8"  # where widths are given but not said
 PRUNE_SHARE = 0.25  # of the fall of ln BOPs: 1.4x where widths do the rest of 4x, near the paper's 1.5x (methods C)
 
@@ -32,6 +35,8 @@ class Mode:
 
     def space(self, graph: Graph, space: Space, terms: Terms) -> Space:
         """The part of `space` that is searched; UnsupportedError where there is nothing to prune."""
+        if terms.method.space is not None:
+            space = terms.method.space(graph, space)
         if "channels" in self.holds:
             space = hold_channels(space)
         elif not space.gates and terms.bits:
@@ -48,18 +53,23 @@ class Mode:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A row. `modes`: of --search, the default first; "" alone where it has none. `bits` "": they must be said."""
+    """A row. `modes`: of --search, the default first; "" alone where it has none. `bits` "": they must be said.
+
+    `group_size`: channels a gate where nobody says; `space`: what the method can use of a space, where not all.
+    """
 
     run: Callable[[Job], SuperNet]
     agenda: Agenda
     modes: Mapping[str, Mode]
     needs_budget: bool = True
     bits: str = BITS
+    group_size: int = GROUP_SIZE
+    space: Callable[[Graph, Space], Space] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """A method and what its own options resolve to; `variant` and `bits` "", `prune_share` None where it has none."""
+    """A method and what its own options resolve to; "" and None where it has none of that kind."""
 
     name: str
     method: Method
@@ -67,6 +77,7 @@ class Terms:
     variant: str
     bits: str
     prune_share: float | None
+    restrict: str
 
     @property
     def chosen(self) -> Mode:
@@ -81,12 +92,16 @@ class Terms:
 
 SEARCHES: Mapping[str, Method] = {
     "sbs": Method(
-        sbs.search, sbs.agenda,
+        sbs.search, agenda,
         {
             "joint": Mode(SEARCHING | PRUNING | {"mode", "variant"}),
             "bits": Mode(SEARCHING | {"mode", "variant"}, frozenset({"channels"})),
             "prune": Mode(SEARCHING | PRUNING | {"mode", "variant", "bits"}, frozenset({"bits"})),
         },
+    ),
+    "djpq": Method(
+        djpq.search, agenda, {"": Mode(SEARCHING - {"lr_thresholds"} | PRUNING | {"restrict"})},
+        group_size=1, space=djpq.space,
     ),
     "two-stage": Method(
         two_stage.search, two_stage.agenda, {"": Mode(SEARCHING | PRUNING | {"bits", "prune_share"})}
@@ -98,6 +113,7 @@ SEARCHES: Mapping[str, Method] = {
 }  # fmt: skip
 PROMISED = ("sbs", "djpq", "ajpq", "bayesian-bits", "two-stage", "uniform")
 VARIANTS = ("guided", "paper")  # of SBS, the default first
+RESTRICTIONS = ("pow2", "free")  # of DJPQ: widths are powers of two while it trains, or only once it has
 MODES = tuple(dict.fromkeys(mode for row in SEARCHES.values() for mode in row.modes if mode))
 
 
@@ -135,10 +151,19 @@ def resolve(name: str, given: Mapping[str, Any]) -> Terms:
     share = said.get("prune_share", PRUNE_SHARE) if "prune_share" in takes else None
     if share is not None and not 0 <= share <= 1:
         raise UsageError(f"--prune-share {share} is a share of what ln BOPs must lose, within [0, 1]")
-    variant = str(said.get("variant", VARIANTS[0])) if "variant" in takes else ""
-    if variant and variant not in VARIANTS:
-        raise UsageError(f"--sbs-variant {variant!r} is none of {', '.join(VARIANTS)}{close(variant, VARIANTS)}")
-    return Terms(name, method, mode, variant, bits, share)
+    variant, restrict = (
+        _one_of(key, valid, said) if key in takes else ""
+        for key, valid in (("variant", VARIANTS), ("restrict", RESTRICTIONS))
+    )
+    return Terms(name, method, mode, variant, bits, share, restrict)
+
+
+def _one_of(key: str, valid: tuple[str, ...], said: Mapping[str, Any]) -> str:
+    """What was said, by default the first; UsageError for a word that is none of them."""
+    word = str(said.get(key, valid[0]))
+    if word not in valid:
+        raise UsageError(f"{flag(key)} {word!r} is none of {', '.join(valid)}{close(word, valid)}")
+    return word
 
 
 def _takers(key: str) -> str:

@@ -6,10 +6,9 @@ fine-tuning. Gates, objective and controller are those of `core.train_gates`.
 
 from __future__ import annotations
 
-from ..job import Schedule
 from ..supernet import SuperNet
 from ..train import Job
-from ..train_gates import FINETUNE_COST, SEARCH_COST, finetuned, searched
+from ..train_gates import finetuned, searched
 
 
 def search(job: Job) -> SuperNet:
@@ -17,8 +16,3 @@ def search(job: Job) -> SuperNet:
     net = SuperNet(job.graph, job.space, residual=job.settings.residual)
     searched(job, net, name="search", epochs=job.settings.schedule.epochs_search, budgets=job.budgets)
     return finetuned(job, net)
-
-
-def agenda(schedule: Schedule) -> tuple[tuple[str, int, float], ...]:
-    """(phase, epochs, relative price of a step) after the float network."""
-    return ("search", schedule.epochs_search, SEARCH_COST), ("finetune", schedule.epochs_finetune, FINETUNE_COST)

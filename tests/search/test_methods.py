@@ -39,6 +39,7 @@ UNIFORM: dict[str, Any] = {
 }  # fmt: skip
 PRUNE: dict[str, Any] = {"mode": "prune", "budgets": ["bops=4.5%"]}
 TWO: dict[str, Any] = {"method": "two-stage", "prune_share": 0.5}
+DJPQ: dict[str, Any] = {"method": "djpq", "lr_thresholds": None}
 
 
 @pytest.fixture(autouse=True)
@@ -245,6 +246,10 @@ def test_pruning_goes_on_where_the_least_widths_would_not_do(tmp_path: Path) -> 
         (TWO | {"prune_share": 1.5}, UsageError, "--prune-share 1.5"),
         (TWO | {"budgets": []}, UsageError, "needs a budget"),
         (TWO | {"budgets": ["bops=0.01%"]}, CheckFailed, "cannot be reached"),
+        (DJPQ | {"lr_thresholds": 0.1}, UsageError, "--lr-thresholds does nothing with --method djpq"),
+        (DJPQ | {"restrict": "pow3"}, UsageError, "--restrict 'pow3' is none of pow2, free; did you mean pow2"),
+        (DJPQ | {"budgets": []}, UsageError, "needs a budget"),
+        ({"restrict": "free"}, UsageError, "--restrict does nothing with --method sbs --search joint; it goes with"),
     ],
 )
 def test_options_that_do_nothing_or_contradict_are_refused_before_any_work(
@@ -274,10 +279,10 @@ def test_every_option_of_the_list_is_taken_by_some_method() -> None:
 SCRIPT = """
 import json, os, sys, time
 from bitpress.core.search import search
-from bitpress.core import train, train_gates
+from bitpress.core import train, train_gates, train_vib
 options = json.loads(sys.argv[1])
 phase = options.pop("phase")
-for kind in (train.Training, train_gates.Searching):
+for kind in (train.Training, train_gates.Searching, train_vib.Annealing):
     def slow(self, *args, step=kind.step):
         if self.name == phase:
             time.sleep(0.2)
@@ -289,7 +294,10 @@ search(**options)
 
 @pytest.mark.parametrize(
     ("method", "phase"),
-    [(UNIFORM, "finetune"), (TWO | {"epochs_search": 4}, "prune"), (TWO | {"epochs_search": 4}, "bits")],
+    [
+        (UNIFORM, "finetune"), (TWO | {"epochs_search": 4}, "prune"), (TWO | {"epochs_search": 4}, "bits"),
+        (DJPQ, "search"), (DJPQ, "finetune"),
+    ],
 )  # fmt: skip
 def test_killed_in_any_phase_and_started_again_it_ends_as_an_unbroken_run(
     tmp_path: Path, method: dict[str, Any], phase: str

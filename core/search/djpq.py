@@ -1,0 +1,28 @@
+"""DJPQ: pruning by noise and learned step, range and exponent of every tensor, in one training (methods A.2).
+
+`--restrict pow2` rounds widths to powers of two while it trains, `free` at the end. Quantisers and gates are those of
+`core.supernet_vib`, the phase that moves them is `core.train_vib`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..cost import Space
+from ..graph import Graph
+from ..supernet import SuperNet
+from ..supernet_vib import norm_of
+from ..train import Job
+from ..train_gates import finetuned
+from ..train_vib import annealed
+
+
+def search(job: Job) -> SuperNet:
+    """The super-net, frozen within its budgets and fine-tuned."""
+    return finetuned(job, annealed(job))
+
+
+def space(graph: Graph, space: Space) -> Space:
+    """`space` with gates only where a batch norm can take their means."""
+    norms = norm_of(graph, space)
+    return replace(space, gates={g: gate for g, gate in space.gates.items() if g in norms})
