@@ -105,7 +105,8 @@ class Space:
     """What may be chosen, and what is given.
 
     `searched`: layers whose two widths are chosen from `widths`; `held`: layers whose (weight, input) widths are given;
-    `ends`: held at `END_BITS`. `gates` by group, of which those in `cut` are decided: the parts that stay.
+    `ends`: held at `END_BITS`, as is the input of the searched layers in `image`: it is the network's. `gates` by
+    group, of which those in `cut` are decided: the parts that stay.
     """
 
     searched: tuple[LayerId, ...]
@@ -114,6 +115,12 @@ class Space:
     widths: tuple[int, ...] = WIDTHS
     held: Mapping[LayerId, tuple[int, int]] = field(default_factory=dict)
     cut: Mapping[GroupId, tuple[int, ...]] = field(default_factory=dict)
+    image: tuple[LayerId, ...] = ()
+
+    @property
+    def acts(self) -> tuple[LayerId, ...]:
+        """The searched layers whose input's width is chosen too."""
+        return tuple(name for name in self.searched if name not in self.image)
 
     @property
     def open(self) -> Mapping[GroupId, Gate]:
@@ -195,6 +202,14 @@ def hold_channels(space: Space) -> Space:
     return replace(space, gates={})
 
 
+def open_ends(graph: Graph, space: Space) -> Space:
+    """The space with the ends searched as well; the network's input stays at `END_BITS` (convention djpq)."""
+    layers = tuple(LayerId(n.name) for n in graph.nodes if n.name in {*space.searched, *space.ends})
+    inputs = {n.name for n in graph.inputs}
+    image = tuple(name for name in layers if graph.value(name).inputs[0] in inputs)
+    return replace(space, searched=layers, ends=(), image=image)
+
+
 def smallest(space: Space) -> Choice:
     """The cheapest point: least widths, largest pruning."""
     parts = {g: tuple(range(gate.removable, len(gate.sizes))) for g, gate in space.gates.items()}
@@ -217,7 +232,7 @@ def stairs(space: Space) -> list[Choice]:
     ]
     out = []
     for w, a in pairs if space.searched else pairs[-1:]:
-        weight, act = (dict.fromkeys(space.searched, bits) for bits in (w, a))
+        weight, act = dict.fromkeys(space.searched, w), dict.fromkeys(space.acts, a)
         out.append(Choice({**whole.weight, **weight}, {**whole.act, **act}, whole.parts))
     return out
 
@@ -238,10 +253,10 @@ def stair_above(costs: Costs, budgets: Sequence[Budget]) -> Choice:
 
 
 def _corner(space: Space, width: int, parts: Mapping[GroupId, tuple[int, ...]]) -> Choice:
-    given = {name: space.given(name) for name in (*space.held, *space.ends)}
-    searched = dict.fromkeys(space.searched, width)
-    weight = {**searched, **{name: w for name, (w, _) in given.items()}}
-    return Choice(weight, {**searched, **{name: a for name, (_, a) in given.items()}}, {**parts, **space.cut})
+    given = {name: space.given(name) for name in (*space.held, *space.ends, *space.image)}
+    weight = {name: w for name, (w, _) in given.items()} | dict.fromkeys(space.searched, width)
+    act = {name: a for name, (_, a) in given.items()} | dict.fromkeys(space.acts, width)
+    return Choice(weight, act, {**parts, **space.cut})
 
 
 def to_plan(
@@ -279,7 +294,10 @@ class Term:
 
 
 class Costs:
-    """Prices choices quickly: what `core.bops` says of the same plan, from one term a layer."""
+    """Prices choices quickly: what `core.bops` says of the same plan, from one term a layer.
+
+    BOPs are those of the convention that the space is made for: sbs where it has ends, djpq where it has none.
+    """
 
     def __init__(self, graph: Graph, space: Space) -> None:
         self.space = space
@@ -296,7 +314,7 @@ class Costs:
         return len(parts) * gate.size - (gate.size - gate.sizes[last] if last in parts else 0)
 
     def bops(self, choice: Choice) -> int:
-        """BOPs, convention sbs."""
+        """BOPs."""
         total = 0
         for t in self.terms:
             ends = t.layer in self.space.ends
@@ -342,9 +360,9 @@ def _float_figures(graph: Graph) -> dict[str, int]:
     return {"bops": totals.bops_fp32, "size": totals.fp32_bytes}
 
 
-def plan_cost(graph: Graph, plan: CompressionPlan) -> dict[str, int]:
-    """`bops` (convention sbs) and `size` of a plan, as `core.bops` counts them."""
-    totals = bops.count(graph, plan).totals
+def plan_cost(graph: Graph, plan: CompressionPlan, convention: str = "sbs") -> dict[str, int]:
+    """`bops` and `size` of a plan, as `core.bops` counts them."""
+    totals = bops.count(graph, plan, convention=convention).totals
     assert totals.bops is not None, "every layer counts, a float one 32 x 32"
     return {"bops": totals.bops, "size": totals.weight_bytes}
 
@@ -368,7 +386,7 @@ def _described(space: Space) -> str:
     held = next(iter(space.held.values()), None)
     bits = f"{min(space.widths)}-bit weights and activations" if held is None else f"w{held[0]}a{held[1]}"
     pruning = "the largest pruning" if space.open else "no pruning"
-    return f"{bits} between {END_BITS}-bit ends and {pruning}"
+    return f"{bits}{f' between {END_BITS}-bit ends' if space.ends else ''} and {pruning}"
 
 
 def _remedies(space: Space) -> str:
@@ -407,15 +425,19 @@ class Step:
 def lowering(space: Space, choice: Choice) -> list[Move]:
     """Every move that makes a choice cheaper by one width or one part."""
     down = {b: max((w for w in space.widths if w < b), default=None) for b in space.widths}
-    out = []
-    for layer in space.searched:
-        for side, bits in (("weight", choice.weight[layer]), ("act", choice.act[layer])):
-            to = down[bits]
-            if to is not None:
-                out.append(Move(side, layer, to))
+    out = _to_widths(space, choice, down)
     for group, gate in space.open.items():
         if len(gate.sizes) - len(choice.parts[group]) < gate.removable:
             out.extend(Move("prune", group, part) for part in choice.parts[group])
+    return out
+
+
+def _to_widths(space: Space, choice: Choice, next_: Mapping[int, int | None]) -> list[Move]:
+    """One move for each width that is chosen and has a next one."""
+    out = []
+    for layer in space.searched:
+        sides = [("weight", choice.weight[layer]), *([("act", choice.act[layer])] if layer in space.acts else [])]
+        out += [Move(side, layer, to) for side, bits in sides if (to := next_[bits]) is not None]
     return out
 
 
@@ -425,12 +447,7 @@ def raising(space: Space, choice: Choice, *, parts: bool = False) -> list[Move]:
     A joint search spends on widths: removed channels save bytes, memory and time that BOPs do not tell.
     """
     up = {b: min((w for w in space.widths if w > b), default=None) for b in space.widths}
-    out = []
-    for layer in space.searched:
-        for side, bits in (("weight", choice.weight[layer]), ("act", choice.act[layer])):
-            to = up[bits]
-            if to is not None:
-                out.append(Move(side, layer, to))
+    out = _to_widths(space, choice, up)
     if parts or not space.searched:
         for group, gate in space.open.items():
             gone = {*range(len(gate.sizes))} - {*choice.parts[group]}

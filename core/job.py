@@ -96,6 +96,7 @@ class Settings:
     device: str = "cpu"
     precision: str = "fp32"  # of convolutions and products while training
     restrict: str = ""  # of --restrict; "" where the method has none
+    convention: str = "sbs"  # in which a budget of BOPs is counted
 
     def document(self) -> dict[str, Any]:
         """Flat JSON document of the values."""
@@ -107,6 +108,7 @@ class Settings:
 # What RUNs did that were begun before these settings were recorded.
 _UNSAID: Mapping[str, Any] = {
     "schedule": "cosine", "label_smoothing": 0.0, "device": "cpu", "precision": "fp32", "restrict": "",
+    "convention": "sbs",
 }  # fmt: skip
 _FLAGS = {
     "model": "MODEL", "mode": "--search", "variant": "--sbs-variant",

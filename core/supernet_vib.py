@@ -8,18 +8,19 @@ budget are `core.train_vib`'s business.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cost import Space
+from .cost import END_BITS, Space
 from .graph import Graph, Node
 from .groups import groups
 from .plan import GroupId, LayerId
 from .supernet import SuperNet
-from .supernet_rounding import EVEN, UNIT, stepped, steps
+from .supernet_rounding import EVEN, UNIT, clipped, stepped, steps
 
 LN_VAR_START = -9.0  # ln sigma^2, mu = 1: as VIBNet starts
 PRUNED_ABOVE = 0.0  # ln(sigma^2 / mu^2) from which a channel says nothing: VIBNet's; that of DJPQ is not known
@@ -27,6 +28,7 @@ SOFTNESS = 3.0  # of the sigmoid through which BOPs reach a gate; ours
 LN_RATIO_LEAST, LN_RATIO_MOST = -12.0, 3.0  # bounds of ln(sigma^2 / mu^2): beyond, nothing changes any more
 EXPONENTS = (0.5, 2.0)  # bounds of t
 BITS_MOST = 8  # widths start here; more has no kernel
+LEAST_RANGE = 1e-6  # of a tensor that is all zeros
 KINDS = {
     "ln_d_w": "quantisers", "ln_d_a": "quantisers", "ln_q_w": "quantisers", "ln_q_a": "quantisers",
     "exponent": "exponents", "ln_mu": "gates", "ln_var": "gates",
@@ -56,10 +58,10 @@ class VibNet(SuperNet):
         super().__init__(graph, space, residual=residual, grid=EVEN)
 
     def _hold_gates(self) -> None:
+        for layer, side in self.sides():
+            self._hold(f"{layer}.ln_d_{side}", torch.zeros(()), learnt=True)
+            self._hold(f"{layer}.ln_q_{side}", torch.zeros(()), learnt=True)
         for layer in self.space.searched:
-            for side in "wa":
-                self._hold(f"{layer}.ln_d_{side}", torch.zeros(()), learnt=True)
-                self._hold(f"{layer}.ln_q_{side}", torch.zeros(()), learnt=True)
             self._hold(f"{layer}.exponent", torch.ones(()), learnt=True)
         for group in self.space.open:
             parts = len(self.space.gates[group].sizes)
@@ -74,14 +76,19 @@ class VibNet(SuperNet):
     def start(self, source: SuperNet) -> None:
         """Ranges as `source` has them (weights: the largest magnitude), steps for `BITS_MOST` bits, exponents 1."""
         with torch.no_grad():
-            for layer in self.space.searched:
-                largest = self.tensor(self.graph.value(layer).consts["weight"]).abs().max()
-                for side, top in (("w", largest), ("a", source.tensor(f"{layer}.act_clip").abs())):
-                    self.tensor(f"{layer}.ln_q_{side}").copy_(torch.log(top.clamp_min(1e-6)))
-                    levels = math.log(steps(self._domain(layer, side), BITS_MOST))
-                    self.tensor(f"{layer}.ln_d_{side}").copy_(self.tensor(f"{layer}.ln_q_{side}") - levels)
+            for layer, side in self.sides():
+                weight = self.tensor(self.graph.value(layer).consts["weight"])
+                top = weight.abs().max() if side == "w" else source.tensor(f"{layer}.act_clip").abs()
+                self.tensor(f"{layer}.ln_q_{side}").copy_(torch.log(top.clamp_min(LEAST_RANGE)))
+                levels = math.log(steps(self._domain(layer, side), BITS_MOST))
+                self.tensor(f"{layer}.ln_d_{side}").copy_(self.tensor(f"{layer}.ln_q_{side}") - levels)
 
     # -- quantisers ---------------------------------------------------------------------------------------------
+
+    def sides(self) -> Iterator[tuple[LayerId, str]]:
+        """Every (layer, "w" or "a") whose quantiser is learned."""
+        for layer in self.space.searched:
+            yield from ((layer, side) for side in ("wa" if layer in self.space.acts else "w"))
 
     def _domain(self, layer: str, side: str) -> str:
         return EVEN if side == "w" else self.domains[f"{layer}.act_clip"]
@@ -119,24 +126,27 @@ class VibNet(SuperNet):
         q, _, t = self.ranges(layer, "w")
         return stepped(weight, self.step_size(layer, "w"), q, t).float()
 
-    def searched_act(self, layer: LayerId, x: Tensor, v: Tensor, domain: str) -> Tensor:  # noqa: ARG002
-        """By step and range."""
+    def searched_act(self, layer: LayerId, x: Tensor, v: Tensor, domain: str) -> Tensor:
+        """By step and range; the network's input as the ends are."""
+        if layer in self.space.image:
+            return clipped(x, v, END_BITS, domain)
         q, _, _ = self.ranges(layer, "a")
         return stepped(x, self.step_size(layer, "a").float(), q.float())
 
     def widths(self, layer: LayerId) -> tuple[Tensor, Tensor]:
         """Continuous bits, restricted or not: what the penalty counts (methods A.2.4)."""
-        return self.bits(layer, "w"), self.bits(layer, "a")
+        given = torch.tensor(float(END_BITS), dtype=torch.float64)
+        return self.bits(layer, "w"), given if layer in self.space.image else self.bits(layer, "a")
 
     def clamp(self) -> None:
         """Steps back to where bits lie within 2 and 8 (only d moves), exponents and noise within their bounds."""
         with torch.no_grad():
             for layer in self.space.searched:
                 self.tensor(f"{layer}.exponent").clamp_(*EXPONENTS)
-                for side in "wa":
-                    top = float(self.ranges(layer, side)[1].log())
-                    least, most = (math.log(steps(self._domain(layer, side), b)) for b in (2, BITS_MOST))
-                    self.tensor(f"{layer}.ln_d_{side}").clamp_(top - most, top - least)
+            for layer, side in self.sides():
+                top = float(self.ranges(layer, side)[1].log())
+                least, most = (math.log(steps(self._domain(layer, side), b)) for b in (2, BITS_MOST))
+                self.tensor(f"{layer}.ln_d_{side}").clamp_(top - most, top - least)
             for group in self.space.open:
                 mean = 2 * self.tensor(f"{group}.ln_mu")
                 self.tensor(f"{group}.ln_var").clamp_(mean + LN_RATIO_LEAST, mean + LN_RATIO_MOST)
@@ -186,7 +196,7 @@ class VibNet(SuperNet):
 
     def searched_bits(self, layer: LayerId) -> tuple[int, int]:
         """The nearest power of two on each side."""
-        weight, act = (int(2 ** torch.round(torch.log2(self.bits(layer, side)))) for side in "wa")
+        weight, act = (int(2 ** torch.round(torch.log2(bits.detach()))) for bits in self.widths(layer))
         return weight, act
 
     def fold(self) -> None:
@@ -204,6 +214,7 @@ class VibNet(SuperNet):
                 self.tensor(f"{layer}.weight_clip").copy_(top)
                 self.tensor(f"{layer}.ln_q_w").copy_(top.log())
                 self.tensor(f"{layer}.exponent").fill_(1.0)
+            for layer in self.space.acts:
                 self.tensor(f"{layer}.act_clip").copy_(self.ranges(layer, "a")[0])
             for group in self.space.open:
                 mu = self.tensor(f"{group}.ln_mu").double().exp()
@@ -217,14 +228,14 @@ class VibNet(SuperNet):
     def document(self) -> dict[str, Any]:
         """For the log: d, q_m, t and bits of each layer, free and restricted; ln(sigma^2 / mu^2) of each part."""
         with torch.no_grad():
-            held = {n: dict(zip("wa", self.searched_bits(n), strict=True)) for n in self.space.searched}
-            return {
-                "layers": {n: {side: self._told(n, side, bits) for side, bits in b.items()} for n, b in held.items()},
-                "ln_ratios": {group: self.ln_ratios(group).tolist() for group in self.space.open},
-            }
+            layers: dict[str, dict[str, Any]] = {}
+            for layer, side in self.sides():
+                layers.setdefault(layer, {})[side] = self._told(layer, side)
+            return {"layers": layers, "ln_ratios": {g: self.ln_ratios(g).tolist() for g in self.space.open}}
 
-    def _told(self, layer: LayerId, side: str, restricted: int) -> dict[str, float | int]:
+    def _told(self, layer: LayerId, side: str) -> dict[str, float | int]:
         q, _, t = self.ranges(layer, side)
+        restricted = self.searched_bits(layer)["wa".index(side)]
         return {
             "d": float(self.tensor(f"{layer}.ln_d_{side}").double().exp()), "q_m": float(q),
             "t": 1.0 if t is None else float(t), "bits": float(self.bits(layer, side)), "restricted": restricted,

@@ -178,7 +178,7 @@ class Annealing:
     def _freeze(self, plain: SuperNet, choice: Choice, learned: Choice) -> None:
         """Clips that were learned for the widths that are held stay; the others are fitted."""
         kept = {f"{n}.weight_clip" for n in plain.space.searched if choice.weight[n] == learned.weight[n]}
-        kept |= {f"{n}.act_clip" for n in plain.space.searched if choice.act[n] == learned.act[n]}
+        kept |= {f"{n}.act_clip" for n in plain.space.acts if choice.act[n] == learned.act[n]}
         clips = {name: plain.tensor(name).detach().clone() for name in sorted(kept)}
         settled(self.job, plain, choice)
         with torch.no_grad():
@@ -220,7 +220,7 @@ def margins(net: VibNet) -> Loss:
     Each as a share of its range. Wider and more is always worth something, first what lies nearest.
     """
     with torch.no_grad():
-        bits = {(n, side): float(net.bits(n, side[0])) for n in net.space.searched for side in ("weight", "act")}
+        bits = {(layer, side): float(net.bits(layer, side)) for layer, side in net.sides()}
         ratios = {group: net.ln_ratios(group).tolist() for group in net.space.open}
 
     def harm(choice: Choice, move: Move) -> float:
@@ -229,7 +229,7 @@ def margins(net: VibNet) -> Loss:
             away = (PRUNED_ABOVE - ratio) / (PRUNED_ABOVE - LN_RATIO_LEAST)
             return max(away, LEAST_WORTH) if move.side == "prune" else -1 / (1 + abs(away))
         now = (choice.weight if move.side == "weight" else choice.act)[LayerId(move.name)]
-        away = (bits[LayerId(move.name), move.side] - move.to) / BITS_MOST
+        away = (bits[LayerId(move.name), move.side[0]] - move.to) / BITS_MOST
         return max(away, LEAST_WORTH) if move.to < now else -1 / (1 + abs(away))
 
     return harm

@@ -35,6 +35,7 @@ PLAN = (
     "--sbs-variant", "variant", metavar="guided|paper", help="sbs: gates with measured harms, or as published."
 )
 @click.option("--restrict", metavar="pow2|free", help="djpq: widths are powers of two while it trains, or at the end.")
+@click.option("--convention", metavar="sbs|djpq", help="djpq: how BOPs are counted; djpq: the ends are searched.")
 @click.option("--bits", metavar="w4a4", help="uniform: the widths. --search prune, two-stage: while pruning, w8a8.")
 @click.option("--prune-share", type=float, help="two-stage: share of the fall of ln BOPs left to pruning, 0.25.")
 @click.option("--residual", type=Names("int8", "float32"), default="int8", help="How residual streams are held.")
@@ -82,7 +83,7 @@ def _tables(document: dict[str, Any]) -> list[Table]:
     from ..core.rundir import load_run
 
     run = load_run(document["run"])
-    counts = count(run.graph, run.plan)
+    counts = count(run.graph, run.plan, convention=document["bops_convention"])
     layers = [
         {
             "name": row.name, "w": _widths(row), "a_bits": row.a_bits,

@@ -73,6 +73,7 @@ def search(
     distill: float = DISTILL,
     variant: str | None = None,
     restrict: str | None = None,
+    convention: str | None = None,
     train_images: int | None = None,
     label_smoothing: float = 0.0,
     shape: str | None = None,
@@ -84,6 +85,7 @@ def search(
 
     `mode`: joint, bits or prune, of methods that have them; `bits`: "w4a4", where widths are given and not searched;
     `prune_share`: of two-stage; `variant`: of sbs, guided or paper; `restrict`: of djpq, pow2 or free;
+    `convention`: of djpq, sbs or djpq (the ends are searched);
     `train_images`: how many of the training part, drawn by the seed; `shape`: of the learning rates (core.job.SHAPES);
     `device`: cpu or cuda; `precision`: fp32 or bf16, by default fp32 on the CPU and bf16 on a GPU. A RUN of
     the same settings is continued (on the CPU as if it had never stopped), a finished one returns its result.
@@ -101,7 +103,7 @@ def search(
         method,
         {
             **changes, **pruning, "mode": mode, "bits": bits, "prune_share": prune_share, "variant": variant,
-            "restrict": restrict,
+            "restrict": restrict, "convention": convention,
         },
     )  # fmt: skip
     _check(found, terms, residual, distill, seed, threads)
@@ -129,7 +131,7 @@ def search(
             model, data, method, terms.mode, terms.variant, terms.bits, terms.prune_share, tuple(sorted(budgets)),
             _files(model, weights, images), loaded.classes, loaded.in_shape, loaded.mean, loaded.std, residual, planned,
             seed, threads, group_size, max_pruning_ratio, distill, train_images,
-            label_smoothing, place.device, place.precision, terms.restrict,
+            label_smoothing, place.device, place.precision, terms.restrict, terms.convention,
         )  # fmt: skip
         folder = Path(out)
         with locked(folder):
@@ -272,8 +274,8 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
     plan, tensors = net.extract()
     tensors["golden_input"] = job.samples.held[0][:1].astype(np.float32)
     graph = job.graph.with_nodes(job.graph.nodes, {k: tensors[k] for k in job.graph.consts})
-    figures = plan_cost(graph, plan)
-    totals = bops.count(graph, plan).totals
+    figures = plan_cost(graph, plan, settings.convention)
+    totals = bops.count(graph, plan, convention=settings.convention).totals
     for budget in job.budgets:
         whole = totals.bops_fp32 if budget.kind == "bops" else totals.fp32_bytes
         if figures[budget.kind] > budget.bound(whole):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..cost import Space
+from ..cost import Space, open_ends
 from ..graph import Graph
 from ..supernet import SuperNet
 from ..supernet_vib import norm_of
@@ -22,7 +22,8 @@ def search(job: Job) -> SuperNet:
     return finetuned(job, annealed(job))
 
 
-def space(graph: Graph, space: Space) -> Space:
-    """`space` with gates only where a batch norm can take their means."""
+def space(graph: Graph, space: Space, convention: str) -> Space:
+    """`space` with gates only where a batch norm can take their means; in convention djpq the ends are searched too."""
     norms = norm_of(graph, space)
-    return replace(space, gates={g: gate for g, gate in space.gates.items() if g in norms})
+    space = replace(space, gates={g: gate for g, gate in space.gates.items() if g in norms})
+    return open_ends(graph, space) if convention == "djpq" else space

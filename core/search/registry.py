@@ -19,9 +19,8 @@ from . import djpq, sbs, two_stage, uniform
 Agenda = Callable[[Schedule], tuple[tuple[str, int, float], ...]]
 SEARCHING = frozenset({"epochs_search", "lr_search", "lr_thresholds"})
 PRUNING = frozenset({"group_size", "max_pruning_ratio"})
-OPTIONS = (
-    SEARCHING | PRUNING | {"mode", "variant", "bits", "prune_share", "restrict"}
-)  # those that not every method takes
+# Those that not every method takes.
+OPTIONS = SEARCHING | PRUNING | {"mode", "variant", "bits", "prune_share", "restrict", "convention"}
 BITS = "w8a8"  # where widths are given but not said
 PRUNE_SHARE = 0.25  # of the fall of ln BOPs: 1.4x where widths do the rest of 4x, near the paper's 1.5x (methods C)
 
@@ -36,7 +35,7 @@ class Mode:
     def space(self, graph: Graph, space: Space, terms: Terms) -> Space:
         """The part of `space` that is searched; UnsupportedError where there is nothing to prune."""
         if terms.method.space is not None:
-            space = terms.method.space(graph, space)
+            space = terms.method.space(graph, space, terms.convention)
         if "channels" in self.holds:
             space = hold_channels(space)
         elif not space.gates and terms.bits:
@@ -55,7 +54,7 @@ class Mode:
 class Method:
     """A row. `modes`: of --search, the default first; "" alone where it has none. `bits` "": they must be said.
 
-    `group_size`: channels a gate where nobody says; `space`: what the method can use of a space, where not all.
+    `group_size`: channels a gate where nobody says; `space`: what the method makes of a space under a convention.
     """
 
     run: Callable[[Job], SuperNet]
@@ -64,7 +63,7 @@ class Method:
     needs_budget: bool = True
     bits: str = BITS
     group_size: int = GROUP_SIZE
-    space: Callable[[Graph, Space], Space] | None = None
+    space: Callable[[Graph, Space, str], Space] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +77,7 @@ class Terms:
     bits: str
     prune_share: float | None
     restrict: str
+    convention: str
 
     @property
     def chosen(self) -> Mode:
@@ -100,7 +100,7 @@ SEARCHES: Mapping[str, Method] = {
         },
     ),
     "djpq": Method(
-        djpq.search, agenda, {"": Mode(SEARCHING - {"lr_thresholds"} | PRUNING | {"restrict"})},
+        djpq.search, agenda, {"": Mode(SEARCHING - {"lr_thresholds"} | PRUNING | {"restrict", "convention"})},
         group_size=1, space=djpq.space,
     ),
     "two-stage": Method(
@@ -114,6 +114,7 @@ SEARCHES: Mapping[str, Method] = {
 PROMISED = ("sbs", "djpq", "ajpq", "bayesian-bits", "two-stage", "uniform")
 VARIANTS = ("guided", "paper")  # of SBS, the default first
 RESTRICTIONS = ("pow2", "free")  # of DJPQ: widths are powers of two while it trains, or only once it has
+CONVENTIONS = ("sbs", "djpq")  # in which a budget of BOPs may be counted, the default first
 MODES = tuple(dict.fromkeys(mode for row in SEARCHES.values() for mode in row.modes if mode))
 
 
@@ -155,7 +156,8 @@ def resolve(name: str, given: Mapping[str, Any]) -> Terms:
         _one_of(key, valid, said) if key in takes else ""
         for key, valid in (("variant", VARIANTS), ("restrict", RESTRICTIONS))
     )
-    return Terms(name, method, mode, variant, bits, share, restrict)
+    convention = _one_of("convention", CONVENTIONS, said)
+    return Terms(name, method, mode, variant, bits, share, restrict, convention)
 
 
 def _one_of(key: str, valid: tuple[str, ...], said: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from bitpress.core.cost import (
     hold_channels,
     largest,
     lowering,
+    open_ends,
     parse_budget,
     plan_cost,
     project,
@@ -359,3 +360,27 @@ def test_plans_have_odd_weights_and_unsigned_inputs_where_nothing_is_negative() 
     assert plan.keep == {"expand": tuple(range(8, 16))}
     assert plan.bits[LayerId("dw")].weight[0].filters == tuple(range(8, 16))
     assert bops.count(graph, plan).totals.bops == Costs(graph, space).bops(smallest(space))
+
+
+# ends that are searched
+
+
+@pytest.mark.parametrize("make", [chain, depthwise])
+def test_searched_ends_are_counted_at_their_own_bits_and_the_image_at_eight(make: object) -> None:
+    """Costs, moves and corners of the space that convention djpq is made for, against `core.bops`."""
+    graph: Graph = make()  # type: ignore[operator]
+    inner = search_space(graph)
+    space = open_ends(graph, inner)
+    assert not space.ends
+    assert set(space.searched) == {*inner.searched, *inner.ends}
+    assert space.image == (space.searched[0],)
+    costs = Costs(graph, space)
+    for choice in (smallest(space), largest(space)):
+        assert choice.act[space.image[0]] == 8
+        plan = to_plan(graph, space, choice, residual="int8")
+        assert plan_cost(graph, plan, "djpq") == {"bops": costs.bops(choice), "size": costs.size(choice)}
+    moves = lowering(space, largest(space))
+    assert Move("weight", space.image[0], 4) in moves
+    assert Move("act", space.image[0], 4) not in moves
+    assert Move("act", space.searched[-1], 4) in moves
+    assert costs.bops(smallest(space)) < Costs(graph, inner).bops(smallest(inner))

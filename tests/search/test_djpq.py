@@ -69,7 +69,7 @@ def test_the_log_tells_steps_ranges_exponents_ratios_and_bits(tmp_path: Path, re
             assert before["restricted"] == 8 and before["t"] == 1
             assert found["d"] != before["d"] and found["q_m"] != before["q_m"]
             assert (found["t"] != 1) == (side == "w")  # activations are uniform
-            assert found["bits"] < 8
+            assert found["bits"] <= 8 + 1e-4
             assert found["restricted"] == 2 ** round(np.log2(found["bits"]))
             assert end["weight" if side == "w" else "act"][layer] == found["restricted"]
     for group, ratios in start["ln_ratios"].items():
@@ -102,6 +102,22 @@ def test_widths_alone_are_searched_where_nothing_may_be_pruned(tmp_path: Path) -
     assert result["bops"] <= 0.03 * result["bops_fp32"]
 
 
+def test_ends_are_learned_where_their_bits_are_counted(tmp_path: Path) -> None:
+    """Convention djpq: weights of both ends and the classifier's input are searched, the image stays at 8 bits."""
+    result = _quick(tmp_path / "run", "block", **DJPQ | {"convention": "djpq", "budgets": ["bops=0.5%"]})
+    run = load_run(tmp_path / "run")
+    counted = count(run.graph, run.plan, convention="djpq")
+    assert (result["bops"], result["bops_convention"]) == (counted.totals.bops, "djpq")
+    assert result["bops"] <= 0.005 * result["bops_fp32"]
+    (end,) = _events(tmp_path / "run", "gates")
+    assert set(end["layers"]) == {row.name for row in counted.layers}
+    assert set(end["layers"]["stem"]) == {"w"} and set(end["layers"]["fc"]) == {"w", "a"}
+    assert run.plan.bits["stem"].act.bits == 8  # type: ignore[index]
+    assert min(counted.layers[0].w_bits or 8, counted.layers[-1].w_bits or 8, counted.layers[-1].a_bits or 8) < 8
+    x = np.asarray(datasets.load(QUICK["data"]).test().images[:20])
+    assert verify(artifact.encode(compile_run(run)), run, batches=(20,), threads=(1,), data=x)["exact"]
+
+
 def test_an_exponent_that_turns_nan_stops_the_search_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin = Annealing.begin
 
@@ -129,11 +145,11 @@ def test_a_loss_of_nan_stops_the_search_and_names_the_layer(tmp_path: Path, monk
         _quick(tmp_path / "run", **DJPQ)
 
 
-def test_runs_that_were_begun_before_restrictions_were_recorded_can_still_be_read(tmp_path: Path) -> None:
+def test_runs_that_were_begun_before_its_options_were_recorded_can_still_be_read(tmp_path: Path) -> None:
     result = _quick(tmp_path / "run", epochs_search=1)
     path = tmp_path / "run" / "run.json"
     document = json.loads(path.read_text())
-    del document["restrict"]
+    del document["restrict"], document["convention"]
     path.write_text(json.dumps(document))
     assert _quick(tmp_path / "run", epochs_search=1) == result
 

@@ -249,6 +249,8 @@ def test_pruning_goes_on_where_the_least_widths_would_not_do(tmp_path: Path) -> 
         (DJPQ | {"lr_thresholds": 0.1}, UsageError, "--lr-thresholds does nothing with --method djpq"),
         (DJPQ | {"restrict": "pow3"}, UsageError, "--restrict 'pow3' is none of pow2, free; did you mean pow2"),
         (DJPQ | {"budgets": []}, UsageError, "needs a budget"),
+        (DJPQ | {"convention": "weights-only"}, UsageError, "--convention 'weights-only' is none of sbs, djpq"),
+        ({"convention": "djpq"}, UsageError, "--convention does nothing with --method sbs"),
         ({"restrict": "free"}, UsageError, "--restrict does nothing with --method sbs --search joint; it goes with"),
     ],
 )
