@@ -21,7 +21,7 @@ from .supernet import SuperNet, inherit
 from .supernet_rounding import EVEN
 from .supernet_starts import fit
 from .supernet_vib import BITS_MOST, LN_RATIO_LEAST, PRUNED_ABOVE, VibNet
-from .train import FACTORS, Job, check_finite, cosine, evaluate, objective, reestimate, set_rates, sgd
+from .train import FACTORS, Job, check_finite, cosine, evaluate, objective, set_rates, sgd
 from .train_gates import (
     CALIBRATION_BATCHES,
     LAMBDA_START,
@@ -164,27 +164,15 @@ class Annealing:
         learned, harm = net.choice(), margins(net)
         free = {kind: float(net.cost(kind).detach()) for kind in self.bounds}
         loop.event("gates", phase=NAME, **self._told(learned), free_figures=free, **net.document())
-        choice, steps = project(net.costs, budgets, learned, harm)
-        for kind, made in (("projection", steps), ("fill", ())):
-            if kind == "fill":
-                choice, made = fill(net.costs, budgets, choice, lambda c, m: -harm(c, m))
-            for step in made:
+        choice, lowered = project(net.costs, budgets, learned, harm)
+        choice, spent = fill(net.costs, budgets, choice, lambda c, m: -harm(c, m))
+        for kind, steps in (("projection", lowered), ("fill", spent)):
+            for step in steps:
                 loop.event(kind, **logged(step))
         loop.event("choice", phase=NAME, **self._told(choice))
         net.fold()
         inherit(plain, net)
-        self._freeze(plain, choice, learned)
-
-    def _freeze(self, plain: SuperNet, choice: Choice, learned: Choice) -> None:
-        """Clips that were learned for the widths that are held stay; the others are fitted."""
-        kept = {f"{n}.weight_clip" for n in plain.space.searched if choice.weight[n] == learned.weight[n]}
-        kept |= {f"{n}.act_clip" for n in plain.space.acts if choice.act[n] == learned.act[n]}
-        clips = {name: plain.tensor(name).detach().clone() for name in sorted(kept)}
-        settled(self.job, plain, choice)
-        with torch.no_grad():
-            for name, value in clips.items():
-                plain.tensor(name).copy_(value)
-        reestimate(plain, self.job.batches(CALIBRATION_BATCHES))
+        settled(self.job, plain, choice, learned)
 
     def _told(self, choice: Choice) -> dict[str, Any]:
         return {**described(choice), "figures": {k: self.net.costs.figure(k, choice) for k in self.bounds}}
