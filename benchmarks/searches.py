@@ -94,7 +94,7 @@ class Kept:
     def label(self) -> str:
         """Method with what makes it differ from the method's default."""
         said = [str(self.settings["method"])]
-        said += [str(self.settings[key]) for key in ("variant", "mode", "bits") if self.settings.get(key)]
+        said += [str(self.settings[key]) for key in ("variant", "mode", "restrict", "bits") if self.settings.get(key)]
         return " ".join(dict.fromkeys(said))
 
 
@@ -208,12 +208,17 @@ def command(kept: Kept) -> str:
         words += ["--search", str(s["mode"])]
     if s.get("variant") and s["variant"] != "guided":
         words += ["--sbs-variant", str(s["variant"])]
+    if s.get("restrict"):
+        words += ["--restrict", str(s["restrict"])]
+    if s.get("convention", "sbs") != "sbs":
+        words += ["--convention", str(s["convention"])]
     if s.get("bits"):
         words += ["--bits", str(s["bits"])]
     for budget in s["budget"]:
         words += ["--budget", str(budget)]
     names = ("epochs_float", "epochs_search", "epochs_finetune", "lr_search", "lr_thresholds", "lr_finetune", "batch")
-    skipped = {"epochs_search", "lr_search", "lr_thresholds"} if s["method"] == "uniform" else set()
+    useless = {"uniform": {"epochs_search", "lr_search", "lr_thresholds"}, "djpq": {"lr_thresholds"}}
+    skipped = useless.get(str(s["method"]), set())
     for key in names:
         if key not in skipped and not (key == "epochs_float" and "weights" in s["files"]):
             words += [flag(key), f"{s[key]:g}"]

@@ -493,13 +493,18 @@ def _weakest(space: Space, choice: Choice, loss: Callable[[Choice, Move], float]
 
 
 def fill(
-    costs: Costs, budgets: Sequence[Budget], choice: Choice, gain: Callable[[Choice, Move], float]
+    costs: Costs,
+    budgets: Sequence[Budget],
+    choice: Choice,
+    gain: Callable[[Choice, Move], float],
+    *,
+    parts: bool = False,
 ) -> tuple[Choice, list[Step]]:
     """What the budgets still allow is spent on `raising`, first where the gain per share of the figures is largest."""
     done: list[Step] = []
     while True:
         best: tuple[float, str, Move, float] | None = None
-        for move in raising(costs.space, choice):
+        for move in raising(costs.space, choice, parts=parts):
             after = move.applied(choice)
             if costs.over(after, budgets):
                 continue

@@ -165,7 +165,7 @@ class Annealing:
         free = {kind: float(net.cost(kind).detach()) for kind in self.bounds}
         loop.event("gates", phase=NAME, **self._told(learned), free_figures=free, **net.document())
         choice, lowered = project(net.costs, budgets, learned, harm)
-        choice, spent = fill(net.costs, budgets, choice, lambda c, m: -harm(c, m))
+        choice, spent = fill(net.costs, budgets, choice, lambda c, m: -harm(c, m), parts=True)
         for kind, steps in (("projection", lowered), ("fill", spent)):
             for step in steps:
                 loop.event(kind, **logged(step))
@@ -205,7 +205,8 @@ class Annealing:
 def margins(net: VibNet) -> Loss:
     """Harm as the quantisers and gates tell it: how far bits or a ratio lie from where they would be given up.
 
-    Each as a share of its range. Wider and more is always worth something, first what lies nearest.
+    Each as a share of its range. Wider is always worth something, first what lies nearest; a part comes back only where
+    its gate says that it tells something.
     """
     with torch.no_grad():
         bits = {(layer, side): float(net.bits(layer, side)) for layer, side in net.sides()}
@@ -215,7 +216,7 @@ def margins(net: VibNet) -> Loss:
         if move.side in ("prune", "restore"):
             ratio = ratios[GroupId(move.name)][move.to]
             away = (PRUNED_ABOVE - ratio) / (PRUNED_ABOVE - LN_RATIO_LEAST)
-            return max(away, LEAST_WORTH) if move.side == "prune" else -1 / (1 + abs(away))
+            return -away if move.side == "restore" else max(away, LEAST_WORTH)
         now = (choice.weight if move.side == "weight" else choice.act)[LayerId(move.name)]
         away = (bits[LayerId(move.name), move.side[0]] - move.to) / BITS_MOST
         return max(away, LEAST_WORTH) if move.to < now else -1 / (1 + abs(away))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,16 @@ def test_a_run_is_checked_kept_and_told_without_paths(run: Path, tmp_path: Path)
     assert "conv2 w" in page
     assert f"`{searches.command(kept)}`. By hand." in page
     assert f"--epochs-search {settings['epochs_search']}" in searches.command(kept)
+
+
+def test_the_command_of_a_stored_run_says_what_its_method_takes(run: Path, tmp_path: Path) -> None:
+    (kept,) = _kept(run, tmp_path)
+    settings = {**kept.settings, "method": "djpq", "variant": "", "mode": "", "restrict": "free", "convention": "djpq"}
+    told = replace(kept, settings=settings)
+    assert "--method djpq --restrict free --convention djpq" in searches.command(told)
+    assert "--lr-thresholds" not in searches.command(told)
+    assert "--lr-thresholds" in searches.command(kept)
+    assert told.label == "djpq free"
 
 
 def test_paths_of_this_host_are_not_kept() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitpress.compiler.prune import prune
-from bitpress.core.cost import Choice, Costs, largest, search_space
+from bitpress.core.cost import Choice, Costs, Move, largest, lowering, raising, search_space
 from bitpress.core.encoding import odd, twos
 from bitpress.core.errors import UnsupportedError
 from bitpress.core.graph import Graph, run
@@ -22,6 +22,7 @@ from bitpress.core.supernet import SuperNet, differing_codes, from_plan, inherit
 from bitpress.core.supernet_rounding import EVEN, UNIT, stepped
 from bitpress.core.supernet_starts import fit
 from bitpress.core.supernet_vib import LN_VAR_START, VibNet, norm_of
+from bitpress.core.train_vib import margins
 
 from ..benchmarks.graphs import residual
 from .test_cost import chain, depthwise
@@ -189,6 +190,19 @@ def test_parts_go_where_noise_exceeds_the_mean_but_no_more_than_the_space_allows
         net.tensor(f"{group}.ln_var").copy_(torch.arange(1, len(gate.sizes) + 1))
         left = [i for i, g in enumerate(net.part_gates(group).tolist()) if g]
     assert left == list(range(len(gate.sizes) - gate.removable))
+
+
+def test_margins_are_positive_for_losses_and_bring_back_only_what_tells_something() -> None:
+    net = _searched_by(_net(chain()))
+    choice, harm = net.choice(), margins(net)
+    assert {m.side for m in lowering(net.space, choice)} >= {"weight", "act"}
+    assert all(harm(choice, move) > 0 for move in lowering(net.space, choice))
+    gone = [m for m in raising(net.space, choice, parts=True) if m.side == "restore"]
+    assert gone and all(harm(choice, move) > 0 for move in gone)  # noise: no gain
+    group, gate = next(iter(net.space.open.items()))
+    less = Move("prune", group, len(gate.sizes) - 1).applied(choice)
+    assert harm(less, Move("restore", group, len(gate.sizes) - 1)) < 0
+    assert all(harm(choice, m) < 0 for m in raising(net.space, choice))
 
 
 def test_noise_is_there_while_it_trains_and_is_drawn_by_the_seed() -> None:
