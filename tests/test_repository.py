@@ -243,7 +243,8 @@ def test_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
 
     code = "import bitpress, bitpress.compiler.artifact as a, bitpress.benchmarks.bench as b; print(bitpress.__file__)"
     assert run("-c", code).strip() == str(wheel / "bitpress" / "__init__.py")
-    modules = {Path(n).as_posix() for n in tracked() if n.endswith((".py", ".def", ".typed", ".pyi", ".html", ".css", ".js"))}
+    kinds = (".py", ".def", ".typed", ".pyi", ".html", ".css", ".js")
+    modules = {Path(n).as_posix() for n in tracked() if n.endswith(kinds)}
     for name in modules:
         top = name.split("/")[0]
         if top in ("core", "kernels", "compiler", "benchmarks", "bitpress") and "/suites/" not in name:
