@@ -32,6 +32,7 @@ from .shapes import CONV, Case, Shape, case, check_depth, encodings, session, sh
 
 ALL = "all"
 WARM_UP_SECONDS = 0.01  # of a candidate: there are hundreds, and each block begins with a call that does not count
+TICK = 1e-6  # milliseconds: the clock's own step, so that no rate is infinite
 NO_TIME: Mapping[str, Any] = {
     "kernel": None, "chosen": False, "median": None, "min": None, "gmacs": None, "peak": None, "bound": None,
     "limit": None, "efficiency": None, "peers": [],
@@ -206,7 +207,7 @@ class _Timer:
                     share(f"{shape} {group.bits}", done / len(groups))
                     if group.kernels and not peers:
                         peers = self._peers(shape, stack)
-                    out += self._group(group, peers)
+                    out += self._timed(group, peers)
                     done += 1
         share("all shapes", 1.0)
         return out
@@ -219,7 +220,8 @@ class _Timer:
         made = [stack.enter_context(peers_gemm.FAMILIES[name].make(layer, self.threads)) for name in self.vs]
         return {peer: layer.matches(peer) for peer in made}
 
-    def _group(self, group: _Group, peers: Mapping[GemmPeer, float]) -> list[dict[str, Any]]:
+    def _timed(self, group: _Group, peers: Mapping[GemmPeer, float]) -> list[dict[str, Any]]:
+        """Rows of one group: its kernels, then the ISAs that have none."""
         known = {
             "shape": str(group.shape), "op": group.shape.op, "layers": list(group.shape.layers), "bits": group.bits,
             "threads": self.threads, "macs": group.shape.macs,
@@ -240,7 +242,7 @@ class _Timer:
         copies = {peer.name: peer.copies for peer in peers}
 
         def took(name: str, milliseconds: float, result: Any) -> float:
-            return float(result[CONV]) if name in sessions else milliseconds / copies[name]
+            return max(float(result[CONV]), TICK) if name in sessions else milliseconds / copies[name]
 
         settle = SETTLE_SECONDS if self.threads > 1 and peers else 0.0
         return measure(
