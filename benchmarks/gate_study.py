@@ -172,8 +172,9 @@ def _build(delay: float) -> Path:
     tree = WORK / "tree"
     _run("cmake", "-S", ROOT, "-B", tree, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", f"-DBITPRESS_DELAY={delay:g}")
     _run("cmake", "--build", tree, "--target", TOOL)
-    shutil.copy2(tree / TOOL, tool)
-    return tool
+    part = tool.with_name(f".{tool.name}")
+    shutil.copy2(tree / TOOL, part)
+    return part.replace(tool)
 
 
 def _run(*command: str | Path) -> None:
