@@ -5,7 +5,7 @@
 //   acc[r, x] = sum over the window of w[r, k] * a[x, k], an exact int32; padding is level 0;
 //   out[r, x] = clamp(half_to_even(acc * m[r] + b[r] + residual * m_r)), each float32 operation rounded on its own;
 //               no rounding to an integer where floats are stored.
-// Four families compute acc.
+// Five families compute acc.
 //   i8dot      w = 2^shift * v + factor with v a signed byte (or int16), a = byte - zero with an unsigned byte:
 //              acc = 2^shift * dot(v, byte) + factor * sum(byte) + bias[r]
 //              bias[r] = -zero * (2^shift * sum(v) + factor * K): the border holds `zero` too, so it is one constant.
@@ -16,6 +16,10 @@
 //   lut        dot(v, byte) of i8dot, for bytes below 4 and at most four v: in threes, from a table of all 64 x 64 sums
 //   of
 //              three products, each with a constant that makes it unsigned; bias[r] takes that back too.
+//   bitsliced  a vector holds one bit of many pixels, a weight is no data but a list: w = v, or w = 2 * v + 1 where no
+//              level is 0, v a sum of signed powers of two, and there is a list of elements for each power. Counters
+//              are bit planes. To take a byte away is to add 2^a_bits - 1 - byte, so that they are never negative;
+//              bias[r] takes that back too. Of 2 * v + 1, the sum of the window is added once for all rows.
 //
 // Rules for all of them. Kernels are single-threaded, do not allocate, throw, keep anything or call anything but
 // memcpy; two calls may run at once if they write different rows or pixels and have scratch memory of their own. No
@@ -31,6 +35,12 @@ namespace bitpress::gemm {
 constexpr size_t kSlack = 64;       // readable bytes behind any activations, and behind residual and output
 constexpr uint32_t kStrip = 16;     // pixels whose bit planes are made at once
 constexpr uint32_t kMaxLanes = 16;  // constants of rows are padded with zeros to a multiple of this
+
+// bitsliced: entries that are added together at least, to which lists are padded, and at most; channels that planes and
+// sums are padded to; counters that are held in registers, for 1 .. 4 planes, which a block leaves as one carry.
+constexpr int32_t kSlicePad = 4, kSliceBlock = 16;
+constexpr uint32_t kSliceChannels = 16;
+constexpr uint32_t kSliceCarry[] = {0, 4, 6, 7, 8};
 
 enum class Storage : uint8_t { kU8, kI8, kF32 };
 
@@ -74,8 +84,22 @@ struct Conv {
   uint32_t w_bits, a_bits, words;  // words of 32 bits of one plane of K = taps * valid elements
   const int32_t* coeffs;           // [w_bits, a_bits]: cw[p] * ca[q]
   uint8_t flip;                    // 0x80 where the bytes are signed levels, for the sum of a window
+  // bitsliced: taps are rows of the kernel, tap_offsets the input rows where they begin, `run` elements make a chunk
+  uint32_t columns;                   // of the kernel
+  uint32_t in_rows, stride_h;         // of the input of all output rows
+  size_t in_row_bytes, column_bytes;  // from one row, one column of the kernel to the next
+  uint32_t levels;                    // planes of a sum
+  uint32_t digits;                    // most of a weight
+  bool odd;                           // w = 2 * v + 1
+  const uint32_t* starts;  // [chunks][rows + 1]: where the lists of a row begin, in uint16; last: every element
+  // Stored levels of `stored_bits` by comparison: masks [rows][2^stored_bits - 1][levels], lowest first, of ascending
+  // thresholds; those that a sum reaches are counted, `falling` counts down. 0 bits: by law.
+  uint32_t stored_bits;
+  const uint32_t* thresholds;
+  const uint32_t* falling;  // [rows] mask
   // bitserial, aligned to 64: kStrip * (K rounded up to 64, and 64 more) bytes, then kStrip * a_bits * (words, made
-  // even) words. lut: codes of all bytes from `in` to the last window's, and 64 more
+  // even) words. lut: codes of all bytes from `in` to the last window's, and 64 more. bitsliced, aligned to 64: planes
+  // of lines, of a chunk's elements, and sums, as csrc/gemm/bitsliced.inl cuts it
   uint8_t* scratch;
   Output out;
 };
@@ -84,6 +108,9 @@ struct Conv {
 // for the generic row [rows][taps * run] int16. Weights of bitserial rows: uint32 [blocks][w_bits][words][lanes].
 // Weights of lut rows: codes of triples [blocks][taps][ceil(valid / 3)][lanes]; lane 2i is channel i of the block, lane
 // 2i + 1 is channel lanes / 2 + i.
+// Lists of bitsliced rows, of uint16, one for each digit: n, a multiple of kSlicePad; how many counters above the
+// digit's it can reach; n places in the planes of the chunk, in bytes. An element has 2 * a_bits vectors there, the
+// second half to be taken away. The row behind the last has one list, of every element.
 
 // Row r reads channel r of `in` (channels already chosen and bordered with zeros) and weights[tap][r].
 struct Depthwise {

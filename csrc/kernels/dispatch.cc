@@ -106,19 +106,36 @@ std::string misfit(const Row& r, const Problem& p) {
   return "";
 }
 
+// Digits of a weight that are not 0, all codes being as common.
+double digits_of(const Encoding& weight) {
+  const Split split = split_for_slices(weight);
+  const uint32_t codes = 1u << weight.bits;
+  int count = 0;
+  for (uint32_t code = 0; code < codes; ++code)
+    for (const int8_t digit : signed_digits((weight.level(code) - split.factor) >> split.shift)) count += digit != 0;
+  return static_cast<double>(count) / codes;
+}
+
 uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
 // Microseconds for one image. A product costs what its row says, an output kOutput for all families. bitserial packs
 // planes once for every pixel, kPixel + kPack a bit, and ends every pair of planes in a multiplication an output,
 // kPair. lut codes every pixel once, kPixel, and widens sums of 16 bits, kWiden an output. Picoseconds, fitted on the
-// machine of kernels.def to within a quarter over w1a1 .. w4a4 of ResNet-20 and ResNet-18 (lut: and 1x1).
+// machine of kernels.def to within a quarter over w1a1 .. w4a4 of ResNet-20 and ResNet-18 (lut: and 1x1). bitsliced
+// makes planes of every element of a window, kSlice a bit of one, and its last vector is full whatever is in it.
 double estimate(const Row& r, const Problem& p) {
-  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40;
+  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6;
   const double pixels = static_cast<double>(p.pixels), groups = static_cast<double>(p.groups);
   if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
   const double rows = groups * static_cast<double>(padded(p.rows / p.groups, r.lanes));
   const double depth = static_cast<double>(padded(p.depth, r.group));
   if (r.lut()) return ((r.cost * depth + kOutput + kWiden) * rows + groups * kPixel) * pixels * 1e-6;
+  if (r.sliced()) {
+    const double bits = p.act.bits * static_cast<double>(p.depth),
+                 lanes = static_cast<double>(padded(p.pixels, r.group));
+    const double filters = static_cast<double>(p.rows);
+    return ((r.cost * digits_of(p.weight) * bits + kOutput) * filters + groups * kSlice * bits) * lanes * 1e-6;
+  }
   if (!r.bitserial()) return (r.cost * depth + kOutput) * rows * pixels * 1e-6;
   const double planes = p.weight.bits * p.act.bits;
   const double pack = groups * (kPixel + kPack * p.act.bits * depth);
@@ -134,6 +151,7 @@ std::string number(double x) {
 }  // namespace
 
 bool Row::lut() const { return std::strcmp(family, "lut") == 0; }
+bool Row::sliced() const { return std::strcmp(family, "bitsliced") == 0; }
 bool Row::delayed() const { return std::strcmp(family, "i8dot16") == 0; }
 bool Row::flips() const { return std::strcmp(family, "s8dot") == 0; }
 
@@ -155,7 +173,8 @@ const std::vector<Row>& rows() {
   static const std::vector<Row> all = [] {
     static const struct {
       const char *family, *isa, *name, *op;
-      uint8_t bits[4], lanes, group;
+      uint8_t bits[4], lanes;
+      uint16_t group;
       double cost;
       void (*function)();
     } kRows[] = {
@@ -204,6 +223,22 @@ Split split_for_lut(const Encoding& w, bool gaps) {
   for (uint32_t code = 0; code < 1u << w.bits; ++code) zero |= w.level(code) == 0;
   if (zero || !gaps) return {0, 0, std::max(std::abs(w.lo()), std::abs(w.hi()))};
   return {1, 1, std::max(std::abs((w.lo() - 1) / 2), std::abs((w.hi() - 1) / 2))};
+}
+
+Split split_for_slices(const Encoding& w) {
+  for (uint32_t code = 0; code < 1u << w.bits; ++code)
+    if (w.level(code) == 0) return {0, 0, std::max(std::abs(w.lo()), std::abs(w.hi()))};
+  return {1, 1, std::max(std::abs((w.lo() - 1) / 2), std::abs((w.hi() - 1) / 2))};
+}
+
+std::array<int8_t, 9> signed_digits(int32_t v) {
+  std::array<int8_t, 9> out{};
+  for (size_t i = 0; v != 0; ++i, v /= 2) {  // an odd v loses what leaves a multiple of four
+    if (v % 2 == 0) continue;
+    out[i] = static_cast<int8_t>(2 - ((v % 4) + 4) % 4);
+    v -= out[i];
+  }
+  return out;
 }
 
 int32_t zero_byte(const Encoding& act) { return act.is_signed() ? act.hi() : 0; }

@@ -1,6 +1,7 @@
 // Which kernel row computes a step on this host, and why. The one list is kernels/kernels.def.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -32,6 +33,7 @@ struct Row {
   bool bitserial() const { return op == Op::kConv2d && group == 32; }
   bool delayed() const;  // sums products in int16
   bool lut() const;      // looks sums of three products up
+  bool sliced() const;   // adds planes of pixels
   bool flips() const;    // multiplies bytes less 128
 };
 
@@ -50,6 +52,10 @@ struct Split {
 Split split_weight(const Encoding& weight);
 // The same for look-ups; `gaps`: triples may hold activations of no element, which must meet v = 0.
 Split split_for_lut(const Encoding& weight, bool gaps);
+// The same for slices: levels without a 0 are 2 * v + 1.
+Split split_for_slices(const Encoding& weight);
+// v as a sum of powers of two and their negatives, as few as can be: [i] is -1, 0 or 1 times 2^i. |v| <= 128.
+std::array<int8_t, 9> signed_digits(int32_t v);
 // Level 0 of an activation as i8dot's unsigned byte.
 int32_t zero_byte(const Encoding& act);
 // Steps of i8dot16 whose sum of products cannot leave int16.

@@ -8,6 +8,7 @@ namespace {
 
 #include "../gemm/unroll.inl"
 #include "../gemm/avx512.inl"
+#include "../gemm/turn.inl"
 
 struct Words : Block {
   static constexpr size_t kElementBytes = 2;
@@ -43,6 +44,52 @@ struct Nibbles : Planes {
   }
 };
 
+// One bit of 512 pixels. Any function of three bits is one instruction.
+struct Slices {
+  static constexpr size_t kBytes = 64, kTile = 16;
+  using Vec = __m512i;
+  static Vec zero() { return _mm512_setzero_si512(); }
+  static Vec set(uint32_t word) { return _mm512_set1_epi32(static_cast<int32_t>(word)); }
+  static Vec broadcast(const uint32_t* p) { return set(*p); }
+  static Vec load(const uint8_t* p) { return _mm512_load_si512(p); }
+  static Vec load_any(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static void store(uint8_t* p, Vec v) { _mm512_store_si512(p, v); }
+  static Vec both(Vec a, Vec b) { return _mm512_and_si512(a, b); }
+  static Vec either(Vec a, Vec b) { return _mm512_or_si512(a, b); }
+  static Vec differ(Vec a, Vec b) { return _mm512_xor_si512(a, b); }
+  static Vec flip(Vec a) { return _mm512_xor_si512(a, _mm512_set1_epi32(-1)); }
+  template <int n>
+  static Vec shl(Vec a) {
+    return _mm512_slli_epi16(a, n);
+  }
+  template <int n>
+  static Vec shr(Vec a) {
+    return _mm512_srli_epi16(a, n);
+  }
+  // The sum first: the carry is x where x and y are equal, and what the new sum is not where they differ. From the old
+  // sum it would take a copy, which the new one overwrites.
+  static BITPRESS_INLINE Vec full_add(Vec& sum, Vec x, Vec y) {
+    constexpr int kOdd = 0x96, kCarry = 0xB2;
+    sum = _mm512_ternarylogic_epi32(sum, x, y, kOdd);
+    return _mm512_ternarylogic_epi32(x, sum, y, kCarry);
+  }
+  static BITPRESS_INLINE Vec half_add(Vec& sum, Vec x) {
+    const Vec out = _mm512_and_si512(sum, x);
+    sum = _mm512_xor_si512(sum, x);
+    return out;
+  }
+  static BITPRESS_INLINE Vec at_least(Vec bit, Vec so_far, Vec threshold) {
+    constexpr int kMost = 0xD4;  // of a, b and ~c
+    return _mm512_ternarylogic_epi32(bit, so_far, threshold, kMost);
+  }
+  static Vec shl_by(Vec a, int n) { return _mm512_sll_epi16(a, _mm_cvtsi32_si128(n)); }
+  static Vec shr_by(Vec a, int n) { return _mm512_srl_epi16(a, _mm_cvtsi32_si128(n)); }
+  static Vec add_bytes(Vec a, Vec b) { return _mm512_add_epi8(a, b); }
+  static void transpose(const uint8_t* in, size_t in_stride, uint8_t* out, size_t out_stride) {
+    turn16(in, in_stride, out, out_stride);
+  }
+};
+
 struct Dots : Block {
   template <bool kSigned>
   static Vec load_act(const uint8_t* p) {
@@ -55,6 +102,7 @@ struct Dots : Block {
 
 #include "../gemm/finish.inl"
 #include "../gemm/bitserial.inl"
+#include "../gemm/bitsliced.inl"
 #include "../gemm/i8dot.inl"
 #include "../gemm/values.inl"
 
@@ -63,6 +111,7 @@ struct Dots : Block {
 void i8dot_avx512(const Conv& c) { i8dot<Words, F>(c); }
 void i8dot16_avx512(const Conv& c) { i8dot<Delayed, F>(c); }
 void bitserial_avx512(const Conv& c) { bitserial<Nibbles, F>(c); }
+void bitsliced_avx512(const Conv& c) { bitsliced<Slices, F>(c); }
 void depthwise_avx512(const Depthwise& d) { depthwise<Dots, F>(d); }
 void requantize_avx512(const Requantize& r) { requantize<F>(r); }
 

@@ -123,6 +123,55 @@ struct Bits {
   }
 };
 
+// One bit of 64 pixels.
+struct Slices {
+  static constexpr size_t kBytes = 8, kTile = 8;
+  using Vec = uint64_t;
+  static Vec zero() { return 0; }
+  static Vec set(uint32_t word) { return word * 0x100000001u; }
+  static Vec broadcast(const uint32_t* p) { return set(*p); }
+  static Vec load(const uint8_t* p) {
+    Vec v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static Vec load_any(const uint8_t* p) { return load(p); }
+  static void store(uint8_t* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+  static Vec both(Vec a, Vec b) { return a & b; }
+  static Vec either(Vec a, Vec b) { return a | b; }
+  static Vec differ(Vec a, Vec b) { return a ^ b; }
+  static Vec flip(Vec a) { return ~a; }
+  template <int n>
+  static Vec shl(Vec a) {
+    return a << n;
+  }
+  template <int n>
+  static Vec shr(Vec a) {
+    return a >> n;
+  }
+  static Vec full_add(Vec& sum, Vec x, Vec y) {
+    const Vec t = x ^ y, out = (sum & t) | (x & y);
+    sum ^= t;
+    return out;
+  }
+  static Vec half_add(Vec& sum, Vec x) {
+    const Vec out = sum & x;
+    sum ^= x;
+    return out;
+  }
+  static Vec at_least(Vec bit, Vec so_far, Vec threshold) { return (bit & so_far) | ((bit | so_far) & ~threshold); }
+  static Vec shl_by(Vec a, int n) { return a << n; }
+  static Vec shr_by(Vec a, int n) { return a >> n; }
+  static Vec add_bytes(Vec a, Vec b) {
+    constexpr Vec kTop = 0x8080808080808080u;
+    return ((a & ~kTop) + (b & ~kTop)) ^ ((a ^ b) & kTop);
+  }
+  static void transpose(const uint8_t* in, size_t in_stride, uint8_t* out, size_t out_stride) {
+    for (size_t i = 0; i < kTile; ++i)
+      for (size_t j = 0; j < kTile; ++j) out[i * out_stride + j] = in[j * in_stride + i];
+  }
+};
+
 struct Dots {
   static constexpr uint32_t kLanes = 4;
   struct Vec {
@@ -151,6 +200,7 @@ struct Dots {
 
 #include "../gemm/finish.inl"
 #include "../gemm/bitserial.inl"
+#include "../gemm/bitsliced.inl"
 #include "../gemm/values.inl"
 
 // Loops that compilers turn into multiply-adds of int16 by themselves: no tile, four rows of weights at once.
@@ -204,6 +254,7 @@ void gather(const Gather& g) {
 
 void i8dot_generic(const Conv& c) { i8dot(c); }
 void bitserial_generic(const Conv& c) { bitserial<Bits, F>(c); }
+void bitsliced_generic(const Conv& c) { bitsliced<Slices, F>(c); }
 void depthwise_generic(const Depthwise& d) { depthwise<Dots, F>(d); }
 void quantize_generic(const Quantize& q) { quantize<F>(q); }
 void requantize_generic(const Requantize& r) { requantize<F>(r); }

@@ -1,6 +1,7 @@
 #include "bound.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <new>
 
@@ -12,6 +13,8 @@ namespace {
 constexpr size_t kSpareRows = 16;  // constants behind the last row that a vector may read
 // Bytes of scratch memory of a thread. No network needs a hundredth; a small file that claims huge borders would.
 constexpr size_t kMostScratch = size_t{1} << 30;
+constexpr uint32_t kSliceElements = 24 << 10;  // bytes of a chunk's planes: most of a first-level cache
+constexpr size_t kSliceBand = 256 << 10;       // of input that becomes planes at once, which stay in the second
 
 // Codes of one row of packed fields.
 std::vector<uint8_t> codes_of(const Step& s, uint32_t row) {
@@ -86,10 +89,15 @@ void Bound::plan_windows(bool channels_chosen) {
     w.valid = s.depth;
     w.offsets = {0};
   } else {
-    const bool joined = !depthwise && s.dilation_w == 1;  // the taps of a row of the kernel follow one another
-    w.taps = joined ? s.kernel_h : s.kernel_h * s.kernel_w;
+    const bool sliced = row_->sliced();
+    const bool joined = !depthwise && s.dilation_w == 1 && !sliced;  // taps of a row of the kernel follow one another
+    w.taps = joined || sliced ? s.kernel_h : s.kernel_h * s.kernel_w;
     w.valid = joined ? s.kernel_w * w.channels : w.channels;
     for (uint32_t t = 0; t < w.taps; ++t) {
+      if (sliced) {
+        w.offsets.push_back(t * s.dilation_h);
+        continue;
+      }
       const uint32_t ky = joined ? t : t / s.kernel_w, kx = joined ? 0 : t % s.kernel_w;
       w.offsets.push_back(static_cast<uint32_t>(ky * s.dilation_h * w.row_bytes + kx * s.dilation_w * pixel));
     }
@@ -102,10 +110,12 @@ void Bound::plan_windows(bool channels_chosen) {
 void Bound::plan_bands(size_t weight_bytes) {
   const Step& s = step_;
   Windows& w = windows_;
-  const size_t budget = std::max<size_t>(24 << 10, std::min<size_t>(weight_bytes, 192 << 10));
+  const size_t budget =
+      row_->sliced() ? kSliceBand : std::max<size_t>(24 << 10, std::min<size_t>(weight_bytes, 192 << 10));
   if (w.flat) {
     const size_t window = size_t{w.valid} * w.element;
-    w.band = static_cast<uint32_t>(std::clamp<size_t>(budget / window / 14 * 14, 14, 448));
+    const size_t part = row_->sliced() ? row_->group : 14, most = row_->sliced() ? 8 * part : 448;
+    w.band = static_cast<uint32_t>(std::clamp<size_t>(budget / window / part * part, part, most));
     w.band_bytes = w.band * window;
     w.scratch = w.copy ? w.band_bytes : 0;
     return;
@@ -120,6 +130,7 @@ void Bound::plan_bands(size_t weight_bytes) {
 }
 
 void Bound::bind_convolution(const Step& s) {
+  if (row_->sliced()) return bind_slices(s);
   const bool bits = row_->bitserial(), lut = row_->lut(), wide = row_->group < 4 && !lut;
   Windows& w = windows_;
   w.element = wide ? 2 : 1;
@@ -230,6 +241,125 @@ void Bound::bind_lut(const Step& s, const Split& split) {
     const int64_t bias = -int64_t{w.zero} * (sum * (1 << split.shift) + int64_t{split.factor} * s.depth) -
                          looks * constant * (1 << split.shift);
     bias_[group * size_t{padded_rows_} + row % per_group] = static_cast<int32_t>(static_cast<uint32_t>(bias));
+  }
+}
+
+// Lists of what each weight's digits add or take away, chunk by chunk.
+void Bound::bind_slices(const Step& s) {
+  Windows& w = windows_;
+  Slices& z = slices_;
+  w.zero = static_cast<uint8_t>(zero_byte(in_.storage));
+  plan_windows(false);
+  const uint32_t per_group = s.rows / s.groups, bits = static_cast<uint32_t>(in_.storage.bits);
+  const uint32_t plain = bits * row_->group / 8, place = 2 * plain;  // bytes of an element
+  blocks_ = (per_group + row_->lanes - 1) / row_->lanes;
+  z.chunks = (s.depth + kSliceElements / place - 1) / (kSliceElements / place);
+  z.chunk = (s.depth + z.chunks - 1) / z.chunks;
+  z.chunks = (s.depth + z.chunk - 1) / z.chunk;
+
+  const Split split = split_for_slices(s.weight);
+  z.odd = split.shift == 1;
+  std::array<int8_t, 9> digits[16] = {};
+  for (uint32_t code = 0; code < 1u << s.weight.bits; ++code) {
+    digits[code] = signed_digits((s.weight.level(code) - split.factor) >> split.shift);
+    for (uint32_t d = 0; d < digits[code].size(); ++d)
+      if (digits[code][d]) z.digits = std::max(z.digits, d + 1);
+  }
+
+  const int64_t top = (1 << bits) - 1;  // of a byte
+  const uint32_t least = gemm::kSliceCarry[bits];
+  const auto planes_of = [](int64_t sum) {  // sums are exact modulo 2^32
+    uint32_t out = 0;
+    for (; sum && out < 32; sum >>= 1) ++out;
+    return out;
+  };
+  std::vector<uint16_t> lists;
+  int64_t most = 0;  // largest sum
+  for (uint32_t group = 0; group < s.groups; ++group) {
+    std::vector<std::vector<uint8_t>> codes;
+    std::vector<int64_t> reach(per_group + 1, 0);  // of a row's counters so far
+    for (uint32_t row = 0; row < per_group; ++row) codes.push_back(codes_of(s, group * per_group + row));
+    for (uint32_t chunk = 0; chunk < z.chunks; ++chunk) {
+      const uint32_t begin = chunk * z.chunk, end = std::min(begin + z.chunk, s.depth);
+      const auto add_list = [&](uint32_t row, uint32_t d, const auto& sign) {
+        const size_t at = lists.size();
+        lists.resize(at + 2);
+        for (uint32_t k = begin; k < end; ++k) {
+          if (sign(k) == 0) continue;
+          lists.push_back(static_cast<uint16_t>((k - begin) * place + (sign(k) < 0 ? plain : 0)));
+          reach[row] += top << d;
+        }
+        while ((lists.size() - at) % gemm::kSlicePad != 2)
+          lists.push_back(static_cast<uint16_t>((end - begin) * place));
+        lists[at] = static_cast<uint16_t>(lists.size() - at - 2);
+        lists[at + 1] = static_cast<uint16_t>(std::max(planes_of(reach[row] >> d), least));
+      };
+      for (uint32_t row = 0; row < per_group; ++row) {
+        z.starts.push_back(static_cast<uint32_t>(lists.size()));
+        for (uint32_t d = 0; d < z.digits; ++d) add_list(row, d, [&](uint32_t k) { return digits[codes[row][k]][d]; });
+      }
+      z.starts.push_back(static_cast<uint32_t>(lists.size()));
+      add_list(per_group, 0, [](uint32_t) { return 1; });
+    }
+    for (uint32_t row = 0; row < per_group; ++row) {
+      int64_t bias = 0;
+      for (const uint8_t code : codes[row]) {
+        bias -= w.zero * int64_t{s.weight.level(code)};
+        for (uint32_t d = 0; d < z.digits; ++d) bias -= digits[code][d] < 0 ? top << (d + split.shift) : 0;
+      }
+      bias_[group * size_t{padded_rows_} + row] = static_cast<int32_t>(static_cast<uint32_t>(bias));
+      most = std::max(most, z.odd ? 2 * reach[row] + reach[per_group] : reach[row]);
+    }
+  }
+  weights_ = Memory(lists.size() * sizeof(uint16_t));
+  std::memcpy(weights_.data(), lists.data(), weights_.size());
+  z.levels = std::max(planes_of(most + 1), least + z.digits - 1 + (z.odd ? 1 : 0));
+  bind_thresholds(s, most);
+
+  plan_bands(weights_.size());
+  const size_t rows = w.flat ? 1 : w.band_bytes / w.row_bytes, pitch = ((w.flat ? w.band : out_.w) + 7) / 8;
+  const size_t slots = padded(rows, s.stride_h), line = padded(slots * pitch + 64, 64), vector = row_->group / 8;
+  const size_t wide = pitch + (w.flat ? 0 : (size_t{s.kernel_w} - 1) * s.dilation_w / 8 + 1);
+  scratch_ = padded(w.scratch + gemm::kSlack, 64) +
+             (w.flat ? 1 : s.kernel_w) * padded(w.valid, gemm::kSliceChannels) * bits * line +
+             (size_t{z.chunk} + 1) * place + (size_t{blocks_} * gemm::kSliceChannels + 1) * z.levels * vector +
+             (slots * wide + 1) * bits * vector;
+}
+
+// Where the stored level steps, found in the law itself; none where a residual comes in, or the levels are many.
+void Bound::bind_thresholds(const Step& s, int64_t most) {
+  constexpr float kMostLevels = 15;
+  constexpr int64_t kMostSum = int64_t{1} << 30;
+  if (out_.storage.is_float() || s.residual != kNone || !s.out_channels.empty() || s.hi - s.lo > kMostLevels) return;
+  if (most >= kMostSum) return;
+  Slices& z = slices_;
+  const uint32_t steps = static_cast<uint32_t>(s.hi - s.lo), per_group = s.rows / s.groups;
+  for (z.stored_bits = 1; (1u << z.stored_bits) <= steps;) ++z.stored_bits;
+  const uint32_t count = (1u << z.stored_bits) - 1;
+  for (uint32_t row = 0; row < s.rows; ++row) {
+    const int32_t bias = bias_[row / per_group * size_t{padded_rows_} + row % per_group];
+    const bool falling = s.m[row] < 0;
+    const auto level = [&](int64_t sum) {  // docs/numerics.md 5, above `lo`
+      const float t = static_cast<float>(static_cast<int32_t>(sum + bias)) * s.m[row];
+      return std::nearbyint(std::min(std::max(t + s.b[row], s.lo), s.hi)) - s.lo;
+    };
+    z.falling.push_back(falling ? ~0u : 0);
+    for (uint32_t j = 1; j <= count; ++j) {
+      // Least sum that makes j levels, or, falling, one below.
+      const auto reached = [&](int64_t sum) {
+        return falling ? level(sum) <= static_cast<float>(count) - static_cast<float>(j)
+                       : level(sum) >= static_cast<float>(j);
+      };
+      int64_t low = 0, high = most + 1;  // which no sum is
+      while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (reached(middle))
+          high = middle;
+        else
+          low = middle + 1;
+      }
+      for (uint32_t i = 0; i < z.levels; ++i) z.thresholds.push_back(high >> i & 1 ? ~0u : 0);
+    }
   }
 }
 

@@ -56,6 +56,14 @@ struct Windows {
   size_t scratch = 0;     // bytes of that memory
 };
 
+// A convolution by bit slices: see gemm::Conv.
+struct Slices {
+  uint32_t chunk = 0, chunks = 0;  // elements of one; how many
+  uint32_t levels = 0, digits = 1, stored_bits = 0;
+  bool odd = false;
+  std::vector<uint32_t> starts, thresholds, falling;  // of one group after another
+};
+
 class Bound {
  public:
   // Lays everything out; `step.fields` is not read again. Error(kUnsupported) where no row fits.
@@ -64,7 +72,9 @@ class Bound {
   const Row& row() const { return *row_; }
   const std::string& why() const { return why_; }
   size_t scratch_bytes() const { return scratch_; }
-  size_t weight_bytes() const { return weights_.size() + tables_.size(); }
+  size_t weight_bytes() const {
+    return weights_.size() + tables_.size() + sizeof(uint32_t) * (slices_.starts.size() + slices_.thresholds.size());
+  }
   // Rough number of operations, to tell whether threads are worth waking.
   double work(size_t images) const;
 
@@ -82,6 +92,8 @@ class Bound {
   void bind_epilogue(const Step& step, uint32_t per_group);
   void bind_convolution(const Step& step);
   void bind_lut(const Step& step, const Split& split);
+  void bind_slices(const Step& step);
+  void bind_thresholds(const Step& step, int64_t most);
   void bind_depthwise(const Step& step);
   void bind_gather(const Step& step);
   void plan_windows(bool channels_chosen);
@@ -111,6 +123,7 @@ class Bound {
   int32_t shift_ = 0, factor_ = 0;
   uint32_t delay_ = 0, words_ = 0;
   Windows windows_;
+  Slices slices_;
   std::vector<gemm::GatherRun> runs_;
   size_t scratch_ = 0;
 };

@@ -167,7 +167,22 @@ void Bound::run_convolution(const Place& place, size_t begin, size_t end, uint32
   c.coeffs = coeffs_.data();
   c.flip = in_.storage.is_signed() ? 0x80 : 0;
   c.scratch = scratch + padded(w.scratch + gemm::kSlack, 64);
+  if (row_->sliced()) {
+    c.run = slices_.chunk;
+    c.columns = w.flat ? 1 : step_.kernel_w;
+    c.in_rows = 1;
+    c.stride_h = w.flat ? 1 : step_.stride_h;
+    c.in_row_bytes = w.row_bytes;
+    c.column_bytes = size_t{step_.dilation_w} * w.channels;
+    c.levels = slices_.levels;
+    c.digits = slices_.digits;
+    c.odd = slices_.odd;
+    c.stored_bits = slices_.stored_bits;
+  }
   c.out = output(place);
+  c.starts = slices_.starts.data();
+  c.thresholds = slices_.thresholds.data();
+  c.falling = slices_.falling.data();
   if (w.flat) return run_line(place, begin, end, c, scratch);
 
   const size_t out_h = out_.h;
@@ -182,9 +197,10 @@ void Bound::run_convolution(const Place& place, size_t begin, size_t end, uint32
     c.first_pixel = at * out_.w;
     const uint8_t* from = place.data + image * in_.c * in_.h * in_.w;
     const int64_t first = static_cast<int64_t>(y * step_.stride_h) - step_.top;
+    c.in_rows = (c.out_rows - 1) * step_.stride_h + reach;
     for (uint32_t g = 0; g < step_.groups; ++g) {
       if (w.copy) {
-        copy_band(from, g, first, (c.out_rows - 1) * step_.stride_h + reach, scratch);
+        copy_band(from, g, first, c.in_rows, scratch);
         c.in = scratch;
       } else {
         c.in = from + static_cast<size_t>(first) * w.row_bytes;
@@ -194,6 +210,12 @@ void Bound::run_convolution(const Place& place, size_t begin, size_t end, uint32
       c.out.m = m_.data() + size_t{g} * padded_rows_;
       c.out.b = b_.data() + size_t{g} * padded_rows_;
       c.out.bias = bias_.data() + size_t{g} * padded_rows_;
+      if (row_->sliced()) c.starts = slices_.starts.data() + size_t{g} * slices_.chunks * (c.rows + 1);
+      if (c.stored_bits) {
+        const size_t steps = (size_t{1} << c.stored_bits) - 1;
+        c.thresholds = slices_.thresholds.data() + size_t{g} * c.rows * steps * slices_.levels;
+        c.falling = slices_.falling.data() + size_t{g} * c.rows;
+      }
       row_->run(c);
     }
     at += c.out_rows;

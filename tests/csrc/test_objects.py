@@ -58,7 +58,7 @@ def test_kernels_use_the_registers_of_their_set(isa: str) -> None:
 @pytest.mark.parametrize(
     ("isa", "instruction"),
     [("avxvnni", "vpdpbusd"), ("avx512vnni", "vpdpbusd"), ("avx512vbmi", "vpopcnt"), ("avx512vbmi", "vpermb"),
-     ("avx2", "vpmaddubsw"), ("avx512", "vpmaddubsw")],
+     ("avx2", "vpmaddubsw"), ("avx512", "vpmaddubsw"), ("avx512", "vpternlog")],
 )  # fmt: skip
 def test_the_instruction_that_a_set_is_for(isa: str, instruction: str) -> None:
     if isa not in OBJECTS:
@@ -81,6 +81,19 @@ def test_accumulators_stay_in_registers(isa: str, instruction: str) -> None:
         if re.search(r"vmovdq\w+\s+%zmm\d+,.*\(%r[sb]p", line)
     ]
     assert not spills, spills[:5]
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_counters_stay_in_registers(isa: str) -> None:
+    """No vector is stored to the stack where lists of bit slices are added; 16 registers do not hold all of four planes."""
+    if isa not in OBJECTS:
+        pytest.skip(f"{isa} is not built for this processor")
+    code = tool("objdump", "-d", "-C", "--no-show-raw-insn", OBJECTS[isa])
+    bodies = dict(re.findall(r"::add_list<.*?Slices, (\d)>.*?>:\n(.*?)\n\n", code, re.DOTALL))
+    assert set(bodies) == set("1234")
+    for planes, body in bodies.items():
+        spills = re.findall(r"vmovdq\w+\s+%[yz]mm\d+,.*\(%r[sb]p.*", body)
+        assert len(spills) <= (isa == "avx2" and planes == "4"), (planes, spills)
 
 
 @pytest.mark.parametrize("name", ["ties", "pool"])

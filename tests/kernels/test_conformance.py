@@ -254,6 +254,58 @@ def test_ties_and_bounds_of_the_epilogue(kernel: str, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(got, oracle.store(sums, m, b, -6, 7))
 
 
+SLICED = [name for name in CONVOLUTIONS if name.startswith("bitsliced_")]
+STORED = (
+    ("u1", 0, 1), ("u2", 0, 3), ("u3", 0, 5), ("u4", 0, 15), ("i2", -1, 1), ("i3", -3, 3), ("i4", -7, 7), ("u8", 3, 9),
+)  # fmt: skip
+
+
+def every_sum(weight: str, storage: str, lo: int, hi: int) -> tuple[Program, np.ndarray, np.ndarray]:
+    """A program, its images, and what it gives. Pixel p sums to p times a weight, and multipliers make levels step at
+    every sum, tie, fall, never change."""
+    depth, top = 9, 15
+    pixels = depth * top + 1
+    x = np.clip(np.arange(pixels)[None] - top * np.arange(depth)[:, None], 0, top)[None, :, None, :]
+    m = np.float32([0.5, 0.25, -0.5, -0.1, 1 / 3, 0, 1e-9, 7, -7, 0.1, 0.03, -0.03, 1e30, 0.5, 0.5, -0.5])
+    b = np.float32([0.5, -2.5, 1, 3, -1e-3, 2.5, 0, 0.5, 3.5, 1.5, 0, 6, 0, 1e9, -1e9, 0])
+    levels = parse(weight).levels().astype(np.int64)
+    each = np.repeat(levels, len(m))
+    m, b, rows = np.tile(m, len(levels)), np.tile(b, len(levels)), len(each)
+    plain = one_step(x.shape[1:], "u4", np.tile(each[:, None, None, None], (1, 1, 1, depth)), weight, Window())
+    base, size = plain.arena_bytes, -(-rows * pixels // 64) * 64
+    ones = np.ones(rows, np.float32)
+    program = replace(
+        plain,
+        buffers=(
+            *plain.buffers[:2],
+            Buffer("stored", (rows, 1, pixels), storage, base, rows * pixels),
+            Buffer("out", (rows, 1, pixels), "f32", base + size, 4 * rows * pixels),
+        ),
+        steps=(
+            plain.steps[0],
+            replace(plain.steps[1], name="stored", output=2, epilogue=Epilogue(m, b, lo, hi)),
+            Step("requantize", "out", (2,), 3, epilogue=Epilogue(ones, 0 * ones, -np.inf, np.inf)),
+        ),
+        output=3,
+        arena_bytes=base + 5 * size,
+    )
+    want = oracle.store((each[:, None] * np.arange(pixels))[None, :, None], m, b, lo, hi)
+    return program, x.astype(np.float32), want.astype(np.float32)
+
+
+@pytest.mark.parametrize("kernel", SLICED)
+@pytest.mark.parametrize("weight", ["i2", "o2"])
+@pytest.mark.parametrize(("storage", "lo", "hi"), STORED)
+def test_thresholds_at_every_sum(
+    kernel: str, weight: str, storage: str, lo: int, hi: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, x, want = every_sum(weight, storage, lo, hi)
+    monkeypatch.setenv("BITPRESS_FORCE_KERNEL", kernel)
+    session = _native.Session(artifact.encode(program))
+    assert session.steps()[1]["kernel"] == kernel
+    np.testing.assert_array_equal(session.run(x).reshape(want.shape), want)
+
+
 @pytest.mark.parametrize("kernel", [*CONVOLUTIONS, *DEPTHWISE])
 def test_empty_batch(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     g = SAME if kernel in CONVOLUTIONS else Window((3, 3), padding=(1, 1, 1, 1), groups=5)

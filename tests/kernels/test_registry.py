@@ -72,8 +72,19 @@ def test_explain_speaks_of_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.native
 def test_one_bit_and_deep_is_what_bit_planes_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITPRESS_FORCE_ISA", "generic")
-    deep = Problem("conv2d", parse("b1"), parse("u1"), 256, 4608, 49)
+    deep = Problem("conv2d", parse("b1"), parse("u1"), 256, 4608, 4)
     assert registry.find(deep).name == "bitserial_generic"
+
+
+@pytest.mark.native
+def test_few_bits_and_many_pixels_are_what_slices_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITPRESS_FORCE_ISA", "generic")
+    for weight, act, pixels, family in (
+        ("o2", "u2", 1024, "bitsliced"), ("t2", "u4", 1024, "bitsliced"), ("t2", "u4", 1, "i8dot"),
+        ("i8", "u2", 1024, "i8dot"), ("o2", "u8", 1024, "i8dot"),
+    ):  # fmt: skip
+        problem = Problem("conv2d", parse(weight), parse(act), 16, 144, pixels)
+        assert registry.find(problem).name == f"{family}_generic", problem
     assert registry.find(Problem("conv2d", parse("i8"), parse("u8"), 256, 4608, 49)).name == "i8dot_generic"
 
 

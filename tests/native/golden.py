@@ -37,6 +37,8 @@ def cases() -> Iterator[Case]:
             g = Window((3, 3), padding=around, groups=5)
             given = suite.case(weight, act, 5, (3, 2), 5, g)
             yield one_step(f"{weight}x{act}.depthwise", weight, act, given, g, "depthwise_conv2d")
+    for storage, lo, hi in suite.STORED:
+        yield f"o2.{storage}.stored", *suite.every_sum("o2", storage, lo, hi)
     for weight, act in suite.PAIRS:
         for number, (c, side, rows, g) in enumerate(suite.GEOMETRIES):
             given = suite.case(weight, act, c, side, rows, g, batch=2)
