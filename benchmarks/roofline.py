@@ -17,8 +17,9 @@ import numpy as np
 
 from ..compiler.program import Program, Step
 from ..core.encoding import parse
+from ..kernels.packed import PackedTensor, unpack
 
-FAMILIES = ("i8dot", "bitserial", "lut")
+FAMILIES = ("i8dot", "bitserial", "bitsliced", "lut")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 MOST_READ = 1 << 29  # bytes: more than four times the last cache of most hosts
 SECONDS = 0.04  # per rate: hundreds of windows of 0.2 ms, of which some are quiet on a shared host
@@ -38,6 +39,7 @@ class Work:
 
     macs: int
     bit_products: int  # macs x weight bits x activation bits
+    bit_additions: int  # digits of weights that are not 0 x activation bits x pixels
     weight_bytes: int
     value_bytes: int  # inputs, residual and output
 
@@ -46,14 +48,26 @@ def work(step: Step, program: Program) -> Work:
     """Counts of a step of `program`, without any padding that a kernel adds."""
     output = program.buffers[step.output]
     data = [program.buffers[number] for number in step.inputs]
-    rows, macs, bits, weights = output.shape[0], 0, 0, 0
+    rows, macs, bits, additions, weights = output.shape[0], 0, 0, 0, 0
     if step.weight is not None:
         rows, depth = step.weight.shape
-        macs = rows * depth * output.shape[1] * output.shape[2]
-        bits = step.weight.encoding.bits * parse(data[0].storage).bits
+        pixels, act_bits = output.shape[1] * output.shape[2], parse(data[0].storage).bits
+        macs = rows * depth * pixels
+        bits = step.weight.encoding.bits * act_bits
+        additions = digits(step.weight) * act_bits * pixels
         weights = int(step.weight.fields.nbytes)
     written = output.bytes * rows // output.shape[0]
-    return Work(macs, macs * bits, weights, sum(b.bytes for b in data) + written)
+    return Work(macs, macs * bits, additions, weights, sum(b.bytes for b in data) + written)
+
+
+def digits(weight: PackedTensor) -> int:
+    """Powers of two and their negatives, as few as can be, that the weights are sums of; odd levels w are 2 v + 1.
+
+    A carry of v + 2 v is where two of v's bits are neighbours, so 3 v and v differ in one bit a digit.
+    """
+    levels = unpack(weight)
+    v = np.abs(levels if weight.encoding.has_zero else (levels - 1) // 2)
+    return int(np.bitwise_count(3 * v ^ v).sum())
 
 
 def family(kernel: str) -> str:
@@ -89,7 +103,7 @@ def bound(job: Work, kernel: str, isa: str, roofs: Roofs, batch: int) -> Bound |
     rate = roofs.operations.get((family(kernel), isa))
     if rate is None:
         return None
-    operations = job.bit_products if family(kernel) == "bitserial" else job.macs
+    operations = {"bitserial": job.bit_products, "bitsliced": job.bit_additions}.get(family(kernel), job.macs)
     return Bound(1e3 * batch * operations / rate, memory)
 
 

@@ -185,6 +185,50 @@ __attribute__((target("avx512f,avx512vpopcntdq"))) double bits_avx512vbmi(std::u
   return static_cast<double>(loops) * 8 * 512;
 }
 
+// A full adder takes two bits of a pixel and gives one of the next weight: in the end, one adder a bit that is added.
+double adds_generic(std::uint64_t loops) {
+  ACC8(__m128i);
+  __m128i a = _mm_set1_epi8(0x35), w = _mm_set1_epi8(0x53);
+  for (std::uint64_t i = 0; i < loops; ++i) {
+#define STEP(n)                                                                          \
+  "movdqa %8, %%xmm15\n\tmovdqa %8, %%xmm13\n\tpxor %9, %%xmm15\n\tpand %9, %%xmm13\n\t" \
+  "movdqa %%xmm15, %%xmm14\n\tpand %" n ", %%xmm14\n\tpxor %%xmm15, %" n "\n\tpor %%xmm13, %%xmm14\n\t"
+    asm volatile(CHAINS8(STEP)
+                 : "+x"(c0), "+x"(c1), "+x"(c2), "+x"(c3), "+x"(c4), "+x"(c5), "+x"(c6), "+x"(c7)
+                 : "x"(a), "x"(w)
+                 : "xmm13", "xmm14", "xmm15");
+#undef STEP
+  }
+  return static_cast<double>(loops) * 8 * 128;
+}
+
+__attribute__((target("avx2"))) double adds_avx2(std::uint64_t loops) {
+  ACC8(__m256i);
+  __m256i a = _mm256_set1_epi8(0x35), w = _mm256_set1_epi8(0x53);
+  for (std::uint64_t i = 0; i < loops; ++i) {
+#define STEP(n)                                                                                                    \
+  "vpxor %8, %9, %%ymm15\n\tvpand %8, %9, %%ymm13\n\tvpand %%ymm15, %" n ", %%ymm14\n\tvpxor %%ymm15, %" n ", %" n \
+  "\n\tvpor %%ymm13, %%ymm14, %%ymm14\n\t"
+    asm volatile(CHAINS8(STEP)
+                 : "+x"(c0), "+x"(c1), "+x"(c2), "+x"(c3), "+x"(c4), "+x"(c5), "+x"(c6), "+x"(c7)
+                 : "x"(a), "x"(w)
+                 : "xmm13", "xmm14", "xmm15");
+#undef STEP
+  }
+  return static_cast<double>(loops) * 8 * 256;
+}
+
+__attribute__((target("avx512f"))) double adds_avx512(std::uint64_t loops) {
+  ACC8(__m512i);
+  __m512i a = _mm512_set1_epi8(0x35), w = _mm512_set1_epi8(0x53);
+  for (std::uint64_t i = 0; i < loops; ++i) {
+#define STEP(n) "vpternlogq $0x96, %9, %8, %" n "\n\tvpternlogq $0xb2, %9, %" n ", %%zmm15\n\t"
+    asm volatile(CHAINS8(STEP) : OUT8 : "v"(a), "v"(w) : "xmm15");
+#undef STEP
+  }
+  return static_cast<double>(loops) * 8 * 512;
+}
+
 // 64 sums of three products from a table, added up.
 __attribute__((target("avx512f,avx512bw,avx512vbmi"))) double looks_avx512vbmi(std::uint64_t loops) {
   ACC8(__m512i);
@@ -227,6 +271,9 @@ constexpr Row kRows[] = {
     {"bitserial", "avx512", avx512, bits_avx512},
     {"bitserial", "avx512vnni", avx512vnni, bits_avx512},
     {"bitserial", "avx512vbmi", avx512vbmi, bits_avx512vbmi},
+    {"bitsliced", "generic", always, adds_generic},
+    {"bitsliced", "avx2", avx2, adds_avx2},
+    {"bitsliced", "avx512", avx512, adds_avx512},
     {"lut", "avx512vbmi", avx512vbmi, looks_avx512vbmi},
 };
 

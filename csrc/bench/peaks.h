@@ -8,9 +8,10 @@ namespace bitpress::bench {
 
 // Highest rate of the innermost instructions of a kernel family, one thread, operands in registers.
 // family "i8dot": multiply-accumulates of bytes per second; "lut": of 2-bit values. family "bitserial": products of
-// single bits per second; a multiply-accumulate of w x a bits takes w * a of them. `isa`: a name of isa.def. The best
-// of several short windows that take about `seconds` in all; 0 where the host lacks the instructions or the family has
-// no row for that ISA.
+// single bits per second; a multiply-accumulate of w x a bits takes w * a of them. family "bitsliced": bits of pixels
+// added per second; a multiply-accumulate takes a for each digit of its weight that is not 0. `isa`: a name of isa.def.
+// The best of several short windows that take about `seconds` in all; 0 where the host lacks the instructions or the
+// family has no row for that ISA.
 double peak_rate(const std::string& family, const std::string& isa, double seconds);
 
 // Bytes per second of reading a block of `bytes` again and again, one thread; the best of several windows.

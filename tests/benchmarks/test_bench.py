@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitpress.benchmarks import demo, peers, report
+from bitpress.benchmarks import demo, peers, report, roofline
 from bitpress.benchmarks.bench import bench
 from bitpress.compiler import artifact
+from bitpress.core.encoding import parse
 from bitpress.core.errors import CheckFailed, EnvironmentMissing, UsageError
+from bitpress.kernels.packed import pack
 
 from ..runtime import samples
 from ..schema.schemas import check
@@ -49,6 +51,18 @@ def test_native_layers_have_times_and_bounds(sample: Path, monkeypatch: pytest.M
     assert all(row["median"] > 0 and row["bound"] > 0 for row in run["layers"])
     assert all(row["efficiency"] == pytest.approx(row["bound"] / row["median"]) for row in run["layers"])
     assert run["unattributed"] == pytest.approx(run["total"]["median"] - sum(r["median"] for r in run["layers"]))
+
+
+def test_digits_are_as_few_as_can_be() -> None:
+    powers = [sign << i for i in range(5) for sign in (1, -1)]
+    fewest = {0: 0}
+    for count in (1, 2, 3):
+        for v in [v for v, n in fewest.items() if n == count - 1]:
+            fewest |= {v + p: count for p in powers if v + p not in fewest}
+    for name in ("i4", "u4", "o4", "o2", "t2", "b1"):
+        levels = np.unique(parse(name).levels())
+        v = levels if 0 in levels else (levels - 1) // 2
+        assert roofline.digits(pack(levels[None], parse(name))) == sum(fewest[int(x)] for x in v)
 
 
 def test_a_default_peer_that_is_not_installed_is_left_out_by_name(
