@@ -85,7 +85,7 @@ def test_accumulators_stay_in_registers(isa: str, instruction: str) -> None:
 
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
 def test_counters_stay_in_registers(isa: str) -> None:
-    """No vector is stored to the stack where lists of bit slices are added; 16 registers do not hold all of four planes."""
+    """No vector is stored to the stack where lists are added; 16 registers do not hold all of four planes."""
     if isa not in OBJECTS:
         pytest.skip(f"{isa} is not built for this processor")
     code = tool("objdump", "-d", "-C", "--no-show-raw-insn", OBJECTS[isa])
