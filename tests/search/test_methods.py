@@ -247,7 +247,7 @@ def test_pruning_goes_on_where_the_least_widths_would_not_do(tmp_path: Path) -> 
         (TWO | {"budgets": []}, UsageError, "needs a budget"),
         (TWO | {"budgets": ["bops=0.01%"]}, CheckFailed, "cannot be reached"),
         (DJPQ | {"lr_thresholds": 0.1}, UsageError, "--lr-thresholds does nothing with --method djpq"),
-        (DJPQ | {"restrict": "pow3"}, UsageError, "--restrict 'pow3' is none of pow2, free; did you mean pow2"),
+        (DJPQ | {"restrict": "pow3"}, UsageError, r"--restrict 'pow3' is none of pow2, free \(did you mean pow2\?\)"),
         (DJPQ | {"budgets": []}, UsageError, "needs a budget"),
         (DJPQ | {"convention": "weights-only"}, UsageError, "--convention 'weights-only' is none of sbs, djpq"),
         ({"convention": "djpq"}, UsageError, "--convention does nothing with --method sbs"),
