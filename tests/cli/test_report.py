@@ -130,14 +130,15 @@ def test_time_is_set_against_bops(made: Path) -> None:
 
 
 def test_a_bit_serial_roof_is_one_for_each_pair_of_widths() -> None:
-    """Its instructions multiply bits: w2a2 has four of them a MAC, w4a4 sixteen."""
-    rates = {"bytes_per_second": 1e9, "bitserial_avx512": 8e12, "i8dot_avx512": 1e12}
+    """Its instructions multiply bits: w2a2 has four of them a MAC, w4a4 sixteen; bit-sliced ones count additions."""
+    rates = {"bytes_per_second": 1e9, "bitserial_avx512": 8e12, "i8dot_avx512": 1e12, "bitsliced_avx512": 9e12}
     rows: list[dict[str, Any]] = [
         {"kernel": "bitserial_avx512", "isa": "avx512", "w_bits": 2, "a_bits": 2},
         {"kernel": "bitserial_avx512", "isa": "avx512", "w_bits": 4, "a_bits": 4},
         {"kernel": "bitserial_avx512", "isa": "avx512", "w_bits": None, "a_bits": 4},
         {"kernel": "i8dot_avx512", "isa": "avx512", "w_bits": 8, "a_bits": 8},
         {"kernel": "i8dot_generic", "isa": "generic", "w_bits": 8, "a_bits": 8},
+        {"kernel": "bitsliced_avx512", "isa": "avx512", "w_bits": 2, "a_bits": 2},
     ]
     found = roofs(rows, {"runs": [{"roofs": rates}]})
     assert {row["name"]: row["macs_per_second"] for row in found["macs"]} == {
