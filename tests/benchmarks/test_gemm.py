@@ -286,13 +286,15 @@ def test_bytes_are_read_from_the_nearest_cache_that_holds_them(tmp_path: Path) -
 
 
 def test_the_bound_is_the_larger_of_two_times() -> None:
-    job = roofline.Work(macs=1000, bit_products=4000, weight_bytes=50, value_bytes=50)
-    roofs = roofline.Roofs({("i8dot", "avx2"): 1e6, ("bitserial", "avx2"): 1e6}, 1e6)
+    job = roofline.Work(macs=1000, bit_products=4000, bit_additions=2000, weight_bytes=50, value_bytes=50)
+    roofs = roofline.Roofs({("i8dot", "avx2"): 1e6, ("bitserial", "avx2"): 1e6, ("bitsliced", "avx2"): 1e6}, 1e6)
     found = roofline.bound(job, "i8dot16_avx2", "avx2", roofs, 2)
     assert found is not None and (found.arithmetic, found.memory) == (2.0, pytest.approx(0.15))
     assert (found.least, found.limit) == (2.0, "arithmetic")
     bits = roofline.bound(job, "bitserial_avx2", "avx2", roofs, 1)
     assert bits is not None and bits.arithmetic == 4.0
+    added = roofline.bound(job, "bitsliced_avx2", "avx2", roofs, 1)
+    assert added is not None and added.arithmetic == 2.0
     bytes_ = roofline.bound(replace(job, macs=0), "gather_generic", "generic", roofs, 1)
     assert bytes_ is not None and (bytes_.least, bytes_.limit) == (pytest.approx(0.1), "bytes")
     assert roofline.bound(job, "lut_neon", "neon", roofs, 1) is None
