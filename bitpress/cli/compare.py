@@ -68,7 +68,8 @@ def command(
     from . import junit as xml
 
     if junit is not None:
-        xml.require("--junit")
+        import junitparser  # noqa: F401  (missing: said before anything is timed)
+
         writable("--junit", junit)
     request = Request(
         base=base, new=new, base_setting=Setting(runtime_base, _variables("base", env_base)),

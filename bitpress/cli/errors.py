@@ -13,7 +13,8 @@ INTERNAL = 70  # a mistake of ours, with its traceback; EX_SOFTWARE of sysexits.
 EXTRAS = {
     "torch": "search", "safetensors": "search", "sklearn": "search", "PIL": "search", "onnx": "onnx",
     "onnxruntime": "onnx", "triton": "gpu", "torchvision": "vision", "timm": "vision", "ray": "ray",
-    "pytest_benchmark": "bench", "jsonschema": "dev", "jinja2": "report", "matplotlib": "report", "scipy": "report",
+    "pytest_benchmark": "bench", "junitparser": "bench", "jsonschema": "dev", "jinja2": "report",
+    "matplotlib": "report", "scipy": "report",
 }  # fmt: skip
 
 

@@ -7,20 +7,11 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from ..benchmarks.gate import FAIL, INCONCLUSIVE, PASS
-from ..core.errors import EnvironmentMissing
 
 if TYPE_CHECKING:
     from junitparser import TestCase
 
 SUITE = "bitpress.compare"
-
-
-def require(option: str) -> None:
-    """EnvironmentMissing where junitparser is not installed. `option`: what asks for it."""
-    try:
-        import junitparser  # noqa: F401
-    except ImportError as error:
-        raise EnvironmentMissing(f"{option} needs junitparser: pip install 'bitpress[bench]'") from error
 
 
 def to_junit(document: Mapping[str, Any], *, strict: bool) -> bytes:
