@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRAS := search,onnx,report,bench,dev
+# One process a core; the tests of a file share their fixtures. Each runs on one thread (tests/conftest.py).
+PYTEST := .venv/bin/pytest -n auto --dist loadfile
 FAST := not slow and not triton_interpret and not triton_aot
 BIN := .venv/bin
 BUILD = build/cmake-$(shell $(BIN)/python -c "import sys; print(sys.implementation.cache_tag)")
@@ -24,21 +26,21 @@ demo: setup ## train, search, compile, verify and bench the digits network, in a
 	$(BIN)/python -P -m bitpress.benchmarks.demo
 
 test: setup ## the tests, without the slow ones
-	$(BIN)/pytest -m "$(FAST)"
+	$(PYTEST) -m "$(FAST)"
 
 test-slow: setup ## the slow ones alone; BITPRESS_DATA=DIR adds those on real data
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m "slow and not timed" && $(BIN)/pytest -m "slow and timed"
 
 test-aarch64: setup ## the build for 64-bit Arm, run by qemu; needs g++-aarch64-linux-gnu and qemu-user
 	$(BIN)/pytest tests/native/test_aarch64.py
 
 # Two processes: TRITON_INTERPRET turns triton's own library into interpreted functions, which no longer compile.
 test-gpu: setup .venv/.gpu ## Triton kernels without a GPU: values by the interpreter, machine code for four chips
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/gpu/test_interpret.py
-	$(BIN)/pytest tests/gpu/test_aot.py
+	TRITON_INTERPRET=1 $(BIN)/pytest -n auto tests/gpu/test_interpret.py
+	$(BIN)/pytest -n auto tests/gpu/test_aot.py
 
 test-all: setup ## all tests but those of test-gpu
-	$(BIN)/pytest -m "not triton_interpret and not triton_aot"
+	$(MAKE) test test-slow
 
 lint: setup ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $(CSRC)

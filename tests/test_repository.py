@@ -68,6 +68,7 @@ def test_command_line_loads_no_extra() -> None:
     assert loaded == "[]", f"`bitpress --help` loads {loaded}"
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 def test_import_is_quick() -> None:
     """0.3 s beside a bare interpreter, the best of five."""

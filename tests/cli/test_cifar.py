@@ -55,6 +55,7 @@ def test_real_images_verify_exactly(made: Path, data: tuple[Path, str]) -> None:
     assert document["exact"] and len(document["stages"]) >= 2
 
 
+@pytest.mark.timed
 @pytest.mark.native
 def test_faster_than_float_onnxruntime(made: Path) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -6,6 +6,7 @@ another.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -52,12 +53,15 @@ def tool_path(name: str) -> str:
 
 
 def build(folder: Path, *options: str, targets: Sequence[str] = CMAKE_TARGETS) -> Path:
-    """Configures `folder` where that is new, and builds; a failed build fails the test."""
+    """Configures `folder` where that is new, and builds; a failed build fails the test. One process at a time."""
     cmake = tool_path("cmake")
-    if options or not (folder / "CMakeCache.txt").exists():
-        ninja = f"-DCMAKE_MAKE_PROGRAM={tool_path('ninja')}"
-        run([cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", ninja, *options])
-    run([cmake, "--build", folder, "--target", *targets], seconds=1500)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{folder}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if options or not (folder / "CMakeCache.txt").exists():
+            ninja = f"-DCMAKE_MAKE_PROGRAM={tool_path('ninja')}"
+            run([cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", ninja, *options])
+        run([cmake, "--build", folder, "--target", *targets], seconds=1500)
     return folder
 
 

@@ -240,6 +240,7 @@ def test_memory_is_file_layouts_arena_and_little_more(tree: Tree, programs: dict
     assert large["program"] < small["program"] + 2**18 < 2**21
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", ["w8a8", "w4a4", "w2a2"])
 def test_resnet20_is_loaded_and_run_within_10_ms(bits: str, tree: Tree, real_data: Path, tmp_path: Path) -> None:
