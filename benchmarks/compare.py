@@ -20,7 +20,7 @@ from .gate import FAIL, INCONCLUSIVE, PASS, Pair, Rule
 from .harness import pinned
 from .process import Job, Runtime, runtime
 
-TRIALS = 200  # resampled decisions of a self-check, for each slow-down
+TRIALS = 100  # resampled decisions of a self-check, for each slow-down
 Progress = Callable[[str, float], None]
 
 

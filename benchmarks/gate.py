@@ -15,11 +15,12 @@ import numpy as np
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 SLOWER, FINE, OPEN = "slower", "fine", "open"
 LEAST = 8  # pairs; with fewer, a bootstrap interval is too narrow to be believed
-STEP = 4  # pairs between two looks: two rounds of base, new, new, base
+ROUND = 4  # pairs of two rounds of base, new, new, base: looks lie at multiples of it
 # Share of slow-downs of the size `detectable` that both batches together see. Four of five are promised; the rest is
 # kept for the error of an estimate that comes from few pairs.
 CAUGHT = 0.9
 BATCHES = 150  # drawn for that estimate
+SUMS = 1 << 17  # of two elements, held at a time
 PLANTED = (1.1, 1.25)  # slow-downs that a self-check plants
 
 Pair = tuple[float, float]  # milliseconds: BASE, NEW
@@ -29,14 +30,17 @@ Pair = tuple[float, float]  # milliseconds: BASE, NEW
 class Rule:
     """What decides. `tolerance`: share by which NEW may be slower; `floor`: milliseconds that are never a slow-down.
 
-    A batch ends after `most` pairs, where an interval of `level` decides. Before, there is a look after every four
-    pairs from the eighth on, with an interval of `early`: so wide that looking often costs next to nothing in false
-    alarms (Haybittle and Peto's rule of stopping).
+    A batch ends after `most` pairs, where an interval of `level` decides. Before, there is a look whenever the batch
+    has grown by half, from the eighth pair on, with an interval of `early`: so wide that looking often costs next to
+    nothing in false alarms (Haybittle and Peto's rule of stopping).
+
+    Batches of 24 were tried: on a host whose speed jumps between two levels they caught two of three slow-downs of the
+    size `detectable` (benchmarks/results/gate.md has what 96 catch).
     """
 
     tolerance: float = 0.05
     floor: float = 0.001
-    most: int = 24
+    most: int = 96
     level: float = 0.95
     early: float = 0.999
     resamples: int = 2000
@@ -94,9 +98,16 @@ def interval(x: np.ndarray, level: float, resamples: int, rng: np.random.Generat
 
 
 def _centres(x: np.ndarray) -> np.ndarray:
-    """`centre` of every row of x [rows, n]."""
-    i, j = np.triu_indices(x.shape[1])
-    out: np.ndarray = np.median((x[:, i] + x[:, j]) / 2, axis=1)
+    """`centre` of every row of x [rows, n], some rows at a time: their sums stay in the processor's caches."""
+    rows, n = x.shape
+    out, ends = np.empty(rows), np.cumsum(np.arange(n, -1, -1))
+    some = max(1, SUMS // int(ends[-1]))
+    for start in range(0, rows, some):
+        part = x[start : start + some]
+        sums = np.empty((len(part), ends[-1]))
+        for i in range(n):
+            np.add(part[:, i : i + 1], part[:, i:], out=sums[:, ends[i] - (n - i) : ends[i]])
+        out[start : start + some] = np.median(sums, axis=1, overwrite_input=True) / 2
     return out
 
 
@@ -118,10 +129,19 @@ def batch(pair: Callable[[], Pair], rule: Rule, rng: np.random.Generator) -> tup
     """Draws pairs until a look says something or there are `rule.most`."""
     pairs: list[Pair] = []
     while True:
-        pairs += [pair() for _ in range(min(STEP if pairs else LEAST, rule.most - len(pairs)))]
+        pairs += [pair() for _ in range(min(_next_look(len(pairs)), rule.most) - len(pairs))]
         found = look(pairs, rule, rng)
         if found != OPEN or len(pairs) >= rule.most:
             return found, tuple(pairs)
+
+
+def _next_look(count: int) -> int:
+    """Pairs at the look after the one at `count`, half as many again.
+
+    >>> [_next_look(count) for count in (0, 8, 12, 20, 32, 48, 72)]
+    [8, 12, 20, 32, 48, 72, 108]
+    """
+    return max(LEAST, count + ROUND * math.ceil(count / 2 / ROUND))
 
 
 def decide(pair: Callable[[], Pair], rule: Rule, rng: np.random.Generator) -> Decision:

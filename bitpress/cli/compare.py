@@ -42,7 +42,7 @@ TRIALS = (Column("ratio", "planted", "float"), Column("share", "failed", "percen
 @click.option("--strict", is_flag=True, help="Exit 1 where the verdict is inconclusive, too.")
 @click.option("--tolerance", type=click.FloatRange(0, 10), default=0.05, help="Share by which NEW may be slower.")
 @click.option("--floor", type=click.FloatRange(0), default=0.001, metavar="MS", help="Never a slow-down, below that.")
-@click.option("--pairs", type=click.IntRange(1, 1000), default=24, help="Pairs of processes of one batch, at most.")
+@click.option("--pairs", type=click.IntRange(1, 1000), default=96, help="Pairs of processes of one batch, at most.")
 @click.option("--seconds", type=click.FloatRange(0.01, 60), default=0.3, help="Time for each process.")
 @click.option("--batch", type=click.IntRange(1, 65536), default=1, help="Images at a time.")
 @click.option("--max-ms", type=click.FloatRange(0, min_open=True), metavar="MS", help="Budget of NEW, on --host only.")

@@ -19,7 +19,7 @@ from bitpress.benchmarks.gate_judge import ARMS, SAME
 from bitpress.core.errors import UsageError
 from bitpress.core.rundir import read_json
 
-RULE = Rule(resamples=200)
+RULE = Rule(most=24, resamples=200)
 Draw = Callable[[], Pair]
 
 

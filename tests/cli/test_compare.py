@@ -13,6 +13,7 @@ import junitparser
 import numpy as np
 import pytest
 
+from bitpress.benchmarks.gate import Rule
 from bitpress.cli.compare import command
 from bitpress.compiler import artifact
 from bitpress.compiler.execute import execute
@@ -21,6 +22,13 @@ from ..runtime import samples
 from .tool import bitpress, good, refused
 
 QUICK = ("--seconds", "0.01", "--pairs", "8")
+
+
+def test_the_defaults_are_those_of_the_rule() -> None:
+    """The verb spells them out, because its help must not import numpy."""
+    given = {option.name: option.default for option in command.params}
+    rule = Rule()
+    assert (given["tolerance"], given["floor"], given["pairs"]) == (rule.tolerance, rule.floor, rule.most)
 
 
 @pytest.fixture(scope="module")
