@@ -27,8 +27,9 @@ TIMED = "def test_net(bitpress_benchmark):\n    bitpress_benchmark({!r})\n"
 
 
 @pytest.fixture
-def record(pytester: pytest.Pytester) -> Callable[..., str]:
+def record(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """`record(name, label)` times a sample whose last label is `label`, and gives the stored file."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # in a worker pytest-benchmark times nothing
 
     def run(name: str, label: str) -> str:
         program = samples.everything()

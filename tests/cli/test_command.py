@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -195,7 +196,11 @@ def test_a_mistake_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_with_130(number: int, sample: Path) -> None:
     args = [sys.executable, "-P", "-m", "bitpress", "bench", str(sample), "--vs", "", "--seconds", "60", "--json", "-"]
-    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A parent in the background ignores SIGINT, and what it starts inherits that.
+    heard = partial(signal.signal, number, signal.SIG_DFL)
+    with subprocess.Popen(
+        args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    ) as process:  # fmt: skip
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("bench"):

@@ -13,6 +13,7 @@ import junitparser
 import numpy as np
 import pytest
 
+from bitpress.benchmarks.compare import TRIALS
 from bitpress.benchmarks.gate import Rule
 from bitpress.cli.compare import command
 from bitpress.compiler import artifact
@@ -158,7 +159,7 @@ def test_a_regression_in_time_fails_and_strict_takes_no_maybe(
         assert (suite.skipped, suite.failures) == (skipped, 1 - skipped)
         assert "lies inside the interval" in found.result[0].message
     document = bitpress("compare", folder / "base.bpk", "--self-check", "--pairs", "8", "--json", "-").document()
-    assert document["self_check"]["pairs"] == 16 and document["self_check"]["trials"] == 200
+    assert document["self_check"]["pairs"] == 16 and document["self_check"]["trials"] == TRIALS
     assert "resampled decisions" in good("compare", folder / "base.bpk", "--self-check", "--pairs", "8").out
 
 
