@@ -67,7 +67,7 @@ def render(document: Row) -> str:
     own = files(__package__)
     drawn = plots(document)
     return environment.get_template("page.html").render(
-        doc=document, tiles=tiles(document), tables=tables(document), missing=document["missing"],
+        doc=document, tiles=tiles(document), slow=slow(document), tables=tables(document), missing=document["missing"],
         plots={name: None if plot is None else Markup(plot.svg) for name, plot in drawn.items()},
         css=Markup(own.joinpath("page.css").read_text(encoding="utf-8")),
         js=Markup(own.joinpath("page.js").read_text(encoding="utf-8")), cell=cell, si=si,
@@ -101,6 +101,12 @@ def tiles(document: Row) -> list[Tile]:
         exact = document["verify"]["exact"]
         out.append(Tile("verified", "exact" if exact else "NOT exact", stages if exact else "see Verification"))
     return out
+
+
+def slow(document: Row) -> list[Row]:
+    """Layers with a cause for taking longer than their bound, those first that lose most time."""
+    found = [row for row in document["layers"] if row["slow"]]
+    return sorted(found, key=lambda row: row["bound"] - row["median"])
 
 
 def tables(document: Row) -> dict[str, Table]:

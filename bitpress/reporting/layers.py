@@ -15,7 +15,10 @@ LEAST_LAYERS = 3  # for a rank correlation
 
 
 def layer_rows(rows: Sequence[Mapping[str, Any]], timed: Row | None) -> list[Row]:
-    """Rows of `inspect` with time, share, bound, MACs a byte and a second; `relative`: time per BOP to the median's."""
+    """Rows of `inspect` with time, share, bound, MACs a byte and a second, and `slow`: why it takes longer than that.
+
+    `relative`: time per BOP to that of the median layer.
+    """
     run: Row = {"layers": [], "batch": 1, "total": {"median": None}} if timed is None else timed["runs"][0]
     times = {row["name"]: row for row in run["layers"]}
     out = []
@@ -28,6 +31,7 @@ def layer_rows(rows: Sequence[Mapping[str, Any]], timed: Row | None) -> list[Row
                 **row, "median": ms, "share": ms / run["total"]["median"] if ms else None,
                 "bound": found.get("bound"), "efficiency": found.get("efficiency"),
                 "intensity": macs / touched if touched else None, "rate": 1e3 * macs / ms if ms else None,
+                "slow": found.get("why") or None,
             }
         )  # fmt: skip
     costs = {row["name"]: row["median"] / row["bops"] for row in out if row["median"] and row["bops"]}

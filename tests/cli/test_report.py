@@ -231,6 +231,20 @@ def test_names_cannot_become_markup(made: Path) -> None:
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page and "$x_1$" in page
 
 
+def test_causes_are_told_in_the_order_of_lost_time(made: Path) -> None:
+    found = copy.deepcopy(document(made / "run.json"))
+    assert all(row["slow"] is None or len(row["slow"]) > 20 for row in found["layers"])
+    for number, row in enumerate(found["layers"]):
+        row |= {"bound": 1.0, "median": 2.0 + number, "slow": f"cause {number}", "efficiency": 0.5, "share": 0.1}
+    found["layers"][0]["slow"] = None
+    page = render(found)
+    told = re.findall(r"</code>: cause (\d)</li>", page)
+    assert told == [str(number) for number in range(len(found["layers"]) - 1, 0, -1)]
+    for row in found["layers"]:
+        row["slow"] = None
+    assert "take longer than their bound" not in render(found)
+
+
 @pytest.mark.slow
 def test_a_browser_opens_it_sorts_it_and_finds_it_accessible(made: Path, tmp_path: Path) -> None:
     found = document(made / "run.json")
