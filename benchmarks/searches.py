@@ -91,10 +91,16 @@ class Kept:
         return 100 / float(self.result["bops_ratio"])
 
     @property
+    def convention(self) -> str:
+        """In which its BOPs were counted."""
+        return str(self.settings.get("convention", "sbs"))
+
+    @property
     def label(self) -> str:
         """Method with what makes it differ from the method's default."""
         said = [str(self.settings["method"])]
         said += [str(self.settings[key]) for key in ("variant", "mode", "restrict", "bits") if self.settings.get(key)]
+        said += [f"in convention {self.convention}"] if self.convention != "sbs" else []
         return " ".join(dict.fromkeys(said))
 
 
@@ -236,8 +242,8 @@ def table(runs: Sequence[Kept]) -> str:
         "Written by `python -m bitpress.benchmarks.searches table` from the documents in [searches/](searches), which",
         "`... searches keep NAME RUN` put there: settings, result, plan and events of each run, its artifact compiled,",
         "verified exact and evaluated to the digest of the RUN. The test part was read once a run, at its end. BOPs in",
-        "the convention `sbs` (8-bit ends). *Front*: top-1 less that of the `uniform` points of as many epochs, joined",
-        "by straight lines over ln BOPs.",
+        "the convention `sbs` (8-bit ends) where the method names no other. *Front*: top-1 less that of the `uniform`",
+        "points of as many epochs, joined by straight lines over ln BOPs.",
     ]
     families = dict.fromkeys(run.family for run in runs)
     for family in sorted(families, key=str):
@@ -307,7 +313,7 @@ def _epochs(run: Kept) -> str:
 
 
 def _against_front(run: Kept, runs: Sequence[Kept]) -> str | None:
-    if run.settings["method"] == "uniform":
+    if run.settings["method"] == "uniform" or run.convention != "sbs":
         return None
     alike = [r for r in runs if r.settings["method"] == "uniform" and r.epochs == run.epochs]
     level = front_at([(r.share, r.result["top1"]) for r in alike], run.share)

@@ -57,7 +57,13 @@ def test_the_command_of_a_stored_run_says_what_its_method_takes(run: Path, tmp_p
     assert "--method djpq --restrict free --convention djpq" in searches.command(told)
     assert "--lr-thresholds" not in searches.command(told)
     assert "--lr-thresholds" in searches.command(kept)
-    assert told.label == "djpq free"
+    assert told.label == "djpq free in convention djpq"
+    points = [
+        replace(kept, settings={**settings, "method": "uniform", "convention": "sbs"}, result={**kept.result, **moved})
+        for moved in ({"top1": 1.0, "bops_ratio": 1e9}, {"top1": 2.0, "bops_ratio": 1.0})
+    ]
+    assert searches._against_front(told, points) is None
+    assert searches._against_front(replace(told, settings={**settings, "convention": "sbs"}), points) is not None
 
 
 def test_paths_of_this_host_are_not_kept() -> None:
