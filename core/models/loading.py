@@ -74,6 +74,8 @@ def load(
     path = None if weights is None else Path(weights)
     if path is not None:
         state, found = read_weights(path)
+        if spec in ZOO:
+            state = ZOO[spec].adapt(made.module, state)
         _fill(made.module, state, f"{path} does not fit {spec}")
     _require_finite(made.module.state_dict(), str(path) if path else spec)
     made.module.eval()

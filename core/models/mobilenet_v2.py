@@ -10,6 +10,7 @@ from torch import nn
 
 from .initial import start
 
+STEM, HEAD = 32, 1280  # channels before and behind the blocks
 # expansion, filters, blocks, stride of the first block
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
@@ -40,15 +41,15 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, classes: int, in_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        depth = 32
+        depth = STEM
         parts: list[nn.Module] = [_layer(in_shape[0], depth, 3, 2, 1)]
         for expansion, width, blocks, first in STAGES:
             for i in range(blocks):
                 parts.append(Inverted(depth, width, 1 if i else first, expansion))
                 depth = width
-        self.features = nn.Sequential(*parts, _layer(depth, 1280, 1, 1, 1))
+        self.features = nn.Sequential(*parts, _layer(depth, HEAD, 1, 1, 1))
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, classes))
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(HEAD, classes))
         start(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from .digits_cnn import digits_cnn
 from .mobilenet_v1 import mobilenet_v1, mobilenet_v1_075
 from .mobilenet_v2 import mobilenet_v2
+from .mobilenet_v2_tf import mobilenet_v2_tf, without_background
 from .preresnet import preresnet20, preresnet56
 from .resnet import resnet18, resnet50
 from .resnet_cifar import resnet20, resnet56
@@ -18,6 +20,7 @@ from .vgg7 import vgg7
 
 Shape = tuple[int, int, int]
 Triple = tuple[float, ...]
+State = dict[str, torch.Tensor]
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Of the training images: cifar10 0.2470 0.2435 0.2616 (per-pixel deviation), cifar100 as measured on the official set.
@@ -29,7 +32,10 @@ RAW = ((0.0,), (1.0,))
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A network: its factory (classes, in_shape) -> module, and the defaults."""
+    """A network: its factory (classes, in_shape) -> module, and the defaults.
+
+    `adapt` (module, state dict of a file) -> the state dict that is loaded.
+    """
 
     name: str
     factory: Callable[[int, Shape], nn.Module]
@@ -37,6 +43,7 @@ class Entry:
     in_shape: Shape
     mean: Triple
     std: Triple
+    adapt: Callable[[nn.Module, State], State] = lambda _module, state: state
 
 
 _ROWS = (
@@ -51,6 +58,7 @@ _ROWS = (
     Entry("mobilenet_v1", mobilenet_v1, 1000, (3, 224, 224), *TENSORFLOW),
     Entry("mobilenet_v1_075", mobilenet_v1_075, 1000, (3, 224, 224), *TENSORFLOW),
     Entry("mobilenet_v2", mobilenet_v2, 1000, (3, 224, 224), *IMAGENET),
+    Entry("mobilenet_v2_tf", mobilenet_v2_tf, 1000, (3, 224, 224), *TENSORFLOW, adapt=without_background),
     Entry("skynet", skynet, 10, (3, 160, 320), (0.5,) * 3, (0.25,) * 3),  # 10 values a place: two anchors
 )
 ZOO = {entry.name: entry for entry in _ROWS}

@@ -275,12 +275,32 @@ def test_libraries_are_asked_for_networks_without_weights(monkeypatch: pytest.Mo
         load("timm:nix")
 
 
+def test_the_folded_mobilenet_is_the_other_one_without_batch_norms(tmp_path: Path) -> None:
+    """But for the padding of strides: the same layers, the same shapes, in the order of execution."""
+    whole, folded = (load(name, classes=5, in_shape=(3, 64, 64)).module for name in ("mobilenet_v2", "mobilenet_v2_tf"))
+    shapes = [
+        [tuple(part.weight.shape) for part in net.modules() if isinstance(part, nn.Conv2d)] for net in (whole, folded)
+    ]
+    assert shapes[1] == [*shapes[0], (5, 1280, 1, 1)]
+    state = dict(folded.state_dict())
+    file = tmp_path / "public.safetensors"
+    for name in ("52.conv_2d.weight", "52.conv_2d.bias"):  # the public files have an output for the background first
+        state[name] = torch.cat([torch.full_like(state[name][:1], 9.0), state[name]])
+    save_file(state, file)
+    loaded = load("mobilenet_v2_tf", classes=5, in_shape=(3, 64, 64), weights=file).module.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in folded.state_dict().items())
+    assert load("mobilenet_v2_tf", classes=6, in_shape=(3, 64, 64), weights=file).classes == 6
+    with pytest.raises(UsageError, match=r"52\.conv_2d\.bias is \[6\], expected \[7\]"):
+        load("mobilenet_v2_tf", classes=7, in_shape=(3, 64, 64), weights=file)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file"),
     [
         ("resnet20", "cifar10_resnet20"), ("resnet56", "cifar10_resnet56"),
         ("mobilenet_v1_075", "imagenet_mobilenetv1_0.75_224"), ("skynet", "skynet_dac"),
+        ("mobilenet_v2_tf", "imagenet_mobilenetv2_1.0_224_dequant"),
     ],
 )  # fmt: skip
 def test_public_weights_fit(real_data: Path, name: str, file: str) -> None:
