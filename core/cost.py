@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -134,11 +135,15 @@ class Space:
 
 @dataclass(frozen=True)
 class Choice:
-    """Widths of every layer's weights and input, and the parts of each gate that stay (a missing gate is whole)."""
+    """Widths of every layer's weights and input, and the parts of each gate that stay (a missing gate is whole).
+
+    `filters`: of layers whose filters differ, the width of each, 0 where it is removed; `weight` is the widest then.
+    """
 
     weight: Mapping[LayerId, int]
     act: Mapping[LayerId, int]
     parts: Mapping[GroupId, tuple[int, ...]] = field(default_factory=dict)
+    filters: Mapping[LayerId, tuple[int, ...]] = field(default_factory=dict)
 
 
 def search_space(graph: Graph, *, group_size: int = GROUP_SIZE, max_pruning_ratio: float = MAX_PRUNING_RATIO) -> Space:
@@ -267,13 +272,16 @@ def to_plan(
     keep = {
         g: space.gates[g].kept(parts) for g, parts in choice.parts.items() if len(parts) < len(space.gates[g].sizes)
     }
-    bits = {}
+    bits_of = {}
     for layer in (*space.searched, *space.held, *space.ends):
         rows = graph.consts[graph.value(layer).consts["weight"]].shape[0]
         filters = keep.get(group_of[layer], tuple(range(rows)))
-        segment = Segment(weight(choice.weight[layer]), filters)
-        bits[layer] = BitConfig((segment,), act_encoding(graph, layer, choice.act[layer]))
-    return CompressionPlan(graph.fingerprint(), bits, keep, residual)
+        each = choice.filters.get(layer, (choice.weight[layer],) * rows)
+        segments = tuple(
+            Segment(weight(bits), tuple(f for f in filters if each[f] == bits)) for bits in sorted({*each} - {0})
+        )
+        bits_of[layer] = BitConfig(segments, act_encoding(graph, layer, choice.act[layer]))
+    return CompressionPlan(graph.fingerprint(), bits_of, keep, residual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,22 +321,30 @@ class Costs:
         last = len(gate.sizes) - 1
         return len(parts) * gate.size - (gate.size - gate.sizes[last] if last in parts else 0)
 
+    def widths(self, choice: Choice, term: Term) -> Mapping[int, int]:
+        """Bits of a layer's weights -> filters that stay and hold so many."""
+        each = choice.filters.get(term.layer)
+        if each is None:
+            return {choice.weight[term.layer]: self.channels(choice, term.outside, term.c_out)}
+        return {bits: filters for bits, filters in Counter(each).items() if bits}
+
     def bops(self, choice: Choice) -> int:
         """BOPs."""
         total = 0
         for t in self.terms:
-            ends = t.layer in self.space.ends
-            bits = END_BITS**2 if ends else choice.weight[t.layer] * choice.act[t.layer]
-            c_in, c_out = self.channels(choice, t.inside, t.c_in), self.channels(choice, t.outside, t.c_out)
-            total += t.unit * c_in * c_out * bits
+            widths, act = self.widths(choice, t), choice.act[t.layer]
+            if t.layer in self.space.ends:
+                widths, act = {END_BITS: sum(widths.values())}, END_BITS
+            bits = sum(bits * filters for bits, filters in widths.items())
+            total += t.unit * self.channels(choice, t.inside, t.c_in) * bits * act
         return total
 
     def size(self, choice: Choice) -> int:
         """Bytes of packed weights."""
         total = 0
         for t in self.terms:
-            c_in, c_out = self.channels(choice, t.inside, t.c_in), self.channels(choice, t.outside, t.c_out)
-            total += c_out * -(-c_in * t.depth * choice.weight[t.layer] // 8)
+            depth = self.channels(choice, t.inside, t.c_in) * t.depth
+            total += sum(filters * -(-depth * bits // 8) for bits, filters in self.widths(choice, t).items())
         return total
 
     def figure(self, kind: str, choice: Choice) -> int:

@@ -60,6 +60,11 @@ def width(gates: tuple[Tensor, Tensor]) -> Tensor:
     return 2 + 2 * g4 + 4 * g4 * g8
 
 
+def importance(weight: Tensor) -> Tensor:
+    """Of each filter: its mean |w| after division by the tensor's largest |w|, [O] (methods A.1.4)."""
+    return (weight.abs() / weight.detach().abs().max().clamp_min(TINY)).flatten(1).mean(1)
+
+
 def sampled(values: Tensor) -> Tensor:
     """About `SAMPLE` of the values, at an odd stride: an even one may meet the same columns of every image."""
     flat = values.detach().flatten()
@@ -265,7 +270,7 @@ class SuperNet(FloatNet):
         for clip in self.domains:
             self._hold(clip, torch.ones(()), learnt=True)
         for name in self.layers:
-            self._hold(f"{name}.weight_clip", torch.ones(()), learnt=True)
+            self._hold(f"{name}.weight_clip", torch.ones(self._clips_of(name)), learnt=True)
             self._hold(f"{name}.bits", torch.tensor(self.space.given(name)), learnt=False)
         for group, gate in self.space.gates.items():
             stay = self.space.cut.get(group, range(len(gate.sizes)))
@@ -273,6 +278,10 @@ class SuperNet(FloatNet):
             self._hold(f"{group}.parts", torch.tensor(parts), learnt=False)
         self._hold_gates()
         self._hold("gates_frozen", torch.zeros((), dtype=torch.bool), learnt=False)
+
+    def _clips_of(self, layer: LayerId) -> tuple[int, ...]:  # noqa: ARG002
+        """Shape of the clips of a layer's weights: one."""
+        return ()
 
     def _hold_gates(self) -> None:
         """What a search moves beside weights and clips."""
@@ -389,7 +398,11 @@ class SuperNet(FloatNet):
         if layer in self.space.searched and not self.frozen:
             return self.searched_weight(layer)
         z, scale = self.normalised_weight(layer)
-        return self._on_grid(rounded_to(self._unit(z), steps(self.grid, int(self.tensor(f"{layer}.bits")[0]))), scale)
+        return self._on_grid(rounded_to(self._unit(z), self.weight_steps(layer)), scale)
+
+    def weight_steps(self, layer: LayerId) -> int | Tensor:
+        """Steps of the grid of a frozen layer's weights, one number or one for each filter."""
+        return steps(self.grid, int(self.tensor(f"{layer}.bits")[0]))
 
     def searched_weight(self, layer: LayerId) -> Tensor:
         """`rounded_weight` of a layer whose width is searched."""
@@ -414,13 +427,31 @@ class SuperNet(FloatNet):
 
         float64, as `core.integer` computes it: a weight that lands on another level moves a whole channel.
         """
+        w, std = self.standardised_weight(layer)
+        v = self.weight_range(layer)
+        return w / v, v * std
+
+    def standardised_weight(self, layer: LayerId) -> tuple[Tensor, Tensor]:
+        """(w', std), float64; linear layers, and all on the symmetric grid, as they are."""
         node = self.graph.value(layer)
         weight = self.tensor(node.consts["weight"]).double()
-        v = self.tensor(f"{layer}.weight_clip").double().abs() + TINY
         if node.op == "linear" or self.grid != ODD:
-            return weight / v, v
+            return weight, torch.ones((), dtype=torch.float64, device=weight.device)
         mean, std = self.statistics(layer)
-        return (weight - mean) / std / v, v * std
+        return (weight - mean) / std, std
+
+    def weight_range(self, layer: LayerId) -> Tensor:
+        """|v| of a layer's weights, float64, to divide them by."""
+        return self.tensor(f"{layer}.weight_clip").double().abs() + TINY
+
+    def set_clip(self, layer: LayerId, bits: int, v: float) -> None:  # noqa: ARG002
+        """The clip of a layer's weights at `bits`."""
+        with torch.no_grad():
+            self.tensor(f"{layer}.weight_clip").fill_(v)
+
+    def fit_clip(self, layer: LayerId, bits: int) -> None:
+        """The clip of a layer's weights that rounds them best to `bits`."""
+        self.set_clip(layer, bits, best_clip(self.standardised_weight(layer)[0], self.grid, bits))
 
     def statistics(self, layer: LayerId) -> tuple[Tensor, Tensor]:
         """Mean and population std over kept filters x kept input channels, computed in float64."""
@@ -453,12 +484,11 @@ class SuperNet(FloatNet):
         return g[0], g[1]
 
     def part_scores(self, group: str) -> Tensor:
-        """Mean |w| of each part over its scored convolutions, after division by the largest |w| (methods A.1.4)."""
+        """Mean importance of the filters of each part, over its scored convolutions."""
         gate = self.space.gates[GroupId(group)]
         scores: Tensor = torch.zeros(len(gate.sizes), device=self.place.device)
         for layer in gate.scored:
-            w = self.tensor(self.graph.value(layer).consts["weight"])
-            rows = (w.abs() / w.detach().abs().max().clamp_min(TINY)).flatten(1).mean(1)
+            rows = importance(self.tensor(self.graph.value(layer).consts["weight"]))
             scores = scores + torch.stack([part.mean() for part in torch.split(rows, list(gate.sizes))])
         return scores / len(gate.scored)
 
@@ -557,19 +587,22 @@ class SuperNet(FloatNet):
         spelled = odd if self.grid == ODD else twos
         plan = to_plan(self.graph, self.space, choice, residual=self.residual, weight=spelled)
         tensors = self.float_tensors()
-        clips = (*self.domains, *(f"{name}.weight_clip" for name in self.layers))
-        tensors |= {name: self.tensor(name).detach().abs().cpu().numpy().astype(np.float32) for name in clips}
+        clips = {name: float(self.tensor(name).detach().abs()) for name in self.domains}
         for layer in self.layers:
-            with torch.no_grad():
-                z, _ = self.normalised_weight(layer)
-                wide = z * self.tensor(f"{layer}.weight_clip").abs()
-            for bits in WIDTHS:
-                if bits != choice.weight[layer]:
-                    tensors[f"{layer}.weight_clip.{bits}"] = np.array(best_clip(wide, self.grid, bits), np.float32)
+            clips |= self.weight_clips(layer, choice)
+        tensors |= {name: np.array(clip, np.float32) for name, clip in clips.items()}
+        for layer in self.layers:
             if self.grid != ODD:  # two's complement has a level below the symmetric grid, which training never uses
                 weight, clip = self.graph.value(layer).consts["weight"], tensors[f"{layer}.weight_clip"]
                 tensors[weight] = np.clip(tensors[weight], -clip, clip)
         return plan, tensors
+
+    def weight_clips(self, layer: LayerId, choice: Choice) -> dict[str, float]:
+        """The clips of a layer's weights by the names that a RUN gives them."""
+        weight = self.standardised_weight(layer)[0].detach()
+        others = [bits for bits in WIDTHS if bits != choice.weight[layer]]
+        found = {f"{layer}.weight_clip.{bits}": best_clip(weight, self.grid, bits) for bits in others}
+        return {f"{layer}.weight_clip": float(self.tensor(f"{layer}.weight_clip").detach().abs()), **found}
 
 
 def inherit(net: SuperNet, source: SuperNet) -> None:
@@ -581,40 +614,54 @@ def inherit(net: SuperNet, source: SuperNet) -> None:
 
 
 def from_plan(graph: Graph, plan: CompressionPlan, tensors: Mapping[str, np.ndarray]) -> SuperNet:
-    """The frozen net of a plan on one kind of grid, one width and clip a layer: the training forward of a searched RUN.
+    """The frozen net of a plan on one kind of grid, one clip a width: the training forward of a searched RUN.
 
     UnsupportedError for any other plan: it has no training forward.
     """
+    from .supernet_filters import FilterNet  # which builds on this module
+
     grid = _grid(plan)
     channels = {g.id: g.channels for g in groups(graph)}
     gates = {g: Gate(g, channels[g], 1, 0, ()) for g in plan.keep}
     layers = tuple(LayerId(n.name) for n in graph.nodes if n.op in LAYERS)
     ends = tuple(dict.fromkeys((layers[0], layers[-1])))
+    filters = {name: _widths(graph, name, plan) for name in layers if len(plan.bits[name].weight) > 1}
+    ends = tuple(name for name in ends if name not in filters)
     space = Space(tuple(name for name in layers if name not in ends), ends, gates)
-    net = SuperNet(graph, space, residual=plan.residual, grid=grid)
-    weight = {name: plan.bits[name].weight[0].encoding.bits for name in layers}
+    kind = FilterNet if filters else SuperNet
+    net = kind(graph, space, residual=plan.residual, grid=grid)
+    weight = {name: max(s.encoding.bits for s in plan.bits[name].weight) for name in layers}
     act = {name: plan.bits[name].act.bits for name in layers}
     with torch.no_grad():
         for name in net.domains:
             net.tensor(name).copy_(torch.from_numpy(np.asarray(tensors[name], np.float32)))
-        for name in layers:
-            clip = np.asarray(tensors[weight_clip(tensors, name, weight[name])], np.float32)
+    for name in layers:
+        for bits in {s.encoding.bits for s in plan.bits[name].weight}:
+            clip = np.asarray(tensors[weight_clip(tensors, name, bits)], np.float32)
             if clip.size != 1:
-                raise UnsupportedError(f"{name}: {clip.size} weight clips; only one a layer has been trained")
-            net.tensor(f"{name}.weight_clip").copy_(torch.from_numpy(clip.reshape(())))
-    net.freeze(Choice(weight, act, dict(plan.keep)))
+                raise UnsupportedError(f"{name}: {clip.size} weight clips; only one a layer and width has been trained")
+            net.set_clip(name, bits, float(clip.reshape(())))
+    net.freeze(Choice(weight, act, dict(plan.keep), filters))
     return net.eval()
+
+
+def _widths(graph: Graph, layer: LayerId, plan: CompressionPlan) -> tuple[int, ...]:
+    """Width of every filter of a layer, 0 where a plan removes it."""
+    each = dict.fromkeys(range(graph.value(layer).shape[0]), 0)
+    for segment in plan.bits[layer].weight:
+        each |= dict.fromkeys(segment.filters, segment.encoding.bits)
+    return tuple(each.values())
 
 
 def _grid(plan: CompressionPlan) -> str:
     """The kind of grid that all weights of a plan lie on."""
     kinds = set()
     for layer, bits in plan.bits.items():
-        found = bits.weight[0].encoding
-        kinds.add({odd(found.bits): ODD, twos(found.bits): EVEN}.get(found, ""))
-        if len(bits.weight) != 1 or kinds not in ({ODD}, {EVEN}):
+        for found in (segment.encoding for segment in bits.weight):
+            kinds.add({odd(found.bits): ODD, twos(found.bits): EVEN}.get(found, ""))
+        if kinds not in ({ODD}, {EVEN}):
             raise UnsupportedError(
-                f"{layer} ({bits}): only plans with one weight grid a layer, all odd or all even, have been trained"
+                f"{layer} ({bits}): only plans with one kind of weight grid, all odd or all even, have been trained"
             )
     return kinds.pop() if kinds else ODD
 

@@ -35,7 +35,7 @@ class Round(torch.autograd.Function):
     """D(z, 1/n) = round(z n) / n, half to even; the gradient passes (methods A.1.1)."""
 
     @staticmethod
-    def forward(_ctx: Any, z: Tensor, n: int) -> Tensor:
+    def forward(_ctx: Any, z: Tensor, n: int | Tensor) -> Tensor:
         """Nearest multiple of 1/n."""
         return torch.round(z * n) / n
 
@@ -155,7 +155,7 @@ def stepped(x: Tensor, d: Tensor, q: Tensor, t: Tensor | None = None) -> Tensor:
     return out
 
 
-def rounded_to(z: Tensor, n: int) -> Tensor:
+def rounded_to(z: Tensor, n: int | Tensor) -> Tensor:
     """`Round`, typed."""
     out: Tensor = Round.apply(z, n)  # type: ignore[no-untyped-call]
     return out

@@ -51,10 +51,8 @@ def fit_weights(net: SuperNet, choice: Choice | None, trained: Choice | None = N
         for layer in net.layers:
             if choice and trained and choice.weight[layer] == trained.weight[layer]:
                 continue
-            clip = net.tensor(f"{layer}.weight_clip")
-            clip.fill_(1.0)
             bits = START_BITS if layer in net.space.searched else net.space.given(layer)[0]
-            clip.fill_(best_clip(net.normalised_weight(layer)[0], net.grid, choice.weight[layer] if choice else bits))
+            net.fit_clip(layer, choice.weight[layer] if choice else bits)
 
 
 def fit(net: SuperNet, batches: Sequence[Tensor], choice: Choice | None = None, trained: Choice | None = None) -> None:
@@ -78,7 +76,7 @@ def fit(net: SuperNet, batches: Sequence[Tensor], choice: Choice | None = None, 
             v = best_clip(values, domain, bits_of(net, clip, choice))
             net.tensor(clip).fill_(v)
             layer = net.layer_of(clip)
-            if layer in net.space.searched:
+            if layer in net.space.searched and not net.frozen:
                 z = torch.clamp(values / v, -1.0 if domain == EVEN else 0.0, 1.0)
                 net.tensor(f"{layer}.mean_residual").copy_(mean_residuals(z, domain))
     net.train(before)
