@@ -1,7 +1,7 @@
 # One line each; `make help` lists them. Every target does its own set-up, in .venv, and only once.
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-EXTRAS := search,onnx,report,bench,dev
+EXTRAS := search,rl,onnx,report,bench,dev
 # One process a core; the tests of a file share their fixtures. Each runs on one thread (tests/conftest.py).
 PYTEST := .venv/bin/pytest -n auto --dist loadfile
 FAST := not slow and not triton_interpret and not triton_aot

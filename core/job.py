@@ -97,6 +97,8 @@ class Settings:
     precision: str = "fp32"  # of convolutions and products while training
     restrict: str = ""  # of --restrict; "" where the method has none
     convention: str = "sbs"  # in which a budget of BOPs is counted
+    filters: str = ""  # of --precision: mixed or fixed:N; "" where the method has none
+    episodes: int | None = None  # that a search by reward makes plans in
 
     def document(self) -> dict[str, Any]:
         """Flat JSON document of the values."""
@@ -108,10 +110,10 @@ class Settings:
 # What RUNs did that were begun before these settings were recorded.
 _UNSAID: Mapping[str, Any] = {
     "schedule": "cosine", "label_smoothing": 0.0, "device": "cpu", "precision": "fp32", "restrict": "",
-    "convention": "sbs",
+    "convention": "sbs", "filters": "", "episodes": None,
 }  # fmt: skip
 _FLAGS = {
-    "model": "MODEL", "mode": "--search", "variant": "--sbs-variant",
+    "model": "MODEL", "mode": "--search", "variant": "--sbs-variant", "filters": "--precision mixed|fixed:N",
     "files": "--weights, --data or MODEL (the files differ)",
 }  # fmt: skip
 

@@ -79,15 +79,19 @@ def searched(
     return net
 
 
-def finetuned(job: Job, net: SuperNet) -> SuperNet:
-    """A frozen `net` after fine-tuning, in its best state on validation."""
+def finetuned(job: Job, net: SuperNet, *, before: int | None = None) -> SuperNet:
+    """A frozen `net` after fine-tuning, in its best state on validation.
+
+    `before`: epochs that trained these weights already, along whose rates it goes on; by default those of the search.
+    """
     loop, schedule = job.loop, job.settings.schedule
     if "finetune" in loop.carry:
         net.load_state_dict(loop.carry["finetune"])
         return net
     tuning = Training(
         "finetune", net, rates_of(net), epochs=schedule.epochs_finetune, lr=schedule.lr_finetune, samples=job.samples,
-        cost=FINETUNE_COST, teacher=job.teacher, distill=job.settings.distill, before=schedule.epochs_search,
+        cost=FINETUNE_COST, teacher=job.teacher, distill=job.settings.distill,
+        before=schedule.epochs_search if before is None else before,
     )  # fmt: skip
     loop.run(tuning)
     net.load_state_dict(tuning.best)
@@ -397,7 +401,9 @@ def logged(step: Step) -> dict[str, Any]:
 
 def described(choice: Choice) -> dict[str, Any]:
     """A choice for the log."""
+    filters = {str(layer): list(widths) for layer, widths in choice.filters.items()}
     return {
         "weight": dict(choice.weight), "act": dict(choice.act),
         "parts": {str(GroupId(g)): list(p) for g, p in choice.parts.items()},
+        **({"filters": filters} if filters else {}),
     }  # fmt: skip

@@ -240,7 +240,7 @@ class Walk:
             self.choice, self.record.walled = after, self.record.walled + 1
 
     def _lower_filter(self, layer: LayerId) -> int:
-        """Bits saved: the last in rank of the widest filters takes the next width; all do in a convolution in groups."""
+        """Bits saved: of the widest filters the last in rank takes the next width; in grouped convolutions all do."""
         line = self._lined(self.choice, layer)
         at = self.widths.index(line[0])
         if at == 0:
@@ -292,7 +292,9 @@ class Walk:
 
 
 def _features(graph: Graph, nodes: Sequence[Node]) -> dict[LayerId, np.ndarray]:
-    """Of each layer, float32 [7]: place, convolution or not, channels in and out, stride, window, weights; each / max."""
+    """Of each layer, float32 [7]: place, is it a convolution, channels in and out, stride, window, weights; over the
+    largest.
+    """
     rows = []
     for at, node in enumerate(nodes):
         weight = graph.consts[node.consts["weight"]]

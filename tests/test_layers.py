@@ -35,6 +35,7 @@ TORCH = (
     "core/capture.py", "core/parallel.py", "core/supernet*.py", "core/train*.py", "core/semantics.py",
     "core/calibrate.py", "core/torch_*.py", "core/models/*.py", "core/search/*.py", "kernels/gpu/*.py",
     "benchmarks/peers_torch.py", "benchmarks/separate_paths.py", "benchmarks/training.py",
+    "core/agents.py",
 )  # fmt: skip
 TORCH_INSIDE = ("compiler/verify.py", "bitpress/nn/*.py", "benchmarks/peers*.py")
 ANYWHERE = ("*",)
@@ -49,6 +50,8 @@ THIRD_PARTY = {
     "onnxruntime": ((), ANYWHERE),
     "openvino": ((), ANYWHERE),
     "sklearn": ((), ANYWHERE),
+    "gymnasium": (("core/agents.py",), ()),
+    "stable_baselines3": (("core/agents.py",), ()),
     "PIL": ((), ANYWHERE),
     "scipy": (("bitpress/reporting/layers.py",), ()),
     "matplotlib": (("bitpress/page/figures.py",), ()),

@@ -110,7 +110,10 @@ def test_every_extra_is_declared_and_every_tool_pinned_once() -> None:
     assert set(extras) >= {"search", "gpu", "onnx", "rl", "ray", "vision", "report", "bench", "dev", "all"}
     pins = [line.split("==")[0] for line in texts()["constraints.txt"].splitlines() if line and line[0] != "#"]
     assert len(pins) == len(set(pins))
-    used = [*project["dependencies"], *(d for e in ("search", "onnx", "report", "bench", "dev") for d in extras[e])]
+    used = [
+        *project["dependencies"],
+        *(d for e in ("search", "rl", "onnx", "report", "bench", "dev") for d in extras[e]),
+    ]
     names = {re.split(r"[\[>=<]", d)[0] for d in used} - {"bitpress"}
     assert names <= set(pins), f"without a pin: {sorted(names - set(pins))}"
 

@@ -18,7 +18,7 @@ from .tables import Column, Table
 LIBRARIES = {
     "numpy": "", "torch": "search", "safetensors": "search", "scikit-learn": "search", "onnx": "onnx",
     "onnxruntime": "onnx", "openvino": "", "triton": "gpu", "torchvision": "vision", "timm": "vision",
-    "pytest-benchmark": "bench",
+    "pytest-benchmark": "bench", "gymnasium": "rl", "stable-baselines3": "rl",
 }  # fmt: skip
 VARIABLES = (
     "BITPRESS_FORCE_ISA", "BITPRESS_FORCE_KERNEL", "BITPRESS_NATIVE", "BITPRESS_NUM_THREADS", "BITPRESS_CACHE_DIR",

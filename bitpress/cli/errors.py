@@ -14,7 +14,7 @@ EXTRAS = {
     "torch": "search", "safetensors": "search", "sklearn": "search", "PIL": "search", "onnx": "onnx",
     "onnxruntime": "onnx", "triton": "gpu", "torchvision": "vision", "timm": "vision", "ray": "ray",
     "pytest_benchmark": "bench", "junitparser": "bench", "jsonschema": "dev", "jinja2": "report",
-    "matplotlib": "report", "scipy": "report",
+    "matplotlib": "report", "scipy": "report", "stable_baselines3": "rl", "gymnasium": "rl",
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ PLAN = (
 )
 @click.option("--budget", multiple=True, metavar="KIND=VALUE", help="bops=1.5%, bops=630M, size=120kB.")
 @click.option("--out", required=True, metavar="RUN", help="Folder of the run; an unfinished one is resumed.")
-@click.option("--method", default="sbs", help="sbs, djpq, two-stage, uniform; ajpq and bayesian-bits are to come.")
+@click.option("--method", default="sbs", help="sbs, djpq, ajpq, two-stage, uniform; bayesian-bits is to come.")
 @click.option("--search", "mode", metavar="joint|bits|prune", help="sbs: what moves; the other is left alone or given.")
 @click.option(
     "--sbs-variant", "variant", metavar="guided|paper", help="sbs: gates with measured harms, or as published."
@@ -52,7 +52,12 @@ PLAN = (
 @click.option("--distill", type=float, help="Share of the loss that comes from the float network.")
 @click.option("--label-smoothing", type=float, help="Share of each label spread over all classes: 0 to 1, default 0.")
 @click.option("--schedule", "shape", type=Names("cosine", "step"), help="Fall of the rates; step: /10 at 50 and 75 %.")
-@click.option("--precision", type=Names("fp32", "bf16"), help="Of training; default fp32, on a GPU bf16.")
+@click.option(
+    "--precision",
+    metavar="mixed|fixed:N|fp32|bf16",
+    help="ajpq: filters of a layer may differ, or all have N bits. Of training: fp32, on a GPU bf16. Both by comma.",
+)
+@click.option("--episodes", type=int, help="ajpq: plans that are tried, 120; they share the steps of the search.")
 @click.option("--train-images", type=int, help="Images of the training part, drawn by the seed. Default: all.")
 @normal_options
 @model_options
@@ -106,7 +111,7 @@ def _tables(document: dict[str, Any]) -> list[Table]:
 def _method(document: dict[str, Any]) -> str:
     """Method, mode and given widths; a joint search is the method itself."""
     mode = document.get("mode")
-    words = (document["method"], mode if mode != "joint" else None, document.get("bits"))
+    words = (document["method"], mode if mode != "joint" else None, document.get("bits"), document.get("precision"))
     return " ".join(word for word in words if word)
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from ..rundir import FLOAT, RESULT, read_json, write_json, write_run, write_tens
 from ..semantics import Semantics
 from ..supernet import FloatNet, Place, SuperNet, placed
 from ..train import Job, Loop, Progress, Samples, Training, smoothed
+from . import ajpq
 from .registry import MODES, PROMISED, SEARCHES, Method, Terms, method_of, resolve
 
 DISTILL = 0.5  # share of the loss that comes from the float network's outputs (methods F)
@@ -79,6 +81,7 @@ def search(
     shape: str | None = None,
     device: str = "cpu",
     precision: str | None = None,
+    episodes: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """Searches `model` on `data` under `budgets` and leaves a RUN in `out`; the content of its result.json.
@@ -87,8 +90,9 @@ def search(
     `prune_share`: of two-stage; `variant`: of sbs, guided or paper; `restrict`: of djpq, pow2 or free;
     `convention`: of djpq, sbs or djpq (the ends are searched);
     `train_images`: how many of the training part, drawn by the seed; `shape`: of the learning rates (core.job.SHAPES);
-    `device`: cpu or cuda; `precision`: fp32 or bf16, by default fp32 on the CPU and bf16 on a GPU. A RUN of
-    the same settings is continued (on the CPU as if it had never stopped), a finished one returns its result.
+    `device`: cpu or cuda; `precision`: fp32 or bf16, by default fp32 on the CPU and bf16 on a GPU; of ajpq,
+    by comma, mixed or fixed:N too: whether filters of a layer may differ; `episodes`: of ajpq. A RUN of the same
+    settings is continued (on the CPU as if it had never stopped), a finished one returns its result.
     UsageError (an option that the method does not take, a GPU that is not there), UnsupportedError or CheckFailed (a
     budget that cannot be reached) before any work; Interrupted on a signal, with the state saved.
     """
@@ -98,15 +102,18 @@ def search(
         "lr_float": lr_float, "lr_search": lr_search, "lr_thresholds": lr_thresholds, "lr_finetune": lr_finetune,
         "batch": batch, "schedule": shape,
     }  # fmt: skip
+    precision, filters = _precisions(precision)
     pruning = {"group_size": group_size, "max_pruning_ratio": max_pruning_ratio}
     terms = resolve(
         method,
         {
             **changes, **pruning, "mode": mode, "bits": bits, "prune_share": prune_share, "variant": variant,
-            "restrict": restrict, "convention": convention,
+            "restrict": restrict, "convention": convention, "filters": filters, "episodes": episodes,
         },
     )  # fmt: skip
     _check(found, terms, residual, distill, seed, threads)
+    for library in terms.method.libraries:
+        import_module(library)
     place = _place(label_smoothing, device, precision)
     planned = _schedule(data, changes, terms)
     group_size = terms.method.group_size if group_size is None else group_size
@@ -132,6 +139,7 @@ def search(
             _files(model, weights, images), loaded.classes, loaded.in_shape, loaded.mean, loaded.std, residual, planned,
             seed, threads, group_size, max_pruning_ratio, distill, train_images,
             label_smoothing, place.device, place.precision, terms.restrict, terms.convention,
+            terms.filters, terms.episodes,
         )  # fmt: skip
         folder = Path(out)
         with locked(folder):
@@ -150,6 +158,16 @@ def search(
 def default_threads(work: float) -> int:
     """Threads for steps of `work` operations where nobody says: one if a step is small, else the CPUs we may use."""
     return 1 if work < SMALL_STEP else len(os.sched_getaffinity(0))
+
+
+def _precisions(said: str | None) -> tuple[str | None, str | None]:
+    """What `precision` says of the training, and of filters; UsageError where it says one of them twice."""
+    words = [word.strip() for word in (said or "").split(",") if word.strip()]
+    filters = [word for word in words if word.partition(":")[0] in (ajpq.MIXED, ajpq.FIXED)]
+    training = [word for word in words if word not in filters]
+    if len(filters) > 1 or len(training) > 1:
+        raise UsageError(f"--precision {said}: one of fp32 and bf16, and one of mixed and fixed:N, please")
+    return next(iter(training), None), next(iter(filters), None)
 
 
 def _place(label_smoothing: float, device: str, precision: str | None) -> Place:
@@ -308,6 +326,7 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
     result = {
         **head("bitpress.search", threads=settings.threads),
         "method": settings.method, "mode": settings.mode or None, "bits": settings.bits or None,
+        "precision": settings.filters or None,
         "baseline_top1": before.top1, "top1": after.top1, "top5": after.top5, "n": after.n,
         "predictions_sha256": after.sha256, "bops": totals.bops, "bops_fp32": totals.bops_fp32,
         "bops_ratio": totals.bops_ratio, "bops_convention": totals.bops_convention,

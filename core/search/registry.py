@@ -14,14 +14,17 @@ from ..job import Schedule, flag
 from ..supernet import SuperNet
 from ..train import Job
 from ..train_gates import agenda
-from . import djpq, sbs, two_stage, uniform
+from . import ajpq, djpq, sbs, two_stage, uniform
 
 Agenda = Callable[[Schedule], tuple[tuple[str, int, float], ...]]
 SEARCHING = frozenset({"epochs_search", "lr_search", "lr_thresholds"})
 PRUNING = frozenset({"group_size", "max_pruning_ratio"})
 # Those that not every method takes.
-OPTIONS = SEARCHING | PRUNING | {"mode", "variant", "bits", "prune_share", "restrict", "convention"}
+OPTIONS = (
+    SEARCHING | PRUNING | {"mode", "variant", "bits", "prune_share", "restrict", "convention", "filters", "episodes"}
+)
 BITS = "w8a8"  # where widths are given but not said
+EPISODES = 120  # HAQ takes 600, each with an epoch of training
 PRUNE_SHARE = 0.25  # of the fall of ln BOPs: 1.4x where widths do the rest of 4x, near the paper's 1.5x (methods C)
 
 
@@ -36,6 +39,8 @@ class Mode:
         """The part of `space` that is searched; UnsupportedError where there is nothing to prune."""
         if terms.method.space is not None:
             space = terms.method.space(graph, space, terms.convention)
+        if "filters" in self.takes:
+            space = ajpq.space(space, terms.filters)
         if "channels" in self.holds:
             space = hold_channels(space)
         elif not space.gates and terms.bits:
@@ -54,7 +59,8 @@ class Mode:
 class Method:
     """A row. `modes`: of --search, the default first; "" alone where it has none. `bits` "": they must be said.
 
-    `group_size`: channels a gate where nobody says; `space`: what the method makes of a space under a convention.
+    `group_size`: channels a gate where nobody says; `space`: what the method makes of a space under a convention;
+    `libraries`: that the extra of the method brings.
     """
 
     run: Callable[[Job], SuperNet]
@@ -64,6 +70,7 @@ class Method:
     bits: str = BITS
     group_size: int = GROUP_SIZE
     space: Callable[[Graph, Space, str], Space] | None = None
+    libraries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,8 @@ class Terms:
     prune_share: float | None
     restrict: str
     convention: str
+    filters: str
+    episodes: int | None
 
     @property
     def chosen(self) -> Mode:
@@ -102,6 +111,10 @@ SEARCHES: Mapping[str, Method] = {
     "djpq": Method(
         djpq.search, agenda, {"": Mode(SEARCHING - {"lr_thresholds"} | PRUNING | {"restrict", "convention"})},
         group_size=1, space=djpq.space,
+    ),
+    "ajpq": Method(
+        ajpq.search, agenda, {"": Mode(SEARCHING - {"lr_thresholds"} | PRUNING | {"filters", "episodes"})},
+        group_size=1, libraries=("gymnasium", "stable_baselines3"),
     ),
     "two-stage": Method(
         two_stage.search, two_stage.agenda, {"": Mode(SEARCHING | PRUNING | {"bits", "prune_share"})}
@@ -157,7 +170,11 @@ def resolve(name: str, given: Mapping[str, Any]) -> Terms:
         for key, valid in (("variant", VARIANTS), ("restrict", RESTRICTIONS))
     )
     convention = _one_of("convention", CONVENTIONS, said)
-    return Terms(name, method, mode, variant, bits, share, restrict, convention)
+    filters = str(said.get("filters", ajpq.MIXED)) if "filters" in takes else ""
+    episodes = int(said.get("episodes", EPISODES)) if "episodes" in takes else None
+    if episodes is not None and episodes < 1:
+        raise UsageError(f"--episodes {episodes}: a search takes at least 1")
+    return Terms(name, method, mode, variant, bits, share, restrict, convention, filters, episodes)
 
 
 def _one_of(key: str, valid: tuple[str, ...], said: Mapping[str, Any]) -> str:

@@ -40,6 +40,7 @@ UNIFORM: dict[str, Any] = {
 PRUNE: dict[str, Any] = {"mode": "prune", "budgets": ["bops=4.5%"]}
 TWO: dict[str, Any] = {"method": "two-stage", "prune_share": 0.5}
 DJPQ: dict[str, Any] = {"method": "djpq", "lr_thresholds": None}
+AJPQ: dict[str, Any] = {"method": "ajpq", "lr_thresholds": None, "episodes": 6}
 
 
 @pytest.fixture(autouse=True)
@@ -284,7 +285,11 @@ from bitpress.core.search import search
 from bitpress.core import train, train_gates, train_vib
 options = json.loads(sys.argv[1])
 phase = options.pop("phase")
-for kind in (train.Training, train_gates.Searching, train_vib.Annealing):
+kinds = [train.Training, train_gates.Searching, train_vib.Annealing]
+if options["method"] == "ajpq":
+    from bitpress.core.train_agents import Episodes
+    kinds.append(Episodes)
+for kind in kinds:
     def slow(self, *args, step=kind.step):
         if self.name == phase:
             time.sleep(0.2)
@@ -298,7 +303,7 @@ search(**options)
     ("method", "phase"),
     [
         (UNIFORM, "finetune"), (TWO | {"epochs_search": 4}, "prune"), (TWO | {"epochs_search": 4}, "bits"),
-        (DJPQ, "search"), (DJPQ, "finetune"),
+        (DJPQ, "search"), (DJPQ, "finetune"), (AJPQ, "search"), (AJPQ, "finetune"),
     ],
 )  # fmt: skip
 def test_killed_in_any_phase_and_started_again_it_ends_as_an_unbroken_run(

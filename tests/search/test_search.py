@@ -127,7 +127,11 @@ def test_weights_that_are_given_are_not_trained_again(tmp_path: Path) -> None:
         ({"budgets": []}, UsageError, "needs a budget"),
         ({"budgets": ["bops=2%", "bops=3%"]}, UsageError, "one bound of a kind"),
         ({"budgets": ["latency=1ms"]}, UsageError, "not in this version"),
-        ({"method": "ajpq"}, UnsupportedError, "not in this version; it has sbs, djpq, two-stage, uniform"),
+        (
+            {"method": "bayesian-bits"},
+            UnsupportedError,
+            "not in this version; it has sbs, djpq, ajpq, two-stage, uniform",
+        ),
         ({"method": "magic"}, UsageError, "unknown --method"),
         ({"residual": "int4"}, UsageError, "--residual"),
         ({"distill": 1.5}, UsageError, "--distill"),
@@ -209,7 +213,7 @@ def test_small_steps_get_one_thread_where_nobody_says(tmp_path: Path) -> None:
 
 
 def test_every_method_is_listed_once() -> None:
-    assert list(SEARCHES) == ["sbs", "djpq", "two-stage", "uniform"]
+    assert list(SEARCHES) == ["sbs", "djpq", "ajpq", "two-stage", "uniform"]
     assert set(SEARCHES) <= set(PROMISED)
 
 
