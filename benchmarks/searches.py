@@ -100,6 +100,8 @@ class Kept:
         """Method with what makes it differ from the method's default."""
         said = [str(self.settings["method"])]
         said += [str(self.settings[key]) for key in ("variant", "mode", "restrict", "bits") if self.settings.get(key)]
+        if said[0] == "two-stage" and self.settings.get("stages_of", "sbs") != "sbs":
+            said.insert(1, str(self.settings["stages_of"]))
         said += [f"in convention {self.convention}"] if self.convention != "sbs" else []
         return " ".join(dict.fromkeys(said))
 
@@ -210,6 +212,9 @@ def command(kept: Kept) -> str:
     if "weights" in s["files"]:
         words += ["--weights", "W.safetensors"]
     words += ["--data", str(s["data"]), "--method", str(s["method"])]
+    parts = str(s.get("stages_of", "sbs") if s["method"] == "two-stage" else s["method"])
+    if parts not in ("sbs", s["method"]):
+        words += ["--stages-of", parts]
     if s.get("mode") and s["mode"] != "joint":
         words += ["--search", str(s["mode"])]
     if s.get("variant") and s["variant"] != "guided":
@@ -223,8 +228,8 @@ def command(kept: Kept) -> str:
     for budget in s["budget"]:
         words += ["--budget", str(budget)]
     names = ("epochs_float", "epochs_search", "epochs_finetune", "lr_search", "lr_thresholds", "lr_finetune", "batch")
-    useless = {"uniform": {"epochs_search", "lr_search", "lr_thresholds"}, "djpq": {"lr_thresholds"}}
-    skipped = useless.get(str(s["method"]), set())
+    useless = {"uniform": {"epochs_search", "lr_search", "lr_thresholds"}, "sbs": set()}
+    skipped = useless.get(parts, {"lr_thresholds"})
     for key in names:
         if key not in skipped and not (key == "epochs_float" and "weights" in s["files"]):
             words += [flag(key), f"{s[key]:g}"]

@@ -198,7 +198,10 @@ def hold_bits(graph: Graph, space: Space, bits: tuple[int, int]) -> Space:
         raise UnsupportedError(f"weights of {w} bits have no kernel; there are {', '.join(map(str, WEIGHT_BITS))}")
     if a > MAX_ACT_BITS:
         raise UnsupportedError(f"activations of {a} bits have no kernel; there are 1 to {MAX_ACT_BITS}")
-    held = {name: (w, act_encoding(graph, name, a).bits) for name in space.searched}  # a sign takes a second bit
+    # A sign takes a second bit; the network's input stays as it is.
+    held = {
+        name: (w, END_BITS if name in space.image else act_encoding(graph, name, a).bits) for name in space.searched
+    }
     return replace(space, searched=(), held=held)
 
 

@@ -99,6 +99,7 @@ class Settings:
     convention: str = "sbs"  # in which a budget of BOPs is counted
     filters: str = ""  # of --precision: mixed or fixed:N; "" where the method has none
     episodes: int | None = None  # that a search by reward makes plans in
+    stages_of: str = "sbs"  # of --stages-of; only two-stage reads it
 
     def document(self) -> dict[str, Any]:
         """Flat JSON document of the values."""
@@ -110,7 +111,7 @@ class Settings:
 # What RUNs did that were begun before these settings were recorded.
 _UNSAID: Mapping[str, Any] = {
     "schedule": "cosine", "label_smoothing": 0.0, "device": "cpu", "precision": "fp32", "restrict": "",
-    "convention": "sbs", "filters": "", "episodes": None,
+    "convention": "sbs", "filters": "", "episodes": None, "stages_of": "sbs",
 }  # fmt: skip
 _FLAGS = {
     "model": "MODEL", "mode": "--search", "variant": "--sbs-variant", "filters": "--precision mixed|fixed:N",

@@ -377,7 +377,7 @@ class SuperNet(FloatNet):
         """The input of a layer whose width is searched, rounded within the positive clip `v`."""
         if not self.training:
             gates = self.last.act[layer] = self.act_gates(layer)
-            return clipped(x, v, _bits(gates), domain)
+            return clipped(x, v, gated_bits(gates), domain)
         parts, means = split(x, v, domain)
         self.tensor(f"{layer}.mean_residual").lerp_(averaged(means), self.residual_momentum)
         gates = self.last.act[layer] = self.act_gates(layer)
@@ -410,7 +410,7 @@ class SuperNet(FloatNet):
         u = self._unit(z)
         gates = self.last.weight[layer] = self.weight_gates(layer, u)
         direct = not self.training
-        rounded = rounded_to(u, steps(self.grid, _bits(gates))) if direct else decomposed(u, *gates, self.grid)
+        rounded = rounded_to(u, steps(self.grid, gated_bits(gates))) if direct else decomposed(u, *gates, self.grid)
         return self._on_grid(rounded, scale)
 
     def _unit(self, z: Tensor) -> Tensor:
@@ -532,7 +532,7 @@ class SuperNet(FloatNet):
     def searched_bits(self, layer: LayerId) -> tuple[int, int]:
         """(weight, input) widths of a searched layer as a choice would hold them now."""
         gates = hard_gate(self.weight_residuals(layer), self.tensor(f"{layer}.threshold_w"))
-        return _bits((gates[0], gates[1])), _bits(self.act_gates(layer))
+        return gated_bits((gates[0], gates[1])), gated_bits(self.act_gates(layer))
 
     def freeze(self, choice: Choice) -> None:
         """Fixes widths and channels; gates and thresholds play no part from here on."""
@@ -696,7 +696,8 @@ def differing_codes(
     }
 
 
-def _bits(gates: tuple[Tensor, Tensor]) -> int:
+def gated_bits(gates: tuple[Tensor, Tensor]) -> int:
+    """Width that (g_4, g_8) leave: 8 only where 4 is on."""
     if float(gates[0].detach()) < 0.5:
         return 2
     return 4 if float(gates[1].detach()) < 0.5 else 8

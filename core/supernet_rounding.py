@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 TINY = 1e-12
+SHORT = 1 - 1e-7  # of a nested range: its ends round inwards, so that the grid is symmetric (methods A.4)
 
 # Normalised domains. unit: activations that are never negative, [0, 1]; odd: weights, [0, 1] before 2D - 1, no zero;
 # even: signed activations, [-1, 1] on the symmetric grid, zero exact.
@@ -222,6 +223,24 @@ def split(x: Tensor, v: Tensor, domain: str) -> tuple[tuple[Tensor, Tensor, Tens
         if domain != EVEN:
             e8 = z.mul_(eight).round_().div_(eight)
         return (z2, e4, e8), _scaled(first, second, domain)
+
+
+def nested(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(z_2, e_4, e_8) of signed x / v in steps of 2 / (2**b - 1), which divide each other and hold zero (methods A.4).
+
+    At b bits z lies on the symmetric grid of the clip `nested_clip(v, b)`. No gradient.
+    """
+    two, four, eight = ((2**b - 1) / 2 for b in (2, 4, 8))
+    with torch.no_grad():
+        z = (x / v).clamp_(-SHORT, SHORT)
+        z2 = (z * two).round_().div_(two)
+        e4 = z.sub_(z2).mul(four).round_().div_(four)
+        return z2, e4, z.sub_(e4).mul_(eight).round_().div_(eight)
+
+
+def nested_clip(v: Tensor, bits: int) -> Tensor:
+    """Largest value of `bits` bits in a nested range `v`: 2**(b-1) - 1 steps of 2 v / (2**b - 1)."""
+    return v * ((2**bits - 2) / (2**bits - 1))
 
 
 def _scaled(first: Tensor, second: Tensor, domain: str) -> Tensor:

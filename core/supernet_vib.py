@@ -2,7 +2,7 @@
 
 `VibNet` trains; `fold` writes exponents into the weights and means of gates into the batch norms, so that what is left
 is an ordinary `SuperNet` on symmetric grids, which the frozen phases and `extract` know. Objective, annealing and
-budget are `core.train_vib`'s business.
+budget are the business of `core.train_annealed` and `core.train_vib`.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ def norm_of(graph: Graph, space: Space) -> dict[GroupId, str]:
 class VibNet(SuperNet):
     """A super-net whose searched tensors are rounded by learned d, q_m and t, and whose gates are noise.
 
-    `restricted`: widths are rounded to 2, 4 or 8 and steps follow (methods A.2.6); else they are free.
+    `restricted`: widths are rounded to 2, 4 or 8 and steps follow (methods A.2.6), else they are free; `restrict`:
+    whether they will be.
     """
 
     def __init__(self, graph: Graph, space: Space, *, residual: str = "int8") -> None:
-        self.restricted = False
+        self.restricted = self.restrict = False
         self.norms = norm_of(graph, space)
         self._gated = {norm: group for group, norm in self.norms.items()}
         super().__init__(graph, space, residual=residual, grid=EVEN)
@@ -176,7 +177,8 @@ class VibNet(SuperNet):
         return total
 
     def _hides(self, value: str) -> bool:
-        return not self.training and super()._hides(value)  # while it trains, noise alone tells the gates
+        noisy = self.training and self._masked[value][0] in self.space.open  # there noise alone tells the gates
+        return not noisy and super()._hides(value)
 
     def compute(self, node: Node, ins: list[Tensor]) -> Tensor:
         """One op; behind the norm of a gate its channels are multiplied by mu + sigma * noise, mu in evaluation."""
@@ -198,6 +200,11 @@ class VibNet(SuperNet):
         """The nearest power of two on each side."""
         weight, act = (int(2 ** torch.round(torch.log2(bits.detach()))) for bits in self.widths(layer))
         return weight, act
+
+    def hold(self) -> None:
+        """Once it has trained: widths as they are to be held, parts that go."""
+        self.restricted = self.restrict
+        self.last.prune = {g: self.part_gates(g) for g in self.space.gates}
 
     def fold(self) -> None:
         """Exponents into the weights, ranges into the clips, means of gates into the norms; computes the same.

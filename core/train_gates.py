@@ -338,10 +338,15 @@ class Searching:
         return self.net.state_dict()
 
 
+def target(start: float, bound: float, way: float) -> float:
+    """ln(figure / bound) that is asked for: it falls linearly from `start` to `bound`, of which `way` is done."""
+    return max(0.0, math.log(start / bound)) * (1 - min(1.0, way))
+
+
 def steered(weight: float, figure: float, *, start: float, bound: float, way: float) -> float:
-    """lambda after a step: its figure shall fall log-linearly from `start` to `bound`, of which `way` is done."""
+    """lambda after a step, whose figure shall follow its `target`."""
     fall = max(0.0, math.log(start / bound))
-    late = math.log(figure / bound) - fall * (1 - min(1.0, way))
+    late = math.log(figure / bound) - target(start, bound, way)
     moved = weight * math.exp(CONTROL * late / max(fall, LEAST_FALL))
     return min(max(moved, LAMBDA_LEAST), LAMBDA_MOST)
 

@@ -29,15 +29,16 @@ PLAN = (
 )
 @click.option("--budget", multiple=True, metavar="KIND=VALUE", help="bops=1.5%, bops=630M, size=120kB.")
 @click.option("--out", required=True, metavar="RUN", help="Folder of the run; an unfinished one is resumed.")
-@click.option("--method", default="sbs", help="sbs, djpq, ajpq, two-stage, uniform; bayesian-bits is to come.")
+@click.option("--method", default="sbs", help="sbs, djpq, ajpq, bayesian-bits, two-stage or uniform.")
 @click.option("--search", "mode", metavar="joint|bits|prune", help="sbs: what moves; the other is left alone or given.")
 @click.option(
     "--sbs-variant", "variant", metavar="guided|paper", help="sbs: gates with measured harms, or as published."
 )
 @click.option("--restrict", metavar="pow2|free", help="djpq: widths are powers of two while it trains, or at the end.")
-@click.option("--convention", metavar="sbs|djpq", help="djpq: how BOPs are counted; djpq: the ends are searched.")
+@click.option("--convention", metavar="sbs|djpq", help="djpq, bayesian-bits: how BOPs are counted; djpq: all searched.")
 @click.option("--bits", metavar="w4a4", help="uniform: the widths. --search prune, two-stage: while pruning, w8a8.")
 @click.option("--prune-share", type=float, help="two-stage: share of the fall of ln BOPs left to pruning, 0.25.")
+@click.option("--stages-of", metavar="sbs|djpq", help="two-stage: the joint method whose parts it takes, sbs.")
 @click.option("--residual", type=Names("int8", "float32"), default="int8", help="How residual streams are held.")
 @click.option("--epochs-float", type=int, help="Epochs of the float network, where no weights are given.")
 @click.option("--epochs-search", type=int, help="Epochs of the search.")

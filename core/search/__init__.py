@@ -35,7 +35,7 @@ from ..semantics import Semantics
 from ..supernet import FloatNet, Place, SuperNet, placed
 from ..train import Job, Loop, Progress, Samples, Training, smoothed
 from . import ajpq
-from .registry import MODES, PROMISED, SEARCHES, Method, Terms, method_of, resolve
+from .registry import MODES, SEARCHES, Method, Terms, method_of, resolve
 
 DISTILL = 0.5  # share of the loss that comes from the float network's outputs (methods F)
 # Operations of a step below which threads wait for each other more than they save: on a busy 2-core host, digits took
@@ -54,6 +54,7 @@ def search(
     mode: str | None = None,
     bits: str | None = None,
     prune_share: float | None = None,
+    stages_of: str | None = None,
     weights: str | Path | None = None,
     classes: int | None = None,
     in_shape: tuple[int, int, int] | None = None,
@@ -87,8 +88,9 @@ def search(
     """Searches `model` on `data` under `budgets` and leaves a RUN in `out`; the content of its result.json.
 
     `mode`: joint, bits or prune, of methods that have them; `bits`: "w4a4", where widths are given and not searched;
-    `prune_share`: of two-stage; `variant`: of sbs, guided or paper; `restrict`: of djpq, pow2 or free;
-    `convention`: of djpq, sbs or djpq (the ends are searched);
+    `prune_share`, `stages_of` (sbs or djpq): of two-stage; `variant`: of sbs, guided or paper; `restrict`: of djpq,
+    pow2 or free;
+    `convention`: of djpq and bayesian-bits, sbs or djpq (the ends are searched);
     `train_images`: how many of the training part, drawn by the seed; `shape`: of the learning rates (core.job.SHAPES);
     `device`: cpu or cuda; `precision`: fp32 or bf16, by default fp32 on the CPU and bf16 on a GPU; of ajpq,
     by comma, mixed or fixed:N too: whether filters of a layer may differ; `episodes`: of ajpq. A RUN of the same
@@ -108,7 +110,8 @@ def search(
         method,
         {
             **changes, **pruning, "mode": mode, "bits": bits, "prune_share": prune_share, "variant": variant,
-            "restrict": restrict, "convention": convention, "filters": filters, "episodes": episodes,
+            "stages_of": stages_of, "restrict": restrict, "convention": convention, "filters": filters,
+            "episodes": episodes,
         },
     )  # fmt: skip
     _check(found, terms, residual, distill, seed, threads)
@@ -116,7 +119,7 @@ def search(
         import_module(library)
     place = _place(label_smoothing, device, precision)
     planned = _schedule(data, changes, terms)
-    group_size = terms.method.group_size if group_size is None else group_size
+    group_size = terms.parts.group_size if group_size is None else group_size
     max_pruning_ratio = MAX_PRUNING_RATIO if max_pruning_ratio is None else max_pruning_ratio
     if weights is not None:
         planned = replace(planned, epochs_float=0)
@@ -139,7 +142,7 @@ def search(
             _files(model, weights, images), loaded.classes, loaded.in_shape, loaded.mean, loaded.std, residual, planned,
             seed, threads, group_size, max_pruning_ratio, distill, train_images,
             label_smoothing, place.device, place.precision, terms.restrict, terms.convention,
-            terms.filters, terms.episodes,
+            terms.filters, terms.episodes, terms.stages_of,
         )  # fmt: skip
         folder = Path(out)
         with locked(folder):
@@ -189,7 +192,7 @@ def _place(label_smoothing: float, device: str, precision: str | None) -> Place:
 def _schedule(data: str, changes: Mapping[str, int | float | str | None], terms: Terms) -> Schedule:
     """Epochs and rates. A method without a search fine-tunes by default for the epochs that a search has in all."""
     planned = schedule(data, changes)
-    if "epochs_search" in terms.chosen.takes:
+    if "epochs_search" in terms.takes:
         return planned
     epochs = planned.epochs_finetune
     if changes["epochs_finetune"] is None:
@@ -339,4 +342,4 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
     return result
 
 
-__all__ = ["MODES", "PROMISED", "SEARCHES", "Method", "method_of", "search"]
+__all__ = ["MODES", "SEARCHES", "Method", "method_of", "search"]

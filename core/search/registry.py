@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..cost import GROUP_SIZE, Space, hold_bits, hold_channels
+from ..cost import GROUP_SIZE, Space, hold_bits, hold_channels, open_ends
 from ..encoding import parse_bits
 from ..errors import UnsupportedError, UsageError, close
 from ..graph import Graph
@@ -14,15 +14,15 @@ from ..job import Schedule, flag
 from ..supernet import SuperNet
 from ..train import Job
 from ..train_gates import agenda
-from . import ajpq, djpq, sbs, two_stage, uniform
+from . import ajpq, bayesian_bits, djpq, sbs, two_stage, uniform
 
 Agenda = Callable[[Schedule], tuple[tuple[str, int, float], ...]]
 SEARCHING = frozenset({"epochs_search", "lr_search", "lr_thresholds"})
 PRUNING = frozenset({"group_size", "max_pruning_ratio"})
 # Those that not every method takes.
-OPTIONS = (
-    SEARCHING | PRUNING | {"mode", "variant", "bits", "prune_share", "restrict", "convention", "filters", "episodes"}
-)
+OPTIONS = SEARCHING | PRUNING | {
+    "mode", "variant", "bits", "prune_share", "stages_of", "restrict", "convention", "filters", "episodes",
+}  # fmt: skip
 BITS = "w8a8"  # where widths are given but not said
 EPISODES = 120  # HAQ takes 600, each with an epoch of training
 PRUNE_SHARE = 0.25  # of the fall of ln BOPs: 1.4x where widths do the rest of 4x, near the paper's 1.5x (methods C)
@@ -37,8 +37,10 @@ class Mode:
 
     def space(self, graph: Graph, space: Space, terms: Terms) -> Space:
         """The part of `space` that is searched; UnsupportedError where there is nothing to prune."""
-        if terms.method.space is not None:
-            space = terms.method.space(graph, space, terms.convention)
+        if terms.parts.space is not None:
+            space = terms.parts.space(graph, space)
+        if terms.convention == "djpq":
+            space = open_ends(graph, space)
         if "filters" in self.takes:
             space = ajpq.space(space, terms.filters)
         if "channels" in self.holds:
@@ -59,8 +61,8 @@ class Mode:
 class Method:
     """A row. `modes`: of --search, the default first; "" alone where it has none. `bits` "": they must be said.
 
-    `group_size`: channels a gate where nobody says; `space`: what the method makes of a space under a convention;
-    `libraries`: that the extra of the method brings.
+    `group_size`: channels a gate where nobody says; `space`: what the method makes of a space; `stages`: its phases
+    take the parts of another method, and their options; `libraries`: that the extra of the method brings.
     """
 
     run: Callable[[Job], SuperNet]
@@ -69,24 +71,32 @@ class Method:
     needs_budget: bool = True
     bits: str = BITS
     group_size: int = GROUP_SIZE
-    space: Callable[[Graph, Space, str], Space] | None = None
+    space: Callable[[Graph, Space], Space] | None = None
+    stages: bool = False
     libraries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """A method and what its own options resolve to; "" and None where it has none of that kind."""
+    """A method, the options it reads, and what these resolve to; "" and None where it has none of that kind."""
 
     name: str
     method: Method
     mode: str
+    takes: frozenset[str]
     variant: str
     bits: str
     prune_share: float | None
+    stages_of: str
     restrict: str
     convention: str
     filters: str
     episodes: int | None
+
+    @property
+    def parts(self) -> Method:
+        """The method whose quantisers and gates these are: the one that lends them to stages, else the method."""
+        return SEARCHES[self.stages_of] if self.method.stages else self.method
 
     @property
     def chosen(self) -> Mode:
@@ -116,29 +126,30 @@ SEARCHES: Mapping[str, Method] = {
         ajpq.search, agenda, {"": Mode(SEARCHING - {"lr_thresholds"} | PRUNING | {"filters", "episodes"})},
         group_size=1, libraries=("gymnasium", "stable_baselines3"),
     ),
+    "bayesian-bits": Method(
+        bayesian_bits.search, agenda, {"": Mode(SEARCHING - {"lr_thresholds"} | PRUNING | {"convention"})},
+        group_size=1,
+    ),
     "two-stage": Method(
-        two_stage.search, two_stage.agenda, {"": Mode(SEARCHING | PRUNING | {"bits", "prune_share"})}
+        two_stage.search, two_stage.agenda, {"": Mode(frozenset({"bits", "prune_share", "stages_of"}))}, stages=True
     ),
     "uniform": Method(
         uniform.search, uniform.agenda, {"": Mode(frozenset({"bits"}), frozenset({"bits", "channels"}))},
         needs_budget=False, bits="",
     ),
 }  # fmt: skip
-PROMISED = ("sbs", "djpq", "ajpq", "bayesian-bits", "two-stage", "uniform")
 VARIANTS = ("guided", "paper")  # of SBS, the default first
+STAGES_OF = ("sbs", "djpq")  # joint methods whose parts two-stage takes, the default first
 RESTRICTIONS = ("pow2", "free")  # of DJPQ: widths are powers of two while it trains, or only once it has
 CONVENTIONS = ("sbs", "djpq")  # in which a budget of BOPs may be counted, the default first
 MODES = tuple(dict.fromkeys(mode for row in SEARCHES.values() for mode in row.modes if mode))
 
 
 def method_of(name: str) -> Method:
-    """The method of that name; UnsupportedError for one that is promised but not here, UsageError for another."""
-    if name in SEARCHES:
-        return SEARCHES[name]
-    here = ", ".join(SEARCHES)
-    if name in PROMISED:
-        raise UnsupportedError(f"--method {name} is not in this version; it has {here}")
-    raise UsageError(f"unknown --method {name!r}{close(name, PROMISED)}; this version has {here}")
+    """The method of that name; UsageError where there is none."""
+    if name not in SEARCHES:
+        raise UsageError(f"unknown --method {name!r}{close(name, SEARCHES)}; valid: {', '.join(SEARCHES)}")
+    return SEARCHES[name]
 
 
 def resolve(name: str, given: Mapping[str, Any]) -> Terms:
@@ -150,9 +161,11 @@ def resolve(name: str, given: Mapping[str, Any]) -> Terms:
         if mode not in MODES:
             raise UsageError(f"--search {mode!r} is unknown{close(mode, MODES)}; valid: {', '.join(MODES)}")
         raise UsageError(f"--search {mode} does nothing with --method {name}; it goes with {_takers('mode')}")
-    takes = method.modes[mode].takes
+    stages_of = _one_of("stages_of", STAGES_OF, said)
+    takes = _takes(method, mode, stages_of)
     for key in sorted(said.keys() - takes):
         here = f"--method {name}" + (f" --search {mode}" if mode else "")
+        here += f" --stages-of {stages_of}" if method.stages else ""
         raise UsageError(f"{flag(key)} does nothing with {here}; it goes with {_takers(key)}")
     bits = str(said.get("bits", method.bits)) if "bits" in takes else ""
     if "bits" in takes and not bits:
@@ -174,7 +187,17 @@ def resolve(name: str, given: Mapping[str, Any]) -> Terms:
     episodes = int(said.get("episodes", EPISODES)) if "episodes" in takes else None
     if episodes is not None and episodes < 1:
         raise UsageError(f"--episodes {episodes}: a search takes at least 1")
-    return Terms(name, method, mode, variant, bits, share, restrict, convention, filters, episodes)
+    return Terms(
+        name, method, mode, takes, variant, bits, share, stages_of, restrict, convention, filters, episodes
+    )  # fmt: skip
+
+
+def _takes(method: Method, mode: str, stages_of: str) -> frozenset[str]:
+    """Options that a method reads in a mode, with those of the parts that its stages take."""
+    own = method.modes[mode].takes
+    if not method.stages:
+        return own
+    return own | next(iter(SEARCHES[stages_of].modes.values())).takes - {"mode", "variant"}
 
 
 def _one_of(key: str, valid: tuple[str, ...], said: Mapping[str, Any]) -> str:
@@ -189,9 +212,10 @@ def _takers(key: str) -> str:
     """Methods, and modes of theirs, that take an option."""
     out = []
     for name, method in SEARCHES.items():
-        modes = [mode for mode, row in method.modes.items() if key in row.takes]
+        modes = [mode for mode in method.modes if any(key in _takes(method, mode, of) for of in STAGES_OF)]
         if len(modes) == len(method.modes):
-            out.append(f"--method {name}")
+            parts = [of for of in STAGES_OF if key in _takes(method, modes[0], of)]
+            out.append(f"--method {name}" + (f" --stages-of {parts[0]}" if len(parts) < len(STAGES_OF) else ""))
         else:
             out += [f"--method {name} --search {mode}" for mode in modes]
     return ", ".join(out)

@@ -1,21 +1,24 @@
 """Two-stage: prune at given widths, then search the widths of the pruned net; the baseline of joint search (methods C).
 
-Gates, quantisers, controller and losses are those of SBS, and so are the epochs in all: the stages halve those of the
-search. Of what ln(figure) must lose from the given widths, unpruned, to the budget, `prune_share` falls to pruning, the
-rest to the widths.
+Gates, quantisers, losses and fine-tuning are those of the joint method that `--stages-of` names, and so are the epochs
+in all: the stages halve those of the search. Of what ln(figure) must lose from the given widths, unpruned, to the
+budget, `prune_share` falls to pruning, the rest to the widths.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from ..cost import Budget, Choice, Costs, Step, hold_bits, largest, project, smallest
+from ..cost import Budget, Choice, Costs, Space, Step, hold_bits, largest, project, smallest
 from ..encoding import parse_bits
 from ..job import Schedule
 from ..supernet import SuperNet, inherit
 from ..train import Job
+from ..train_annealed import Stage
 from ..train_gates import FINETUNE_COST, SEARCH_COST, Loss, finetuned, searched
+from ..train_vib import noised
 
 
 def search(job: Job) -> SuperNet:
@@ -31,7 +34,7 @@ def search(job: Job) -> SuperNet:
             "prune": {b.kind: b.value for b in bounds},
         }
     }  # fmt: skip
-    costs = Costs(job.graph, job.space)
+    costs, run = Costs(job.graph, job.space), STAGES[settings.stages_of]
 
     def reachable(choice: Choice, loss: Loss) -> tuple[Choice, list[Step]]:
         """Prunes on where even the least widths would not bring this choice into the budgets."""
@@ -39,12 +42,26 @@ def search(job: Job) -> SuperNet:
         found, steps = project(costs, job.budgets, least, loss)
         return replace(choice, parts=found.parts), steps
 
-    pruned = SuperNet(job.graph, space, residual=settings.residual)
-    searched(job, pruned, name="prune", epochs=pruning, budgets=bounds, after=reachable, notes=notes)
-    net = SuperNet(job.graph, replace(job.space, cut=dict(pruned.choice().parts)), residual=settings.residual)
-    inherit(net, pruned)
-    searched(job, net, name="bits", epochs=narrowing, budgets=job.budgets, before=pruning)
-    return finetuned(job, net)
+    pruned = run(job, space, Stage("prune", pruning, bounds, after=reachable, notes=notes), None)
+    cut = replace(job.space, cut=dict(pruned.choice().parts))
+    return finetuned(job, run(job, cut, Stage("bits", narrowing, job.budgets, before=pruning), pruned))
+
+
+def _by_thresholds(job: Job, space: Space, stage: Stage, source: SuperNet | None) -> SuperNet:
+    """A stage with the parts of SBS."""
+    net = SuperNet(job.graph, space, residual=job.settings.residual)
+    if source is not None:
+        inherit(net, source)
+    return searched(
+        job, net, name=stage.name, epochs=stage.epochs, budgets=stage.budgets, before=stage.before, after=stage.after,
+        notes=stage.notes,
+    )  # fmt: skip
+
+
+# By --stages-of: a stage in a space, from the float network or from the net of the stage before.
+STAGES: Mapping[str, Callable[[Job, Space, Stage, SuperNet | None], SuperNet]] = {
+    "sbs": _by_thresholds, "djpq": noised,
+}  # fmt: skip
 
 
 def agenda(schedule: Schedule) -> tuple[tuple[str, int, float], ...]:

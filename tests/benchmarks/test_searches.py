@@ -64,6 +64,12 @@ def test_the_command_of_a_stored_run_says_what_its_method_takes(run: Path, tmp_p
     ]
     assert searches._against_front(told, points) is None
     assert searches._against_front(replace(told, settings={**settings, "convention": "sbs"}), points) is not None
+    for parts in ("sbs", "djpq"):
+        stages = {**kept.settings, "method": "two-stage", "variant": "", "bits": "w8a8", "stages_of": parts}
+        told = replace(kept, settings=stages)
+        assert ("--stages-of djpq" in searches.command(told)) == (parts == "djpq")
+        assert ("--lr-thresholds" in searches.command(told)) == (parts == "sbs")
+        assert told.label == ("two-stage joint w8a8" if parts == "sbs" else "two-stage djpq joint w8a8")
 
 
 def test_paths_of_this_host_are_not_kept() -> None:

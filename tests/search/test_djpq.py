@@ -22,7 +22,7 @@ from bitpress.core.errors import CheckFailed
 from bitpress.core.rundir import load_run
 from bitpress.core.search import search
 from bitpress.core.supernet_vib import LN_VAR_START
-from bitpress.core.train_vib import Annealing
+from bitpress.core.train_annealed import Annealing
 
 from .test_methods import DJPQ, _events, _is_what_the_integers_say
 from .test_search import NETS, QUICK, _quick

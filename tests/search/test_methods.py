@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from bitpress.core import data as datasets
+from bitpress.core import train_vib
 from bitpress.core.bops import count
 from bitpress.core.capture import capture
 from bitpress.core.cost import Costs, largest, raising, search_space, smallest
@@ -26,10 +27,13 @@ from bitpress.core.job import SCHEDULES
 from bitpress.core.models import load
 from bitpress.core.rundir import Run, load_run
 from bitpress.core.search import SEARCHES, _schedule, search
-from bitpress.core.search.registry import OPTIONS, resolve
+from bitpress.core.search.registry import OPTIONS, STAGES_OF, resolve
+from bitpress.core.search.two_stage import STAGES
 from bitpress.core.semantics import Semantics
-from bitpress.core.supernet import differing_codes
+from bitpress.core.supernet import SuperNet, differing_codes
+from bitpress.core.supernet_vib import VibNet
 from bitpress.core.train import FACTORS
+from bitpress.core.train_annealed import Annealing
 
 from .test_search import NETS, QUICK, _assert_same, _quick, _wait_for
 
@@ -41,6 +45,8 @@ PRUNE: dict[str, Any] = {"mode": "prune", "budgets": ["bops=4.5%"]}
 TWO: dict[str, Any] = {"method": "two-stage", "prune_share": 0.5}
 DJPQ: dict[str, Any] = {"method": "djpq", "lr_thresholds": None}
 AJPQ: dict[str, Any] = {"method": "ajpq", "lr_thresholds": None, "episodes": 6}
+TWO_DJPQ: dict[str, Any] = {**TWO, "stages_of": "djpq", "lr_thresholds": None}
+BITS: dict[str, Any] = {"method": "bayesian-bits", "lr_thresholds": None}
 
 
 @pytest.fixture(autouse=True)
@@ -208,6 +214,73 @@ def test_two_stage_prunes_and_then_narrows_what_is_left(tmp_path: Path, model: s
     _is_what_the_integers_say(run, result)
 
 
+@pytest.mark.parametrize(
+    ("model", "changes"), [("chain", {}), ("block", {"restrict": "free", "convention": "djpq", "budgets": ["bops=1%"]})]
+)
+def test_stages_of_djpq_have_its_pruner_its_quantiser_its_fine_tuning_and_its_epochs(
+    tmp_path: Path, model: str, changes: dict[str, Any]
+) -> None:
+    """Channels go by noise at widths that are held, then step, range and exponent are learned on what is left."""
+    result = _quick(tmp_path / "run", model, **TWO_DJPQ | {"epochs_search": 4, "budgets": ["bops=2%"], **changes})
+    run = load_run(tmp_path / "run")
+    assert result["epochs"] == {"float": 2, "prune": 2, "bits": 2, "finetune": 1}
+    joint = _schedule(QUICK["data"], {"epochs_search": 4}, resolve("djpq", {}))
+    assert joint.epochs_search == result["epochs"]["prune"] + result["epochs"]["bits"]
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (recorded["stages_of"], recorded["group_size"]) == ("djpq", 1)  # DJPQ's gates are one a channel
+    assert recorded["restrict"] == changes.get("restrict", "pow2")
+    assert result["bops"] <= float(result["budget"][0][5:-1]) / 100 * result["bops_fp32"]
+    assert run.plan.keep
+    assert {s.encoding.name for bits in run.plan.bits.values() for s in bits.weight} <= {"i2", "i4", "i8"}
+    first, second = _events(tmp_path / "run", "start")
+    assert (first["phase"], second["phase"]) == ("prune", "bits")
+    assert first["ln_ratios"] and not first["layers"] and first["split"]["prune_share"] == 0.5
+    assert second["layers"] and not second["ln_ratios"]  # channels are decided
+    pruned, narrowed = _events(tmp_path / "run", "choice")
+    assert pruned["parts"] == narrowed["parts"]
+    assert set(pruned["weight"].values()) == {8}
+    assert pruned["figures"]["bops"] <= first["bounds"]["bops"]
+    (end,) = (event for event in _events(tmp_path / "run", "gates") if event["phase"] == "bits")
+    assert all(sides["w"]["t"] != 1 for sides in end["layers"].values())
+    for layer, sides in end["layers"].items():
+        assert sides["w"]["d"] != second["layers"][layer]["w"]["d"]
+    if "convention" not in changes:
+        _is_what_the_integers_say(run, result)
+
+
+def test_the_second_stage_starts_from_the_weights_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that were trained, norms that took means: the second stage goes on where the first ended."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    annealed, begin = train_vib.annealed, Annealing.begin
+
+    def kept(job: Any, net: VibNet, *rest: Any) -> SuperNet:
+        out = annealed(job, net, *rest)
+        if rest[-1].name == "prune":
+            seen["pruned"] = [out.tensor(name).clone() for name in job.graph.consts]
+        return out
+
+    def noted(self: Annealing) -> None:
+        begin(self)
+        if self.name == "bits":
+            seen["bits"] = [self.net.tensor(name).clone() for name in self.net.graph.consts]
+
+    monkeypatch.setattr(train_vib, "annealed", kept)
+    monkeypatch.setattr(Annealing, "begin", noted)
+    _quick(tmp_path / "run", **TWO_DJPQ | {"epochs_search": 2})
+    assert all(torch.equal(a, b) for a, b in zip(seen["pruned"], seen["bits"], strict=True))
+
+
+def test_stages_begun_before_their_parts_were_recorded_are_those_of_sbs(tmp_path: Path) -> None:
+    result = _quick(tmp_path / "run", **TWO | {"epochs_search": 2})
+    path = tmp_path / "run" / "run.json"
+    document = json.loads(path.read_text())
+    assert document.pop("stages_of") == "sbs"
+    path.write_text(json.dumps(document))
+    assert _quick(tmp_path / "run", **TWO | {"epochs_search": 2}) == result
+    with pytest.raises(UsageError, match=r"--group-size: 4 there, 1 now; .*--stages-of: sbs there, djpq now"):
+        _quick(tmp_path / "run", **TWO_DJPQ | {"epochs_search": 2})
+
+
 def test_pruning_goes_on_where_the_least_widths_would_not_do(tmp_path: Path) -> None:
     """Budget near the least of the joint space, hardly anything asked of pruning: it must prune all the same."""
     graph = capture(load(f"{NETS}:chain").module, (1, 6, 6))
@@ -252,6 +325,13 @@ def test_pruning_goes_on_where_the_least_widths_would_not_do(tmp_path: Path) -> 
         (DJPQ | {"budgets": []}, UsageError, "needs a budget"),
         (DJPQ | {"convention": "weights-only"}, UsageError, "--convention 'weights-only' is none of sbs, djpq"),
         ({"convention": "djpq"}, UsageError, "--convention does nothing with --method sbs"),
+        (BITS | {"lr_thresholds": 0.1}, UsageError, "--lr-thresholds does nothing with --method bayesian-bits"),
+        (BITS | {"restrict": "free"}, UsageError, "it goes with --method djpq, --method two-stage --stages-of djpq"),
+        (BITS | {"budgets": []}, UsageError, "needs a budget"),
+        (BITS | {"stages_of": "sbs"}, UsageError, "--stages-of does nothing with --method bayesian-bits; it goes with"),
+        (TWO | {"stages_of": "djpk"}, UsageError, r"--stages-of 'djpk' is none of sbs, djpq \(did you mean djpq\?\)"),
+        (TWO_DJPQ | {"lr_thresholds": 0.1}, UsageError, "--lr-thresholds does nothing .* two-stage --stages-of djpq"),
+        (TWO | {"restrict": "free"}, UsageError, "--restrict does nothing with --method two-stage --stages-of sbs"),
         ({"restrict": "free"}, UsageError, "--restrict does nothing with --method sbs --search joint; it goes with"),
     ],
 )
@@ -274,6 +354,7 @@ def test_a_run_of_another_mode_is_refused_by_its_flag(tmp_path: Path) -> None:
 def test_every_option_of_the_list_is_taken_by_some_method() -> None:
     taken = {key for row in SEARCHES.values() for mode in row.modes.values() for key in mode.takes}
     assert taken == OPTIONS
+    assert set(STAGES) == set(STAGES_OF) <= set(SEARCHES)
 
 
 # kill -9 in each phase
@@ -282,10 +363,10 @@ def test_every_option_of_the_list_is_taken_by_some_method() -> None:
 SCRIPT = """
 import json, os, sys, time
 from bitpress.core.search import search
-from bitpress.core import train, train_gates, train_vib
+from bitpress.core import train, train_annealed, train_gates
 options = json.loads(sys.argv[1])
 phase = options.pop("phase")
-kinds = [train.Training, train_gates.Searching, train_vib.Annealing]
+kinds = [train.Training, train_gates.Searching, train_annealed.Annealing]
 if options["method"] == "ajpq":
     from bitpress.core.train_agents import Episodes
     kinds.append(Episodes)
@@ -303,7 +384,8 @@ search(**options)
     ("method", "phase"),
     [
         (UNIFORM, "finetune"), (TWO | {"epochs_search": 4}, "prune"), (TWO | {"epochs_search": 4}, "bits"),
-        (DJPQ, "search"), (DJPQ, "finetune"), (AJPQ, "search"), (AJPQ, "finetune"),
+        (DJPQ, "search"), (DJPQ, "finetune"), (BITS, "search"), (TWO_DJPQ | {"epochs_search": 4}, "prune"),
+        (TWO_DJPQ | {"epochs_search": 4}, "bits"), (AJPQ, "search"), (AJPQ, "finetune"),
     ],
 )  # fmt: skip
 def test_killed_in_any_phase_and_started_again_it_ends_as_an_unbroken_run(
