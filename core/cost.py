@@ -19,6 +19,7 @@ from .encoding import Encoding, odd
 from .errors import CheckFailed, UnsupportedError, UsageError
 from .graph import Graph, Node
 from .groups import Group, channel_group, groups, is_depthwise
+from .latency import Target
 from .plan import MAX_ACT_BITS, WEIGHT_BITS, BitConfig, CompressionPlan, GroupId, LayerId, Segment
 from .storage import LAYERS, act_encoding
 
@@ -38,7 +39,10 @@ _UNITS: Mapping[str, Mapping[str, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """An upper bound of one figure. `value`: absolute (BOPs, bytes), or a share of the float net's if `relative`."""
+    """An upper bound of one figure. `value`: absolute (BOPs, bytes, milliseconds), or a share if `relative`.
+
+    A share of BOPs and bytes is one of the float net's, of time one of the whole net's at 8 bits.
+    """
 
     kind: str
     text: str
@@ -46,12 +50,12 @@ class Budget:
     relative: bool
 
     def bound(self, whole: float) -> float:
-        """The bound in absolute units; `whole` is the float network's figure."""
+        """The bound in absolute units; `whole` is the figure that shares refer to."""
         return self.value * whole if self.relative else self.value
 
 
 def parse_budget(text: str) -> Budget:
-    """'bops=2%', 'bops=630M', 'size=120kB' or 'size=20%'; UsageError says what is wrong with anything else.
+    """'bops=2%', 'bops=630M', 'size=120kB', 'latency=0.8ms' or 'size=20%'; UsageError says what is wrong with the rest.
 
     >>> parse_budget("bops=2%").value
     0.02
@@ -63,10 +67,8 @@ def parse_budget(text: str) -> Budget:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*", amount)
     if not match or (match[2] != "%" and match[2] not in units):
         raise UsageError(
-            f"budget {text!r}: {amount!r} is not a number with %, {', '.join(u for u in units if u)} or no unit"
+            f"budget {text!r}: {amount!r} is not a number with %, {', '.join(u or 'no unit' for u in units)}"
         )
-    if kind == "latency":
-        raise UsageError(f"budget {text!r}: latency budgets are not in this version; give bops= or size=")
     value = float(match[1]) * (0.01 if match[2] == "%" else units[match[2]])
     if not 0 < value < math.inf:
         raise UsageError(f"budget {text!r}: the bound must be a finite number above zero")
@@ -107,7 +109,7 @@ class Space:
 
     `searched`: layers whose two widths are chosen from `widths`; `held`: layers whose (weight, input) widths are given;
     `ends`: held at `END_BITS`, as is the input of the searched layers in `image`: it is the network's. `gates` by
-    group, of which those in `cut` are decided: the parts that stay.
+    group, of which those in `cut` are decided: the parts that stay. `target`: the machine whose time counts, if any.
     """
 
     searched: tuple[LayerId, ...]
@@ -117,6 +119,7 @@ class Space:
     held: Mapping[LayerId, tuple[int, int]] = field(default_factory=dict)
     cut: Mapping[GroupId, tuple[int, ...]] = field(default_factory=dict)
     image: tuple[LayerId, ...] = ()
+    target: Target | None = None
 
     @property
     def acts(self) -> tuple[LayerId, ...]:
@@ -205,6 +208,12 @@ def hold_bits(graph: Graph, space: Space, bits: tuple[int, int]) -> Space:
     return replace(space, searched=(), held=held)
 
 
+def hold_widths(space: Space, choice: Choice) -> Space:
+    """The space with all layers at the widths of `choice`."""
+    held = {name: (choice.weight[name], choice.act[name]) for name in space.searched}
+    return replace(space, searched=(), held={**space.held, **held})
+
+
 def hold_channels(space: Space) -> Space:
     """The space without pruning."""
     return replace(space, gates={})
@@ -284,7 +293,7 @@ def to_plan(
             Segment(weight(bits), tuple(f for f in filters if each[f] == bits)) for bits in sorted({*each} - {0})
         )
         bits_of[layer] = BitConfig(segments, act_encoding(graph, layer, choice.act[layer]))
-    return CompressionPlan(graph.fingerprint(), bits_of, keep, residual)
+    return CompressionPlan(graph.fingerprint(), bits_of, keep, residual, space.target.name if space.target else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +301,8 @@ class Term:
     """A layer's share of the figures: bops = unit * c_in * c_out * b_w * b_a, over the channels that stay.
 
     `inside`, `outside`: groups of its input and output channels ("" for an input side that costs nothing more: a
-    depthwise layer); `depth`: weights of a filter for each of `c_in` input channels.
+    depthwise layer); `depth`: weights of a filter for each of `c_in` input channels; `columns`: features of each,
+    where a linear layer reads a flattened value.
     """
 
     layer: LayerId
@@ -302,6 +312,7 @@ class Term:
     c_in: int
     c_out: int
     depth: int
+    columns: int = 1
 
 
 class Costs:
@@ -312,8 +323,9 @@ class Costs:
 
     def __init__(self, graph: Graph, space: Space) -> None:
         self.space = space
-        self.whole = _float_figures(graph)
+        self.whole = _whole_figures(graph, space.target)
         self.terms = tuple(_term(graph, space, row) for row in bops.count(graph).layers)
+        self._sizes = {str(g.id): g.channels for g in groups(graph)}
 
     def channels(self, choice: Choice, group: str, whole: int) -> int:
         """Channels of `group` that stay."""
@@ -350,9 +362,33 @@ class Costs:
             total += sum(filters * -(-depth * bits // 8) for bits, filters in self.widths(choice, t).items())
         return total
 
-    def figure(self, kind: str, choice: Choice) -> int:
-        """`bops` or `size`."""
-        return self.bops(choice) if kind == "bops" else self.size(choice)
+    def latency(self, choice: Choice) -> float:
+        """Milliseconds on the space's target."""
+        beside = self.target.beside(lambda group: self.channels(choice, group, self._sizes.get(group, 0)))
+        return beside + sum(self.time_of(choice, term) for term in self.terms)
+
+    def time_of(self, choice: Choice, term: Term) -> float:
+        """Milliseconds of one layer on the space's target."""
+        inside, act = self.channels(choice, term.inside, term.c_in) * term.columns, choice.act[term.layer]
+        widths = self.widths(choice, term)
+        kept = sum(widths.values())
+        return sum(self.target.segment(term.layer, (inside, n, bits, act), kept) for bits, n in widths.items())
+
+    @property
+    def target(self) -> Target:
+        """Of the space, where `check_reachable` has seen to that there is one."""
+        assert self.space.target is not None, "latency is asked for only where there is a table"
+        return self.space.target
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The figures that this space has."""
+        return KINDS if self.space.target else tuple(kind for kind in KINDS if kind != "latency")
+
+    def figure(self, kind: str, choice: Choice) -> float:
+        """`bops`, `size` or `latency`; the first two are whole numbers."""
+        price: Callable[[Choice], float] = getattr(self, kind)
+        return price(choice)
 
     def over(self, choice: Choice, budgets: Iterable[Budget]) -> dict[str, float]:
         """Kind -> figure / bound, for the budgets that the choice breaks."""
@@ -371,38 +407,98 @@ def _term(graph: Graph, space: Space, row: bops.LayerCount) -> Term:
     c_in = space.gates[inside].channels if inside in space.gates else weight[1]  # behind a flatten: fewer than columns
     depth = math.prod(weight[1:])
     unit = row.macs // (c_in * weight[0])
-    return Term(LayerId(row.name), unit, inside, group_of[row.name], c_in, weight[0], depth // c_in)
+    columns = weight[1] // c_in if node.op == "linear" else 1
+    return Term(LayerId(row.name), unit, inside, group_of[row.name], c_in, weight[0], depth // c_in, columns)
 
 
-def _float_figures(graph: Graph) -> dict[str, int]:
+def _whole_figures(graph: Graph, target: Target | None) -> dict[str, float]:
+    """What shares of a budget refer to."""
     totals = bops.count(graph).totals
-    return {"bops": totals.bops_fp32, "size": totals.fp32_bytes}
+    timed = {} if target is None else {"latency": target.uniform(END_BITS)}
+    return {"bops": totals.bops_fp32, "size": totals.fp32_bytes, **timed}
 
 
-def plan_cost(graph: Graph, plan: CompressionPlan, convention: str = "sbs") -> dict[str, int]:
-    """`bops` and `size` of a plan, as `core.bops` counts them."""
+def plan_cost(
+    graph: Graph, plan: CompressionPlan, convention: str = "sbs", target: Target | None = None
+) -> dict[str, float]:
+    """`bops` and `size` of a plan, as `core.bops` counts them; on a target `latency` too, in milliseconds."""
     totals = bops.count(graph, plan, convention=convention).totals
     assert totals.bops is not None, "every layer counts, a float one 32 x 32"
-    return {"bops": totals.bops, "size": totals.weight_bytes}
+    timed = {} if target is None else {"latency": target.plan(graph, plan)}
+    return {"bops": totals.bops, "size": totals.weight_bytes, **timed}
 
 
-def check_reachable(graph: Graph, budgets: Iterable[Budget], space: Space) -> None:
-    """CheckFailed with the least possible figure where a budget lies below the cheapest point of the space."""
+def cheapest(costs: Costs, kind: str) -> Choice:
+    """The point of the space at which a figure is least; for latency each layer's fastest widths, the widest of them.
+
+    The largest pruning is taken for the fastest.
+    """
+    choice = smallest(costs.space)
+    if kind == "latency":
+        for term in costs.terms:
+            if term.layer in costs.space.searched:
+                choice = _fastest(costs, choice, term)
+    return choice
+
+
+def _fastest(costs: Costs, choice: Choice, term: Term) -> Choice:
+    """The choice with the fastest widths in one layer, the widest of them."""
+
+    def rank(pair: tuple[int, int]) -> tuple[float, int, int]:
+        return costs.time_of(_at(choice, term.layer, pair), term), -pair[0], -pair[1]
+
+    return _at(choice, term.layer, min(_pairs(costs.space, term.layer, choice), key=rank))
+
+
+def _pairs(space: Space, layer: LayerId, choice: Choice) -> list[tuple[int, int]]:
+    """The widths that a searched layer may have."""
+    return list(itertools.product(space.widths, space.widths if layer in space.acts else [choice.act[layer]]))
+
+
+def _at(choice: Choice, layer: LayerId, pair: tuple[int, int]) -> Choice:
+    """The choice with other widths in one layer."""
+    return replace(choice, weight={**choice.weight, layer: pair[0]}, act={**choice.act, layer: pair[1]})
+
+
+def check_reachable(graph: Graph, budgets: Sequence[Budget], space: Space) -> None:
+    """CheckFailed with the least possible figure where a budget lies below the cheapest point of the space.
+
+    Where one is of latency, whose cheapest point is another, all are tried together.
+    """
+    if space.target is None and any(b.kind == "latency" for b in budgets):
+        raise UsageError(
+            "a latency budget needs --latency-table TABLE.json, a file that bitpress profile MODEL -o TABLE.json makes"
+        )
     costs = Costs(graph, space)
-    least = smallest(space)
     for budget in budgets:
-        bound, figure = budget.bound(costs.whole[budget.kind]), costs.figure(budget.kind, least)
+        kind, whole = budget.kind, costs.whole[budget.kind]
+        bound, figure = budget.bound(whole), costs.figure(kind, cheapest(costs, kind))
         if figure > bound:
-            share = 100 * figure / costs.whole[budget.kind]
+            unit, net = (".4g", "network at w8a8") if kind == "latency" else (".0f", "float network")
             raise CheckFailed(
-                f"budget {budget.text} cannot be reached: it allows {bound:.0f}, and the least is {figure} "
-                f"({share:.4g} % of the float network), with {_described(space)}; {_remedies(space)}"
+                f"budget {budget.text} cannot be reached: it allows {bound:{unit}}, and the least is {figure:{unit}} "
+                f"({100 * figure / whole:.4g} % of the {net}), with {_described(space, kind)}; {_remedies(space)}"
             )
+    if len(budgets) > 1 and any(b.kind == "latency" for b in budgets):
+        try:
+            project(costs, budgets, cheapest(costs, "latency"), _even)
+        except CheckFailed as error:
+            raise CheckFailed(
+                f"budgets {', '.join(b.text for b in budgets)} cannot be reached together, though each alone can; "
+                f"{_remedies(space)}"
+            ) from error
 
 
-def _described(space: Space) -> str:
+def _even(_choice: Choice, _move: Move) -> float:
+    """Every move harms the same."""
+    return 1.0
+
+
+def _described(space: Space, kind: str) -> str:
     """The cheapest point in words."""
     held = next(iter(space.held.values()), None)
+    if kind == "latency" and held is None:
+        return f"the fastest widths of every layer and {'the largest pruning' if space.open else 'no pruning'}"
     bits = f"{min(space.widths)}-bit weights and activations" if held is None else f"w{held[0]}a{held[1]}"
     pruning = "the largest pruning" if space.open else "no pruning"
     return f"{bits}{f' between {END_BITS}-bit ends' if space.ends else ''} and {pruning}"
@@ -438,7 +534,7 @@ class Step:
 
     move: Move
     loss: float
-    figures: Mapping[str, int]
+    figures: Mapping[str, float]
 
 
 def lowering(space: Space, choice: Choice) -> list[Move]:
@@ -479,25 +575,90 @@ def project(
 ) -> tuple[Choice, list[Step]]:
     """The choice brought under its budgets, and the steps that led there; deterministic, ties by name.
 
-    Each step takes the lowering that loses least per share of the broken budgets' figures that it saves. CheckFailed
-    if nothing is left to lower, which `check_reachable` rules out.
+    Each step takes the lowering that loses least per share of the broken budgets' figures that it saves. Fewer bits may
+    take more time: where latency alone is broken, any widths of one layer that are faster count as a step, as long as
+    they break nothing else; where nothing is left, the search goes on from the fastest widths. CheckFailed if that
+    fails too, which `check_reachable` rules out.
     """
     done: list[Step] = []
+    fastest = False
     while over := costs.over(choice, budgets):
-        best: tuple[float, float, str, Move] | None = None
-        for move, lost in _weakest(costs.space, choice, loss):
-            after = move.applied(choice)
-            saved = sum(math.log(costs.figure(k, choice) / costs.figure(k, after)) for k in over)
+        best: tuple[float, float, str, tuple[tuple[Move, float], ...]] | None = None
+        ways = [((move, lost),) for move, lost in _weakest(costs.space, choice, loss)]
+        if set(over) == {"latency"}:
+            ways += _faster(costs, budgets, choice, loss)
+        for way in ways:
+            after = _after(choice, way)
+            saved = sum(max(0.0, math.log(costs.figure(k, choice) / costs.figure(k, after))) for k in over)
             if saved <= 0:
                 continue
-            rank = (lost / saved, lost, f"{move.side} {move.name} {move.to}", move)
+            lost = sum(part for _, part in way)
+            rank = (lost / saved, lost, ", ".join(f"{m.side} {m.name} {m.to}" for m, _ in way), way)
             if best is None or rank[:3] < best[:3]:
                 best = rank
         if best is None:
-            raise CheckFailed(f"budgets {', '.join(b.text for b in budgets)}: nothing is left to lower")
-        choice = best[3].applied(choice)
-        done.append(Step(best[3], best[1], {b.kind: costs.figure(b.kind, choice) for b in budgets}))
+            if fastest or "latency" not in over:
+                raise CheckFailed(f"budgets {', '.join(b.text for b in budgets)}: nothing is left to lower")
+            fastest, loss = True, _even
+            best = (0.0, 0.0, "", _way(choice, _moves(choice, _last_resort(costs, choice)), loss))
+        for move, lost in best[3]:
+            choice = move.applied(choice)
+            done.append(Step(move, lost, {b.kind: costs.figure(b.kind, choice) for b in budgets}))
     return choice, done
+
+
+Way = tuple[tuple[Move, float], ...]  # moves one after the other, and what each loses
+
+
+def _after(choice: Choice, way: Way) -> Choice:
+    for move, _ in way:
+        choice = move.applied(choice)
+    return choice
+
+
+def _faster(
+    costs: Costs, budgets: Sequence[Budget], choice: Choice, loss: Callable[[Choice, Move], float]
+) -> list[Way]:
+    """Widths of one layer, wider ones too, at which it takes less time and no budget but that of latency breaks."""
+    out = []
+    for term in costs.terms if costs.space.searched else ():
+        if term.layer not in costs.space.searched:
+            continue
+        now = costs.time_of(choice, term)
+        for pair in _pairs(costs.space, term.layer, choice):
+            after = _at(choice, term.layer, pair)
+            if costs.time_of(after, term) < now and not costs.over(after, budgets).keys() - {"latency"}:
+                out.append(_way(choice, _moves(choice, after), loss))
+    return out
+
+
+def _way(choice: Choice, moves: Iterable[Move], loss: Callable[[Choice, Move], float]) -> Way:
+    way = []
+    for move in moves:
+        way.append((move, loss(choice, move)))
+        choice = move.applied(choice)
+    return tuple(way)
+
+
+def _moves(choice: Choice, goal: Choice) -> list[Move]:
+    """From one choice to another; parts come back before others go, so that one always stays."""
+    out = [Move("weight", name, bits) for name, bits in goal.weight.items() if bits != choice.weight[name]]
+    out += [Move("act", name, bits) for name, bits in goal.act.items() if bits != choice.act[name]]
+    for group, parts in goal.parts.items():
+        mine = choice.parts[group]
+        out += [Move("restore", group, part) for part in parts if part not in mine]
+        out += [Move("prune", group, part) for part in mine if part not in parts]
+    return out
+
+
+def _last_resort(costs: Costs, choice: Choice) -> Choice:
+    """The fastest point, with the parts of `choice` where they are as few channels."""
+    goal = cheapest(costs, "latency")
+    kept = {
+        g: choice.parts[g] if costs.channels(choice, g, 0) == costs.channels(goal, g, 0) else parts
+        for g, parts in goal.parts.items()
+    }
+    return replace(goal, parts=kept)
 
 
 def _weakest(space: Space, choice: Choice, loss: Callable[[Choice, Move], float]) -> list[tuple[Move, float]]:
@@ -547,7 +708,7 @@ def trim(costs: Costs, choice: Choice, harm: Callable[[Choice, Move], float], mo
             return choice, done
         lost, _, move = min(moves)
         choice, most = move.applied(choice), most - lost
-        done.append(Step(move, lost, {kind: costs.figure(kind, choice) for kind in ("bops", "size")}))
+        done.append(Step(move, lost, {kind: costs.figure(kind, choice) for kind in costs.kinds}))
 
 
 def exchange(

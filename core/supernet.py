@@ -7,6 +7,7 @@ are the methods' business, codes and multipliers are `core.integer`'s.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cost import END_BITS, WIDTHS, Choice, Costs, Gate, Space, to_plan
+from .cost import END_BITS, WIDTHS, Choice, Costs, Gate, Space, Term, to_plan
 from .encoding import Encoding, odd, twos
 from .errors import UnsupportedError
 from .graph import Graph, Node
@@ -548,11 +549,12 @@ class SuperNet(FloatNet):
     # -- figures ------------------------------------------------------------------------------------------------
 
     def cost(self, kind: str, *, weights: bool = True, acts: bool = True) -> Tensor:
-        """BOPs or bytes of the latest forward's gates, differentiable (methods A.1.5).
+        """BOPs, bytes or milliseconds of the latest forward's gates, differentiable (methods A.1.5).
 
-        `weights`, `acts`: whether the gates of that side receive the gradient; pruning gates always do.
+        `weights`, `acts`: whether the gates of that side receive the gradient; pruning gates always do. Milliseconds
+        are the table's, their gradient is that of its chords (core.latency).
         """
-        total = torch.zeros((), dtype=torch.float64)
+        total = self._time_beside() if kind == "latency" else torch.zeros((), dtype=torch.float64)
         for term in self.costs.terms:
             w, a = (torch.tensor(bits, dtype=torch.float64) for bits in self.space.given(term.layer))
             if term.layer in self.space.searched:
@@ -560,8 +562,29 @@ class SuperNet(FloatNet):
                     side if learns else side.detach()
                     for side, learns in zip(self.widths(term.layer), (weights, acts), strict=True)
                 )
-            channels = self._count(term.inside, term.c_in) * self._count(term.outside, term.c_out)
-            total = total + channels * (w * a * term.unit if kind == "bops" else w * (term.depth / 8))
+            c_in, c_out = self._count(term.inside, term.c_in), self._count(term.outside, term.c_out)
+            if kind == "latency":
+                total = total + self._time(term, (c_in * term.columns, c_out, w, a))
+            else:
+                total = total + c_in * c_out * (w * a * term.unit if kind == "bops" else w * (term.depth / 8))
+        return total
+
+    def _time(self, term: Term, at: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        """Milliseconds of a layer at (input channels, filters, w bits, a bits)."""
+        c_in, c_out, w, a = (round(float(x.detach()), 4) for x in at)  # gates are 0 and 1 but for rounding
+        low, high = min(WIDTHS), max(WIDTHS)
+        point = c_in, c_out, min(max(w, low), high), min(max(a, low), high)  # continuous bits may lie beyond
+        ms, slopes = self.costs.target.tangent(term.layer, point)
+        return sum((k * (x - x.detach()) for k, x in zip(slopes, at, strict=True)), torch.tensor(ms).double())
+
+    def _time_beside(self) -> Tensor:
+        """Milliseconds of what is no layer."""
+        target = self.costs.target
+        sizes = {g: self._count(g, 0) for g in {step.group for step in target.network.rest} & self.space.gates.keys()}
+        total = torch.tensor(target.beside(lambda g: float(sizes[g].detach()) if g in sizes else math.inf)).double()
+        for step in target.network.rest:
+            if step.group in sizes:
+                total = total + step.slope * (sizes[step.group] - sizes[step.group].detach())
         return total
 
     def widths(self, layer: LayerId) -> tuple[Tensor, Tensor]:

@@ -249,11 +249,13 @@ class Searching:
         choice, phases["projection"] = project(self.costs, self.budgets, choice, harm)
         if self.guided:
             choice, phases["exchange"] = exchange(self.costs, self.budgets, choice, harm, parts=True)
-            if net.space.searched:
+            if net.space.searched and "latency" not in self.bounds:  # which prices parts itself
                 most = max(UNNOTICED, SPARED * sum(self._rounding(harms, choice)))
                 choice, phases["trim"] = trim(self.costs, choice, harm, most)
         # Wider never harms once trained, whatever was measured.
-        choice, phases["fill"] = fill(self.costs, self.budgets, choice, lambda c, m: max(-harm(c, m), LEAST_WORTH))
+        choice, phases["fill"] = fill(
+            self.costs, self.budgets, choice, lambda c, m: max(-harm(c, m), LEAST_WORTH), parts="latency" in self.bounds
+        )
         if self.guided:
             choice, phases["widths"] = exchange(self.costs, self.budgets, choice, harm)
         choice, phases["further"] = (choice, []) if self.after is None else self.after(choice, harm)

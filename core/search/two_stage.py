@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from ..cost import Budget, Choice, Costs, Space, Step, hold_bits, largest, project, smallest
+from ..cost import Budget, Choice, Costs, Space, Step, cheapest, hold_bits, hold_widths, largest, project
 from ..encoding import parse_bits
 from ..job import Schedule
 from ..supernet import SuperNet, inherit
@@ -37,10 +37,14 @@ def search(job: Job) -> SuperNet:
     costs, run = Costs(job.graph, job.space), STAGES[settings.stages_of]
 
     def reachable(choice: Choice, loss: Loss) -> tuple[Choice, list[Step]]:
-        """Prunes on where even the least widths would not bring this choice into the budgets."""
-        least = replace(smallest(job.space), parts=choice.parts)
-        found, steps = project(costs, job.budgets, least, loss)
-        return replace(choice, parts=found.parts), steps
+        """Prunes on where even the cheapest widths would not bring this choice into the budgets."""
+        done: list[Step] = []
+        for budget in job.budgets:
+            least = replace(cheapest(costs, budget.kind), parts=choice.parts)
+            held = Costs(job.graph, hold_widths(job.space, least))
+            found, steps = project(held, [budget], least, loss)
+            choice, done = replace(choice, parts=found.parts), done + steps
+        return choice, done
 
     pruned = run(job, space, Stage("prune", pruning, bounds, after=reachable, notes=notes), None)
     cut = replace(job.space, cut=dict(pruned.choice().parts))
@@ -84,7 +88,7 @@ def split(costs: Costs, budgets: tuple[Budget, ...], share: float) -> tuple[Budg
     for budget in budgets:
         bound = budget.bound(costs.whole[budget.kind])
         start = costs.figure(budget.kind, largest(costs.space))
-        least = costs.figure(budget.kind, smallest(costs.space))
+        least = costs.figure(budget.kind, cheapest(costs, budget.kind))
         value = max(start * math.exp(share * math.log(bound / start)), least) if bound < start else bound
         out.append(Budget(budget.kind, f"{budget.text} after pruning", float(value), relative=False))
     return tuple(out)

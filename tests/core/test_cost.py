@@ -69,6 +69,7 @@ def depthwise(seed: int = 0) -> Graph:
     [
         ("bops=2%", 0.02, True), ("bops=630M", 630e6, False), ("bops=1.5%", 0.015, True), ("bops=5e8", 5e8, False),
         ("size=120kB", 120e3, False), ("size=20%", 0.2, True), ("size=1.5MB", 1.5e6, False), ("size=999", 999, False),
+        ("latency=0.8ms", 0.8, False), ("latency=60%", 0.6, True), ("latency=120us", 0.12, False),
     ],
 )  # fmt: skip
 def test_budgets_are_read(text: str, value: float, relative: bool) -> None:
@@ -83,7 +84,7 @@ def test_budgets_are_read(text: str, value: float, relative: bool) -> None:
     [
         ("bops", "not a number"), ("flops=2%", "none of bops, size, latency"), ("bops=2kB", "not a number"),
         ("size=2M", "not a number"), ("bops=0", "above zero"), ("bops=-3", "not a number"), ("size=", "not a number"),
-        ("latency=0.8ms", "not in this version"), ("bops=nan", "not a number"), ("bops=1e400", "finite"),
+        ("latency=0.8", "number with %, ms, us, s"), ("bops=nan", "not a number"), ("bops=1e400", "finite"),
     ],
 )  # fmt: skip
 def test_budgets_that_make_no_sense_are_refused(text: str, says: str) -> None:
