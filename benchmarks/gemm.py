@@ -57,7 +57,7 @@ def bench_gemm(
     kernel and peer on a shape at one pair of bits. UsageError: a shape, width or ISA that there is not;
     EnvironmentMissing: one that this host lacks; CheckFailed: a kernel that computes something else.
     """
-    module = _module()
+    module = needed("bench gemm")
     wanted, left_out = _isas(module, isas), ""
     if vs is None:
         vs, left_out = at_hand(tuple(peers_gemm.FAMILIES), peers_gemm.FAMILIES)
@@ -84,20 +84,26 @@ def bench_gemm(
     }  # fmt: skip
 
 
-def _module() -> ModuleType:
+def needed(verb: str) -> ModuleType:
+    """The native module; EnvironmentMissing where there is none for `verb` to time."""
     found = native_module()
     if found is None:
         raise EnvironmentMissing(
-            "bench gemm times native kernels, and the native module is not in use: install with it, and without "
+            f"{verb} times native kernels, and the native module is not in use: install with it, and without "
             "BITPRESS_NATIVE=0 and BITPRESS_FORCE_ISA=reference"
         )
     return found
 
 
+def usable_isas(module: ModuleType) -> list[str]:
+    """Those of this host that BITPRESS_FORCE_ISA leaves, the best last."""
+    cap = os.environ.get("BITPRESS_FORCE_ISA")
+    return [isa for isa in module.cpu_isas() if not cap or isa in native_rows.contained()[cap]]
+
+
 def _isas(module: ModuleType, asked: Sequence[str]) -> tuple[str, ...]:
     """The instruction sets asked for, in the order of isa.def."""
-    known, cap = native_rows.isas(), os.environ.get("BITPRESS_FORCE_ISA")
-    usable = [isa for isa in module.cpu_isas() if not cap or isa in native_rows.contained()[cap]]
+    known, cap, usable = native_rows.isas(), os.environ.get("BITPRESS_FORCE_ISA"), usable_isas(module)
     for name in asked:
         if name not in (ALL, *known):
             raise UsageError(f"--isa {name!r} is unknown{close(name, known)}; valid: {', '.join((ALL, *known))}")

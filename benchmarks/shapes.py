@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import prod
 from types import ModuleType
 from typing import Any
@@ -16,6 +16,7 @@ from ..compiler.execute import execute
 from ..compiler.program import Buffer, Epilogue, Program, Step
 from ..core.encoding import BIPOLAR, Encoding, twos, unsigned
 from ..core.errors import UsageError
+from ..core.latency import LayerShape, layer_shape
 from ..core.ops import window_out
 from ..core.quant import act_bounds
 from ..kernels.kernel import Problem
@@ -123,16 +124,12 @@ def _network(spec: str) -> list[Shape]:
     except UsageError as error:
         raise UsageError(f"--shapes {spec!r} is no M x K x N such as 64x576x64, and as a network: {error}") from error
     graph = capture(loaded.module, loaded.in_shape)
-    out = []
-    for node in layer_nodes(graph):
-        source, weight = graph.value(node.inputs[0]).shape, graph.consts[node.consts["weight"]]
-        layers = (f"{spec}:{node.name}",)
-        if node.op == "linear":
-            out.append(Shape((weight.shape[1], 1, 1), node.shape[0], layers=layers))
-            continue
-        windows = {name: node.attrs[name] for name in ("stride", "padding", "dilation", "groups")}
-        out.append(Shape(source, node.shape[0], weight.shape[2:], **windows, layers=layers))  # type: ignore[arg-type]
-    return out
+    return [of_layer(layer_shape(graph, node), f"{spec}:{node.name}") for node in layer_nodes(graph)]
+
+
+def of_layer(shape: LayerShape, *layers: str) -> Shape:
+    """The shape of layers of networks."""
+    return Shape(**{field.name: getattr(shape, field.name) for field in fields(shape)}, layers=layers)
 
 
 def _check_size(shape: Shape) -> None:

@@ -194,11 +194,17 @@ def load_table(path: str | Path) -> LatencyTable:
     document = read_document(path)
     if not document.get("complete"):
         raise UsageError(f"{path} is not finished; the `bitpress profile` command that began it goes on where it was")
+    return table_of(document, path, sha256(path))
+
+
+def table_of(document: Mapping[str, Any], path: Path, digest: str) -> LatencyTable:
+    """The table that a document holds; CorruptError where it is damaged."""
     try:
         host = document["host"]
-        grids = _grids(document)
         networks = {(n["graph"], n["residual"]): _network(n) for n in document["networks"]}
-        return LatencyTable(str(path), sha256(path), host["cpu"], host["isa"], int(host["threads"]), grids, networks)
+        return LatencyTable(
+            str(path), digest, host["cpu"], host["isa"], int(host["threads"]), _grids(document), networks
+        )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CorruptError(f"{path} is damaged: {type(error).__name__} {error}; measure it anew") from error
 

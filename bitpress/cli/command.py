@@ -23,7 +23,9 @@ from .errors import INTERNAL, code_of
 from .progress import Progress
 from .tables import FORMATS, Table, to_csv, to_jsonl, to_markdown, to_rich
 
-VERBS = ("doctor", "plan", "search", "compile", "inspect", "run", "eval", "verify", "bench", "compare", "report")
+VERBS = (
+    "doctor", "plan", "profile", "search", "compile", "inspect", "run", "eval", "verify", "bench", "compare", "report",
+)  # fmt: skip
 FORMS = {"bench": ("gemm",)}  # words right behind a verb that make it another one, in a file of its own: bench_gemm.py
 COMMANDS = (*VERBS, *(f"{verb} {form}" for verb, forms in FORMS.items() for form in forms))
 
