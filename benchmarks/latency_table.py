@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..core.graph import Graph, refuse_unknown
 from ..core.host import head, write_text
 from ..core.latency import TABLE_SCHEMA, LayerShape, Point, layer_shape, read_document, shape_of, table_of
 from ..core.plan import RESIDUALS
+from ..kernels.registry import find
 from .gemm import TICK, WARM_UP_SECONDS, needed, usable_isas
 from .harness import Timing, measure, pinned
 from .latency_networks import SHARE, measured_network
@@ -162,25 +164,34 @@ def _add_shapes(document: Document, nets: Sequence[Net], grid: int) -> None:
             shape = layer_shape(net.graph, net.graph.value(term.layer))
             row = known.get(shape)
             if row is None:
-                row = known[shape] = {**asdict(shape), "op": of_layer(shape).op, "layers": [], "grids": []}
+                block = block_of(of_layer(shape))
+                row = {**asdict(shape), "op": of_layer(shape).op, "block": block, "layers": [], "grids": []}
+                known[shape] = row
                 document["shapes"].append(row)
-            inside = axis(term.c_in, grid, varied=term.inside in net.space.gates, unit=term.columns)
-            axes = [list(inside), list(axis(term.c_out, grid, varied=term.outside in net.space.gates))]
+            varied = [side in net.space.gates for side in (term.inside, term.outside)]
+            inside = [c * term.columns for c in axis(term.c_in, grid, varied=varied[0])]
+            axes = [inside, axis(term.c_out, grid, varied=varied[1], block=row["block"])]
             name = f"{net.model}:{term.layer}"
             row["layers"] += [name] if name not in row["layers"] else []
             row["grids"] += [axes] if axes not in row["grids"] else []
     document["shapes"] = json.loads(json.dumps(document["shapes"]))  # lists, as they are read back
 
 
-def axis(channels: int, grid: int, *, varied: bool, unit: int = 1) -> tuple[int, ...]:
-    """The counts at which a side of a layer is measured, `unit` features a channel.
+def axis(channels: int, grid: int, *, varied: bool, block: int = 1) -> list[int]:
+    """The counts at which a side of a layer is measured, whole blocks where its kernels compute them.
 
-    >>> axis(16, 4, varied=True), axis(16, 4, varied=False)
-    ((1, 4, 8, 12, 16), (16,))
+    >>> axis(16, 4, varied=True), axis(20, 2, varied=True, block=8), axis(16, 4, varied=False)
+    ([1, 4, 8, 12, 16], [8, 16, 20], [16])
     """
     if not varied:
-        return (channels * unit,)
-    return tuple(unit * c for c in sorted({1, *(max(1, round(channels * i / grid)) for i in range(1, grid + 1))}))
+        return [channels]
+    wanted = {1, *(max(1, math.ceil(channels * i / grid)) for i in range(1, grid + 1))}
+    return sorted({min(channels, block * -(-c // block)) for c in wanted})
+
+
+def block_of(shape: Shape) -> int:
+    """Filters that the kernels of a shape compute at once; the least over all widths."""
+    return min(find(shape.problem(*encodings(pair))).lanes for pair in PAIRS)
 
 
 def cells(document: Mapping[str, Any]) -> Iterator[Cell]:
@@ -201,9 +212,8 @@ def cells(document: Mapping[str, Any]) -> Iterator[Cell]:
 
 
 def _between(side: Sequence[int], rng: np.random.Generator) -> int:
-    """A count between the second and the last of an axis, in whole channels."""
-    least = side[0]  # one channel
-    return int(least * rng.integers(side[min(1, len(side) - 1)] // least, side[-1] // least + 1))
+    """A count from the second of an axis to the last."""
+    return int(rng.integers(side[min(1, len(side) - 1)], side[-1] + 1))
 
 
 def _fill(

@@ -575,10 +575,10 @@ def project(
 ) -> tuple[Choice, list[Step]]:
     """The choice brought under its budgets, and the steps that led there; deterministic, ties by name.
 
-    Each step takes the lowering that loses least per share of the broken budgets' figures that it saves. Fewer bits may
-    take more time: where latency alone is broken, any widths of one layer that are faster count as a step, as long as
-    they break nothing else; where nothing is left, the search goes on from the fastest widths. CheckFailed if that
-    fails too, which `check_reachable` rules out.
+    Each step takes the lowering that loses least per share of the broken budgets' figures that it saves. Time does not
+    fall with every lowering: where latency alone is broken, a step may also be any widths of one layer, wider ones too,
+    or several parts, that save time and break nothing else; where nothing is left, the search goes on from the fastest
+    widths. CheckFailed if that fails too, which `check_reachable` rules out.
     """
     done: list[Step] = []
     fastest = False
@@ -586,7 +586,7 @@ def project(
         best: tuple[float, float, str, tuple[tuple[Move, float], ...]] | None = None
         ways = [((move, lost),) for move, lost in _weakest(costs.space, choice, loss)]
         if set(over) == {"latency"}:
-            ways += _faster(costs, budgets, choice, loss)
+            ways += [*_faster(costs, budgets, choice, loss), *_blocks(costs, choice, loss)]
         for way in ways:
             after = _after(choice, way)
             saved = sum(max(0.0, math.log(costs.figure(k, choice) / costs.figure(k, after))) for k in over)
@@ -629,6 +629,26 @@ def _faster(
             after = _at(choice, term.layer, pair)
             if costs.time_of(after, term) < now and not costs.over(after, budgets).keys() - {"latency"}:
                 out.append(_way(choice, _moves(choice, after), loss))
+    return out
+
+
+def _blocks(costs: Costs, choice: Choice, loss: Callable[[Choice, Move], float]) -> list[Way]:
+    """Of each group, the least harmful parts that have to go together until any time is saved, where one is not enough.
+
+    Kernels compute filters in blocks.
+    """
+    out = []
+    before = costs.latency(choice)
+    for group, gate in costs.space.open.items():
+        way: list[tuple[Move, float]] = []
+        after = choice
+        while len(gate.sizes) - len(after.parts[group]) < gate.removable and costs.latency(after) >= before:
+            moves = [Move("prune", group, part) for part in after.parts[group]]
+            lost, _, move = min((loss(after, move), f"{move.to}", move) for move in moves)
+            way.append((move, lost))
+            after = move.applied(after)
+        if len(way) > 1:
+            out.append(tuple(way))
     return out
 
 

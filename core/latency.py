@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,8 @@ def layer_shape(graph: Graph, node: Node) -> LayerShape:
 class Grid:
     """Milliseconds float64 [in, out, w, a] over four ascending axes; linear in each between its points.
 
+    `block`: filters that kernels compute at once, so that a count takes the time of the next multiple.
+
     >>> grid = Grid(((1.0,), (4.0, 8.0), (2.0, 8.0), (8.0,)), np.array([[[[1.0], [2.0]], [[2.0], [4.0]]]]))
     >>> grid.at((1, 6, 2, 8)), grid.at((1, 6, 5, 8))
     (1.5, 2.25)
@@ -71,14 +74,19 @@ class Grid:
 
     axes: tuple[tuple[float, ...], ...]
     ms: np.ndarray
+    block: int = 1
 
     def covers(self, point: Point) -> bool:
-        """Whether `point` lies within all axes."""
-        return all(axis[0] <= x <= axis[-1] for axis, x in zip(self.axes, point, strict=True))
+        """Whether `point`, its filters in whole blocks, lies within all axes."""
+        inside = point[1] <= self.axes[1][-1]
+        return inside and all(axis[0] <= x <= axis[-1] for axis, x in zip(self.axes, self._padded(point), strict=True))
+
+    def _padded(self, point: Point) -> Point:
+        return _set(point, 1, min(self.block * math.ceil(point[1] / self.block), self.axes[1][-1]))
 
     def at(self, point: Point) -> float:
         """Milliseconds at a point that the grid covers."""
-        sides = [_between(axis, x) for axis, x in zip(self.axes, point, strict=True)]
+        sides = [_between(axis, x) for axis, x in zip(self.axes, self._padded(point), strict=True)]
         total = 0.0
         for corner in itertools.product(*sides):
             share = 1.0
@@ -248,7 +256,7 @@ def _grids(document: Mapping[str, Any]) -> dict[LayerShape, tuple[Grid, ...]]:
         for inside, outside in row["grids"]:
             axes = (tuple(map(float, inside)), tuple(map(float, outside)), *bits)
             ms = [times[(number, *point)] for point in itertools.product(*axes)]
-            made.append(Grid(axes, np.array(ms).reshape([len(axis) for axis in axes])))
+            made.append(Grid(axes, np.array(ms).reshape([len(axis) for axis in axes]), int(row["block"])))
         out[shape_of(row)] = tuple(made)
     return out
 

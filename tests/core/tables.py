@@ -36,14 +36,14 @@ def narrow_is_slow(c_in: float, c_out: float, w: int, a: int) -> float:
 
 def document(
     graph: Graph, formula: Formula, *, steps: Sequence[Mapping[str, Any]] = (), residual: str = "int8",
-    cpu: str | None = None,
+    cpu: str | None = None, block: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """A whole table for one graph."""
     shapes = list(dict.fromkeys(layer_shape(graph, node) for node in layer_nodes(graph)))
     rows, points = [], []
     for number, shape in enumerate(shapes):
         axes = _axis(1 if shape.groups > 1 else shape.in_shape[0]), _axis(shape.rows)
-        rows.append({**asdict(shape), "grids": [axes], "layers": [], "op": "conv2d"})
+        rows.append({**asdict(shape), "grids": [axes], "layers": [], "op": "conv2d", "block": block})
         points += [
             {"shape": number, "in": c, "out": f, "w": w, "a": a, "ms": formula(c, f, w, a), "kernel": "made_up"}
             for c, f, w, a in itertools.product(*axes, BITS, BITS)

@@ -125,6 +125,25 @@ def test_where_fewer_bits_do_not_pay_widths_stay_and_channels_go(tmp_path: Path)
     assert {filled.weight[name] for name in space.searched} == {8}  # wider is free
 
 
+def test_filters_take_the_time_of_whole_blocks() -> None:
+    grid = Grid(((1.0,), (8.0, 16.0, 20.0), (8.0,), (8.0,)), np.array([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1), block=8)
+    assert [grid.at((1, c, 8, 8)) for c in (1, 8, 9, 16, 17, 20)] == [1, 1, 2, 2, 3, 3]
+    assert not grid.covers((1, 21, 8, 8))
+
+
+def test_parts_go_together_where_one_alone_saves_nothing(tmp_path: Path) -> None:
+    graph = depthwise()
+    on = made(tmp_path, graph, lambda _in, out, _w, _a: 0.01 * out, block=8)
+    space = replace(search_space(graph, group_size=2), target=on)
+    costs, budgets = Costs(graph, space), [parse_budget("latency=95%")]
+    ((group, gate),) = space.gates.items()
+    one_less = Move("prune", group, 0).applied(largest(space))
+    assert costs.latency(one_less) == costs.latency(largest(space))
+    found, steps = project(costs, budgets, largest(space), _harm)
+    assert not costs.over(found, budgets)
+    assert [step.move.side for step in steps] == ["prune"] * 4 and len(found.parts[group]) == len(gate.sizes) - 4
+
+
 def test_two_sides_narrow_together_where_one_alone_saves_nothing(tmp_path: Path) -> None:
     graph = chain()
     space = replace(search_space(graph), gates={}, target=made(tmp_path, graph, flat))
