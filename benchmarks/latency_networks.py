@@ -4,7 +4,7 @@ prediction lies from the time of plans that it did not see. Knows no file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from ..core.errors import CheckFailed
 from ..core.graph import Graph
 from ..core.groups import channel_group
 from ..core.latency import LatencyTable, Network, Rest, Target, layer_shape
-from .harness import Timing, measure
+from .pace import Pace
 
 if TYPE_CHECKING:
     from ..core.supernet import SuperNet
@@ -41,14 +41,14 @@ class Timed:
 
 
 def measured_network(
-    model: str, graph: Graph, residual: str, table: LatencyTable, *, threads: int, seconds: float, seed: int,
+    model: str, graph: Graph, residual: str, table: LatencyTable, *, pace: Pace, seconds: float, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The entry of `networks` for a graph whose layers are all in `table`."""
     space = search_space(graph)
     rng = np.random.default_rng(seed)
     corners = [largest(space), smallest(space), *stairs(space)[1:3]]
     choices = [*corners, *(drawn(space, rng) for _ in range(RANDOM + CHECKS))]
-    found = timed(graph, space, choices, residual, threads=threads, seconds=seconds, seed=seed)
+    found = timed(graph, space, choices, residual, pace=pace, seconds=seconds, seed=seed)
     seen = found[: len(corners) + RANDOM]
     network = learned(model, graph, space, table, seen)
     costs = Costs(graph, replace(space, target=Target(table, network, _shapes(graph))))
@@ -75,13 +75,13 @@ def drawn(space: Space, rng: np.random.Generator) -> Choice:
 
 
 def timed(
-    graph: Graph, space: Space, choices: Sequence[Choice], residual: str, *, threads: int, seconds: float, seed: int
+    graph: Graph, space: Space, choices: Sequence[Choice], residual: str, *, pace: Pace, seconds: float, seed: int
 ) -> list[Timed]:
     """Every choice compiled, verified by its golden sample, and timed against the others in one interleaved run."""
     net, image = _super_net(graph, space, residual, seed)
-    models = [_model(net, choice, threads) for choice in choices]
+    models = [_model(net, choice, pace.threads) for choice in choices]
     steps: dict[str, list[np.ndarray]] = {f"steps {i}": [] for i in range(len(models))}
-    candidates = {}
+    candidates: dict[str, Callable[[], Any]] = {}
     for i, model in enumerate(models):
         candidates[f"total {i}"] = lambda model=model: model.session.run(image)
         candidates[f"steps {i}"] = lambda model=model: model.session.profile(image)
@@ -90,11 +90,15 @@ def timed(
         if name in steps:
             steps[name].append(np.asarray(result, np.float64))
 
-    timings: dict[str, Timing] = measure(candidates, seconds=FACTOR * seconds * len(candidates), observe=observe)
-    return [
-        Timed(choice, model.program, np.median(steps[f"steps {i}"], axis=0), timings[f"total {i}"].median)
-        for i, (choice, model) in enumerate(zip(choices, models, strict=True))
-    ]
+    times, raw = pace.measure(
+        candidates, alone=False, seconds=FACTOR * seconds * len(candidates), observe=observe
+    )  # fmt: skip
+    out = []
+    for i, (choice, model) in enumerate(zip(choices, models, strict=True)):
+        name = f"steps {i}"
+        scale = times[name] / raw[name].median
+        out.append(Timed(choice, model.program, np.median(steps[name], axis=0) * scale, times[f"total {i}"]))
+    return out
 
 
 def _super_net(graph: Graph, space: Space, residual: str, seed: int) -> tuple[SuperNet, np.ndarray]:

@@ -12,23 +12,24 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from ..compiler import artifact
 from ..core.cost import WIDTHS, Costs, Space, search_space
-from ..core.errors import CheckFailed, Interrupted, UnsupportedError, UsageError
+from ..core.errors import CheckFailed, CorruptError, Interrupted, UnsupportedError, UsageError
 from ..core.graph import Graph, refuse_unknown
 from ..core.host import head, write_text
 from ..core.latency import TABLE_SCHEMA, LayerShape, Point, layer_shape, read_document, shape_of, table_of
 from ..core.plan import RESIDUALS
 from ..kernels.registry import find
-from .gemm import TICK, WARM_UP_SECONDS, needed, usable_isas
-from .harness import Timing, measure, pinned
+from .gemm import WARM_UP_SECONDS, needed, usable_isas
+from .harness import pinned
 from .latency_networks import SHARE, measured_network
+from .pace import Pace
 from .shapes import CONV, Shape, case, encodings, of_layer
 
 GRID = 4  # channel counts an axis, beside a single one
@@ -110,13 +111,15 @@ def profile(
     fresh = {
         **head(TABLE_SCHEMA, isa=usable_isas(module)[-1], threads=threads), "complete": False, "seconds": seconds,
         "grid": grid, "left_out_points": left_out, "seed": seed, "w_bits": list(WIDTHS), "a_bits": list(WIDTHS),
-        "shapes": [], "points": [], "left_out": [], "interpolation": _errors([], []), "networks": [],
+        "pace": None, "shapes": [], "points": [], "left_out": [], "interpolation": _errors([], []), "networks": [],
     }  # fmt: skip
     document = _continued(path, fresh) if path.exists() else fresh
     _add_shapes(document, nets, grid)
     try:
         with pinned(threads):
-            _fill(document, path, nets, residual, module, progress)
+            pace = Pace(module, threads, document["pace"], seconds=seconds)
+            document["pace"] = pace.ms
+            _fill(document, path, nets, residual, pace, progress)
     except KeyboardInterrupt:
         raise Interrupted(
             f"interrupted: {path} holds {len(document['points'])} times so far; the same command goes on"
@@ -144,6 +147,8 @@ def _net(model: str, classes: int | None, in_shape: tuple[int, int, int] | None,
 def _continued(path: Path, fresh: Document) -> Document:
     """The document in a file, to go on with; UsageError unless it was measured here, with these settings."""
     found = read_document(path)
+    if missing := [key for key in fresh if key not in found]:
+        raise CorruptError(f"{path} is damaged: it lacks the key {missing[0]!r}; give another -o")
     there = {**found["host"], **{key: found.get(key) for key in FIXED}}
     here = {**fresh["host"], **{key: fresh[key] for key in FIXED}}
     different = [f"{key} {there.get(key)} there, {here[key]} now" for key in here if there.get(key) != here[key]]
@@ -151,7 +156,8 @@ def _continued(path: Path, fresh: Document) -> Document:
         raise UsageError(
             f"{path} was measured otherwise ({'; '.join(different)}); give these values, or another -o for a new table"
         )
-    table_of(found, path, "")
+    if found["complete"]:
+        table_of(found, path, "")
     return {**found, "complete": False}
 
 
@@ -216,9 +222,7 @@ def _between(side: Sequence[int], rng: np.random.Generator) -> int:
     return int(rng.integers(side[min(1, len(side) - 1)], side[-1] + 1))
 
 
-def _fill(
-    document: Document, path: Path, nets: Sequence[Net], residual: str, module: ModuleType, progress: Progress
-) -> None:
+def _fill(document: Document, path: Path, nets: Sequence[Net], residual: str, pace: Pace, progress: Progress) -> None:
     """Measures what is missing, and writes the file after each piece."""
     done = {(key, p["shape"], p["in"], p["out"]) for key in ("points", "left_out") for p in document[key]}
     todo = [c for c in cells(document) if (c.key, c.number, c.inside, c.outside) not in done]
@@ -227,7 +231,7 @@ def _fill(
     whole, spent = len(todo) * len(PAIRS) + len(new) * SHARE, 0
     for cell in todo:
         progress(f"profile, {cell.shape}", spent / whole)
-        document[cell.key] += timed(cell, module, document["host"]["threads"], document["seconds"], document["seed"])
+        document[cell.key] += timed(cell, pace, document["seconds"], document["seed"])
         spent += len(PAIRS)
         _write(path, document)
     table = table_of({**document, "networks": []}, path, "")
@@ -237,7 +241,7 @@ def _fill(
         progress(f"profile, the whole of {net.model}", spent / whole)
         document["networks"].append(
             measured_network(
-                net.model, net.graph, residual, table, threads=document["host"]["threads"],
+                net.model, net.graph, residual, table, pace=pace,
                 seconds=document["seconds"], seed=document["seed"],
             )
         )  # fmt: skip
@@ -252,40 +256,28 @@ def _write(path: Path, document: Document) -> None:
     write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-def timed(cell: Cell, module: ModuleType, threads: int, seconds: float, seed: int) -> list[dict[str, Any]]:
+def timed(cell: Cell, pace: Pace, seconds: float, seed: int) -> list[dict[str, Any]]:
     """Rows of one cell: milliseconds and kernel at every pair of widths, from one interleaved run."""
     shape = cell.alone()
-    sessions, inputs = {}, {}
+    sessions, runs = {}, {}
     for pair in PAIRS:
         made = case(shape, *encodings(pair), seed=seed)
-        session = module.Session(artifact.encode(made.program), threads=threads)
+        session = pace.session(artifact.encode(made.program))
         off = int((session.run(made.x) != made.want).sum())
         if off:
             raise CheckFailed(
                 f"{session.steps()[CONV]['kernel']} on {shape} at w{pair[0]}a{pair[1]}: {off} of {made.want.size} "
                 "outputs differ from the reference; nothing is timed"
             )
-        sessions[_name(pair)], inputs[_name(pair)] = session, made.x
-    timings = timing(sessions, inputs, seconds * len(PAIRS))
+        sessions[_name(pair)], runs[_name(pair)] = session, partial(session.profile, made.x)
+    times, _ = pace.measure(runs, alone=True, seconds=seconds * len(PAIRS), warm_up=WARM_UP_SECONDS)
     return [
         {
             "shape": cell.number, "in": cell.inside, "out": cell.outside, "w": w, "a": a,
-            "ms": timings[_name((w, a))].median, "kernel": str(sessions[_name((w, a))].steps()[CONV]["kernel"]),
+            "ms": times[_name((w, a))], "kernel": str(sessions[_name((w, a))].steps()[CONV]["kernel"]),
         }
         for w, a in PAIRS
     ]  # fmt: skip
-
-
-def timing(sessions: Mapping[str, Any], inputs: Mapping[str, np.ndarray], seconds: float) -> dict[str, Timing]:
-    """Milliseconds of the layer alone in each session, interleaved."""
-
-    def runner(name: str) -> Callable[[], Any]:
-        return lambda: sessions[name].profile(inputs[name])
-
-    return measure(
-        {name: runner(name) for name in sessions}, seconds=seconds, warm_up=WARM_UP_SECONDS,
-        took=lambda _name, _ms, result: max(float(result[CONV]), TICK),
-    )  # fmt: skip
 
 
 def _name(pair: tuple[int, int]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core.errors import CheckFailed, UsageError
@@ -11,6 +13,7 @@ from .core.host import head
 if TYPE_CHECKING:
     from .core.graph import Graph
 
+NOTICEABLE = 0.05  # of a layer's time: what fewer bits must save to be called faster
 CONVENTIONS = ("sbs", "djpq", "weights-only")
 
 
@@ -25,11 +28,14 @@ def plan(
     weights: str | None = None,
     group_size: int | None = None,
     max_pruning_ratio: float | None = None,
+    latency_table: str | Path | None = None,
+    residual: str = "int8",
 ) -> dict[str, Any]:
     """Traces `model` and counts: layers, channel groups, unsupported ops, search space, MACs and BOPs.
 
     `bits`: uniform widths ("w4a4"), the layers show the first. `budgets`: "bops=2%"; each row of `budgets` says whether
-    it is reachable. An unknown op is listed; UnsupportedError only where a budget is asked for beside it.
+    it is reachable. `latency_table`: file of `bitpress profile`, with which time counts too, `residual`: how streams
+    are held there. An unknown op is listed; UnsupportedError only where a budget is asked for beside it.
     """
     from .core import cost
     from .core.bops import count
@@ -70,12 +76,18 @@ def plan(
         "uniform": [_uniform(graph, text, pair, convention) for text, pair in zip(bits, pairs, strict=True)],
         "space": None,
         "budgets": [],
+        "latency": None,
     }  # fmt: skip
     if not unsupported and counts.layers:
         space = cost.search_space(graph, **{k: v for k, v in options.items() if v is not None})  # type: ignore[arg-type]
+        if latency_table is not None:
+            from .core.search import on_target
+
+            space = replace(space, target=on_target(latency_table, graph, model, residual))
         costs = cost.Costs(graph, space)
         document["space"] = _space(space, costs)
-        document["budgets"] = [_judged(graph, one, space, costs) for one in wanted]
+        document["budgets"] = [_judged(graph, one, wanted, space, costs) for one in wanted]
+        document["latency"] = None if space.target is None else _latency(costs)
     return document
 
 
@@ -113,7 +125,7 @@ def _space(space: Any, costs: Any) -> dict[str, Any]:
     """Size of the search space and the figures at its two ends."""
     from math import log10
 
-    from .core.cost import largest, smallest
+    from .core.cost import cheapest, largest
 
     points = 2 * len(space.searched) * log10(len(space.widths))
     points += sum(log10(gate.removable + 1) for gate in space.gates.values())
@@ -124,20 +136,45 @@ def _space(space: Any, costs: Any) -> dict[str, Any]:
             for g in space.gates.values()
         ],
         "log10_points": points,
-        "least": {kind: costs.figure(kind, smallest(space)) for kind in ("bops", "size")},
-        "most": {kind: costs.figure(kind, largest(space)) for kind in ("bops", "size")},
+        "least": {kind: costs.figure(kind, cheapest(costs, kind)) for kind in costs.kinds},
+        "most": {kind: costs.figure(kind, largest(space)) for kind in costs.kinds},
     }  # fmt: skip
 
 
-def _judged(graph: Graph, budget: Any, space: Any, costs: Any) -> dict[str, Any]:
-    from .core.cost import check_reachable, smallest
+def _latency(costs: Any) -> dict[str, Any]:
+    """Time of the whole network at 8 bits, and of each searched layer there and at its fastest other widths."""
+    from .core.cost import largest
+
+    whole, target = largest(costs.space), costs.space.target
+    layers = []
+    for term in (term for term in costs.terms if term.layer in costs.space.searched):
+        now = costs.time_of(whole, term)
+        times = {
+            f"w{w}a{a}": costs.time_of(replace(whole, weight={term.layer: w}, act={term.layer: a}), term)
+            for w, a in costs.space.pairs(term.layer) if (w, a) != (whole.weight[term.layer], whole.act[term.layer])
+        }  # fmt: skip
+        bits = min(times, key=lambda text: times[text], default=None)
+        least = None if bits is None else times[bits]
+        layers.append(
+            {"name": term.layer, "w8a8": now, "bits": bits, "least": least,
+             "faster": least is not None and least < (1 - NOTICEABLE) * now}
+        )  # fmt: skip
+    return {
+        "table": target.table.document(), "w8a8": costs.whole["latency"], "beside": costs.beside(whole),
+        "layers": layers,
+    }  # fmt: skip
+
+
+def _judged(graph: Graph, budget: Any, wanted: Sequence[Any], space: Any, costs: Any) -> dict[str, Any]:
+    """Whether a budget can be reached; one of latency, whether it can beside the others."""
+    from .core.cost import cheapest, check_reachable
 
     why = ""
     try:
-        check_reachable(graph, (budget,), space)
+        check_reachable(graph, wanted if budget.kind == "latency" else (budget,), space)
     except CheckFailed as error:
         why = str(error)
     return {
         "budget": budget.text, "kind": budget.kind, "bound": budget.bound(costs.whole[budget.kind]),
-        "least": costs.figure(budget.kind, smallest(space)), "reachable": not why, "why": why,
+        "least": costs.figure(budget.kind, cheapest(costs, budget.kind)), "reachable": not why, "why": why,
     }  # fmt: skip

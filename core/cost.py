@@ -131,6 +131,11 @@ class Space:
         """The gates that are still to be decided."""
         return {g: gate for g, gate in self.gates.items() if g not in self.cut}
 
+    def pairs(self, layer: LayerId) -> list[tuple[int, int]]:
+        """(weight, input) widths that a searched layer may have."""
+        acts = self.widths if layer in self.acts else (END_BITS,)
+        return list(itertools.product(self.widths, acts))
+
     def given(self, layer: LayerId) -> tuple[int, int]:
         """(weight, input) widths of a layer that is not searched."""
         return self.held.get(layer, (END_BITS, END_BITS))
@@ -364,8 +369,11 @@ class Costs:
 
     def latency(self, choice: Choice) -> float:
         """Milliseconds on the space's target."""
-        beside = self.target.beside(lambda group: self.channels(choice, group, self._sizes.get(group, 0)))
-        return beside + sum(self.time_of(choice, term) for term in self.terms)
+        return self.beside(choice) + sum(self.time_of(choice, term) for term in self.terms)
+
+    def beside(self, choice: Choice) -> float:
+        """Milliseconds of all that is no layer, on the space's target."""
+        return self.target.beside(lambda group: self.channels(choice, group, self._sizes.get(group, 0)))
 
     def time_of(self, choice: Choice, term: Term) -> float:
         """Milliseconds of one layer on the space's target."""
@@ -447,12 +455,7 @@ def _fastest(costs: Costs, choice: Choice, term: Term) -> Choice:
     def rank(pair: tuple[int, int]) -> tuple[float, int, int]:
         return costs.time_of(_at(choice, term.layer, pair), term), -pair[0], -pair[1]
 
-    return _at(choice, term.layer, min(_pairs(costs.space, term.layer, choice), key=rank))
-
-
-def _pairs(space: Space, layer: LayerId, choice: Choice) -> list[tuple[int, int]]:
-    """The widths that a searched layer may have."""
-    return list(itertools.product(space.widths, space.widths if layer in space.acts else [choice.act[layer]]))
+    return _at(choice, term.layer, min(costs.space.pairs(term.layer), key=rank))
 
 
 def _at(choice: Choice, layer: LayerId, pair: tuple[int, int]) -> Choice:
@@ -625,7 +628,7 @@ def _faster(
         if term.layer not in costs.space.searched:
             continue
         now = costs.time_of(choice, term)
-        for pair in _pairs(costs.space, term.layer, choice):
+        for pair in costs.space.pairs(term.layer):
             after = _at(choice, term.layer, pair)
             if costs.time_of(after, term) < now and not costs.over(after, budgets).keys() - {"latency"}:
                 out.append(_way(choice, _moves(choice, after), loss))

@@ -115,7 +115,7 @@ _UNSAID: Mapping[str, Any] = {
 }  # fmt: skip
 _FLAGS = {
     "model": "MODEL", "mode": "--search", "variant": "--sbs-variant", "filters": "--precision mixed|fixed:N",
-    "files": "--weights, --data or MODEL (the files differ)",
+    "files": "--weights, --latency-table, --data or MODEL (the files differ)",
 }  # fmt: skip
 
 

@@ -32,7 +32,9 @@ UNIFORM = (
 @click.argument("model")
 @click.option("--bits", type=Words(), default="", help="Count at these uniform bits, by comma: w4a4,w8a8.")
 @click.option("--convention", type=Names(*CONVENTIONS), default="sbs", help="How BOPs are counted.")
-@click.option("--budget", multiple=True, metavar="KIND=VALUE", help="Is it reachable? bops=2%, size=120kB.")
+@click.option("--budget", multiple=True, metavar="KIND=VALUE", help="Is it reachable? bops=2%, latency=60%.")
+@click.option("--latency-table", metavar="TABLE.json", help="Of bitpress profile: the machine whose time counts.")
+@click.option("--residual", type=Names("int8", "float32"), default="int8", help="Latency: how streams are held.")
 @click.option("--group-size", type=click.IntRange(1), help="Filters a pruning gate.")
 @click.option("--max-pruning-ratio", type=click.FloatRange(0, 1, max_open=True), help="Share of a group that may go.")
 @model_options
@@ -79,8 +81,29 @@ def _notes(document: dict[str, Any]) -> list[str]:
             f"10^{space['log10_points']:.0f} plans from {si(least)} to {si(most)} BOPs"
         )
     out += [
-        f"budget {row['budget']}: {'reachable' if row['reachable'] else 'not reachable'} (allows {si(row['bound'])}, "
-        f"the least is {si(row['least'])})"
+        f"budget {row['budget']}: {'reachable' if row['reachable'] else 'not reachable'} (allows "
+        f"{_amount(row['kind'], row['bound'])}, the least is {_amount(row['kind'], row['least'])})"
         for row in document["budgets"]
     ]
+    return out + _times(document["latency"])
+
+
+def _amount(kind: str, value: float) -> str:
+    return f"{value:.4g} ms" if kind == "latency" else si(value)
+
+
+def _times(latency: dict[str, Any] | None) -> list[str]:
+    """What the table says of the whole network, and of layers where fewer bits save no time."""
+    if latency is None:
+        return []
+    table, slow = latency["table"], [row["name"] for row in latency["layers"] if not row["faster"]]
+    out = [
+        f"on {table['cpu']}, {table['isa']}, {table['threads']} threads: {latency['w8a8']:.4g} ms at w8a8, of which "
+        f"{latency['beside']:.4g} ms are no convolution or linear layer"
+    ]
+    if slow:
+        out.append(
+            f"fewer bits are not faster than w8a8 in {len(slow)} of {len(latency['layers'])} layers ({_some(slow)}): "
+            "there a latency budget keeps 8 bits and removes channels"
+        )
     return out

@@ -27,7 +27,8 @@ PLAN = (
 @click.option(
     "--data", required=True, metavar="DATA", help="digits, cifar10:DIR, imagefolder:DIR, file.py:factory, ..."
 )
-@click.option("--budget", multiple=True, metavar="KIND=VALUE", help="bops=1.5%, bops=630M, size=120kB.")
+@click.option("--budget", multiple=True, metavar="KIND=VALUE", help="bops=1.5%, size=120kB, latency=0.8ms, ...")
+@click.option("--latency-table", metavar="TABLE.json", help="Of bitpress profile: the machine whose time counts.")
 @click.option("--out", required=True, metavar="RUN", help="Folder of the run; an unfinished one is resumed.")
 @click.option("--method", default="sbs", help="sbs, djpq, ajpq, bayesian-bits, two-stage or uniform.")
 @click.option("--search", "mode", metavar="joint|bits|prune", help="sbs: what moves; the other is left alone or given.")
@@ -126,11 +127,19 @@ def _budget(texts: list[str]) -> str:
     return f"budget {', '.join(texts)} met, " if texts else ""
 
 
+def _latency(document: dict[str, Any]) -> str:
+    if document["latency"] is None:
+        return ""
+    table = document["latency_table"]
+    return f"{document['latency']:.4g} ms predicted on {table['cpu']}, {table['isa']}, {table['threads']} threads; "
+
+
 def _notes(document: dict[str, Any]) -> list[str]:
     from .progress import duration
 
     return [
         f"{document['run']}: {_budget(document['budget'])}1/{document['bops_ratio']:.1f} of the float "
         f"network's BOPs ({si(document['bops'])}), in {duration(document['seconds'])}; "
+        f"{_latency(document)}"
         f"next: bitpress compile {document['run']} -o X.bpk"
     ]

@@ -6,6 +6,7 @@ training, the method, and one look at the test part, by the integer semantics.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import torch
 
 from .. import bops, models
 from ..capture import capture
-from ..cost import MAX_PRUNING_RATIO, Budget, check_reachable, parse_budget, plan_cost, search_space
+from ..cost import MAX_PRUNING_RATIO, Budget, Costs, check_reachable, parse_budget, plan_cost, search_space
 from ..data import Data
 from ..data import load as load_data
 from ..errors import CheckFailed, UsageError
@@ -29,6 +30,7 @@ from ..graph import Graph, refuse_unknown
 from ..host import head
 from ..integer import integer
 from ..job import DEVICES, PRECISIONS, Schedule, Settings, locked, open_run, schedule, sha256
+from ..latency import Target, load_table, target
 from ..plan import RESIDUALS
 from ..rundir import FLOAT, RESULT, read_json, write_json, write_run, write_tensors
 from ..semantics import Semantics
@@ -41,6 +43,7 @@ DISTILL = 0.5  # share of the loss that comes from the float network's outputs (
 # Operations of a step below which threads wait for each other more than they save: on a busy 2-core host, digits took
 # 13 times the CPU time with 2 threads that it took with 1 (96 s against 7.5 s).
 SMALL_STEP = 5e9
+ROUNDING = 1e-9  # of a sum of milliseconds in another order
 TRAINING_COST = 6  # operations of a float step per MAC and image: forward and backward, two each
 
 
@@ -77,6 +80,7 @@ def search(
     variant: str | None = None,
     restrict: str | None = None,
     convention: str | None = None,
+    latency_table: str | Path | None = None,
     train_images: int | None = None,
     label_smoothing: float = 0.0,
     shape: str | None = None,
@@ -89,8 +93,8 @@ def search(
 
     `mode`: joint, bits or prune, of methods that have them; `bits`: "w4a4", where widths are given and not searched;
     `prune_share`, `stages_of` (sbs or djpq): of two-stage; `variant`: of sbs, guided or paper; `restrict`: of djpq,
-    pow2 or free;
-    `convention`: of djpq and bayesian-bits, sbs or djpq (the ends are searched);
+    pow2 or free; `convention`: of djpq and bayesian-bits, sbs or djpq (the ends are searched);
+    `latency_table`: file of `bitpress profile`, which a budget of latency needs;
     `train_images`: how many of the training part, drawn by the seed; `shape`: of the learning rates (core.job.SHAPES);
     `device`: cpu or cuda; `precision`: fp32 or bf16, by default fp32 on the CPU and bf16 on a GPU; of ajpq,
     by comma, mixed or fixed:N too: whether filters of a layer may differ; `episodes`: of ajpq. A RUN of the same
@@ -128,6 +132,8 @@ def search(
         graph = capture(loaded.module, loaded.in_shape)
         refuse_unknown(graph, model)
         space = search_space(graph, group_size=group_size, max_pruning_ratio=max_pruning_ratio)
+        if latency_table is not None:
+            space = replace(space, target=on_target(latency_table, graph, model, residual))
         space = terms.chosen.space(graph, space, terms)
         check_reachable(graph, found, space)
         images = load_data(data, in_shape=loaded.in_shape, seed=seed)
@@ -139,7 +145,8 @@ def search(
             torch.set_num_threads(threads)
         settings = Settings(
             model, data, method, terms.mode, terms.variant, terms.bits, terms.prune_share, tuple(sorted(budgets)),
-            _files(model, weights, images), loaded.classes, loaded.in_shape, loaded.mean, loaded.std, residual, planned,
+            _files(model, weights, latency_table, images), loaded.classes, loaded.in_shape, loaded.mean, loaded.std,
+            residual, planned,
             seed, threads, group_size, max_pruning_ratio, distill, train_images,
             label_smoothing, place.device, place.precision, terms.restrict, terms.convention,
             terms.filters, terms.episodes, terms.stages_of,
@@ -230,11 +237,22 @@ def _torch(threads: int, seed: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _files(model: str, weights: str | Path | None, images: Data) -> dict[str, str]:
+def on_target(path: str | Path, graph: Graph, model: str, residual: str) -> Target:
+    """What the latency table `path` says of a graph; a table of another machine is said aloud."""
+    table = load_table(path)
+    if said := table.warning():
+        logging.getLogger("bitpress").warning(said)
+    return target(table, graph, model, residual)
+
+
+def _files(
+    model: str, weights: str | Path | None, latency_table: str | Path | None, images: Data
+) -> dict[str, str]:  # fmt: skip
     """SHA-256 of everything that was read."""
     out = {f"data/{name}": digest for name, digest in images.files.items()}
-    if weights is not None:
-        out["weights"] = sha256(Path(weights))
+    for what, path in (("weights", weights), ("latency-table", latency_table)):
+        if path is not None:
+            out[what] = sha256(Path(path))
     for what, spec in (("model", model), ("data", images.spec)):
         if is_factory(spec):
             out[what] = sha256(Path(spec.rpartition(":")[0]).expanduser())
@@ -295,12 +313,13 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
     plan, tensors = net.extract()
     tensors["golden_input"] = job.samples.held[0][:1].astype(np.float32)
     graph = job.graph.with_nodes(job.graph.nodes, {k: tensors[k] for k in job.graph.consts})
-    figures = plan_cost(graph, plan, settings.convention)
+    on = job.space.target
+    figures, whole = plan_cost(graph, plan, settings.convention, on), Costs(job.graph, job.space).whole
     totals = bops.count(graph, plan, convention=settings.convention).totals
     for budget in job.budgets:
-        whole = totals.bops_fp32 if budget.kind == "bops" else totals.fp32_bytes
-        if figures[budget.kind] > budget.bound(whole):
-            raise CheckFailed(f"budget {budget.text} is missed: {figures[budget.kind]} of {budget.bound(whole):.0f}")
+        figure, bound = figures[budget.kind], budget.bound(whole[budget.kind])
+        if figure > bound * (1 + ROUNDING):
+            raise CheckFailed(f"budget {budget.text} is missed: {figure:.10g} of {bound:.10g}")
     with placed(Place()):
         teacher = FloatNet(job.graph).eval()  # on the CPU in float32, wherever training was
     test = images.test()
@@ -333,7 +352,8 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
         "baseline_top1": before.top1, "top1": after.top1, "top5": after.top5, "n": after.n,
         "predictions_sha256": after.sha256, "bops": totals.bops, "bops_fp32": totals.bops_fp32,
         "bops_ratio": totals.bops_ratio, "bops_convention": totals.bops_convention,
-        "weight_bytes": totals.weight_bytes, "fp32_bytes": totals.fp32_bytes, "latency": None,
+        "weight_bytes": totals.weight_bytes, "fp32_bytes": totals.fp32_bytes, "latency": figures.get("latency"),
+        "latency_table": None if on is None else on.table.document(),
         "budget": list(settings.budget),
         "epochs": {name: epochs for name, epochs, _ in job.loop.agenda},
         "seconds": job.loop.seconds, "data": settings.data, "seed": settings.seed,

@@ -51,6 +51,7 @@ def document(
     made = {
         **head("bitpress.profile", isa="avx2"), "complete": True, "seconds": 0.01, "grid": 2, "seed": 0,
         "w_bits": BITS, "a_bits": BITS, "shapes": rows, "points": points, "left_out": [],
+        "left_out_points": 0, "pace": 0.01,
         "interpolation": {"points": 0, "median": None, "p90": None, "largest": None},
         "networks": [{
             "model": "made_up", "graph": graph.fingerprint(), "residual": residual, "steps": list(steps),
