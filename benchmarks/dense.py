@@ -99,14 +99,13 @@ def _of_run(path: str | Path) -> Dense:
 
 
 def _of_model(spec: str, weights: str | Path | None, program: Program) -> Dense:
-    from ..core.capture import capture
-    from ..core.models import load
+    from ..core.network import network
 
     outputs = program.buffers[program.output].shape[0]  # of a detector: values per place
     channels, height, width = program.buffers[program.input].shape
-    loaded = load(spec, classes=outputs, in_shape=(channels, height, width), weights=weights)
+    loaded = network(spec, classes=outputs, in_shape=(channels, height, width), weights=weights, floats=True)
     named = f"{spec} with {weights}" if weights is not None else f"{spec} with random weights"
-    return Dense(capture(loaded.module, loaded.in_shape), named)
+    return Dense(loaded.graph, named)
 
 
 def _of_data(spec: str, program: Program) -> Images:

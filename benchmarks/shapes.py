@@ -116,14 +116,12 @@ def _product(text: str) -> Shape:
 def _network(spec: str) -> list[Shape]:
     """One Shape for every conv and linear layer of a network with random weights."""
     from ..core.bops import layer_nodes
-    from ..core.capture import capture
-    from ..core.models import load
+    from ..core.network import network
 
     try:
-        loaded = load(spec)
+        graph = network(spec, floats=True).graph
     except UsageError as error:
         raise UsageError(f"--shapes {spec!r} is no M x K x N such as 64x576x64, and as a network: {error}") from error
-    graph = capture(loaded.module, loaded.in_shape)
     return [of_layer(layer_shape(graph, node), f"{spec}:{node.name}") for node in layer_nodes(graph)]
 
 

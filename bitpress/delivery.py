@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.errors import UnsupportedError, UsageError
+from .core.errors import UsageError
+from .core.factory import is_onnx
 from .core.host import head
 
 if TYPE_CHECKING:
     import numpy as np
 
     from .core.graph import Graph
+    from .core.network import Network
     from .core.plan import CompressionPlan
 
 PTQ = "ptq"
@@ -31,11 +33,12 @@ Shape = tuple[int, int, int]
 class Recipe:
     """How a network is quantised without training.
 
-    `quantize`: "w8a8"; `calibrate`: DATA or "random:N", `images` of its training part; the rest says what MODEL is.
+    `quantize`: "w8a8"; `calibrate`: DATA or "random:N", `images` of its training part; both None for a quantised ONNX
+    file, which says its bits and ranges itself. The rest says what MODEL is.
     """
 
-    quantize: str
-    calibrate: str
+    quantize: str | None = None
+    calibrate: str | None = None
     images: int = CALIBRATION_IMAGES
     residual: str = "int8"
     classes: int | None = None
@@ -111,46 +114,54 @@ def compile(
 
 
 def quantise(model: str, recipe: Recipe, *, progress: Progress = lambda _what, _share: None) -> _Source:
-    """The network `model` with ranges from data and uniform bits. An unknown op is refused before any work."""
+    """The network `model` with ranges from data and uniform bits. An unknown op is refused before any work.
+
+    Without `recipe.quantize` bits and ranges are those of a quantised ONNX file.
+    """
+    from .core.network import network, refuse_quantised
+
+    loaded = network(
+        model, classes=recipe.classes, in_shape=recipe.in_shape, weights=recipe.weights, mean=recipe.mean,
+        std=recipe.std, floats=recipe.quantize is not None,
+    )  # fmt: skip
+    meta = {
+        "model": model, "in_shape": list(loaded.in_shape), "classes": loaded.classes, "mean": list(loaded.mean),
+        "std": list(loaded.std), "labels": list(loaded.labels), "method": PTQ, "data": None, "seed": recipe.seed,
+    }  # fmt: skip
+    if recipe.quantize is not None and recipe.calibrate is not None:
+        refuse_quantised(loaded, f"--quantize {recipe.quantize} chooses other codes")
+        return _calibrated(loaded, recipe, meta, progress)
+    if loaded.codes is None:
+        raise UsageError(f"{model} holds floats: give --quantize and --calibrate, the bits and images for the ranges")
+    return _Source(loaded.graph, loaded.codes.plan, loaded.codes.tensors, meta)
+
+
+def _calibrated(loaded: Network, recipe: Recipe, meta: Mapping[str, Any], progress: Progress) -> _Source:
     import numpy as np
 
     from .core.calibrate import calibrate
-    from .core.capture import capture
     from .core.data import load as load_data
     from .core.encoding import parse_bits
     from .core.graph import refuse_unknown
-    from .core.models import load
 
+    assert recipe.quantize is not None and recipe.calibrate is not None, "checked by the caller"
     if recipe.images < 1:
         raise UsageError(f"--calibration-images {recipe.images}: at least 1 is needed")
     try:
         w, a = parse_bits(recipe.quantize)
     except ValueError as error:
         raise UsageError(f"--quantize: {error}") from error
-    loaded = load(
-        model,
-        classes=recipe.classes,
-        in_shape=recipe.in_shape,
-        weights=recipe.weights,
-        mean=recipe.mean,
-        std=recipe.std,
-    )
-    graph = capture(loaded.module, loaded.in_shape)
-    refuse_unknown(graph, model)
+    refuse_unknown(loaded.graph, loaded.spec)
     data = load_data(recipe.calibrate, in_shape=loaded.in_shape, seed=recipe.seed)
     if data.classes:
         data.require_fit(loaded.in_shape, loaded.classes)
     images = data.normalise(np.asarray(data.train.images[: recipe.images]), loaded.mean, loaded.std)
     plan, tensors = calibrate(
-        graph, images, weight_bits=w, act_bits=a, residual=recipe.residual,
+        loaded.graph, images, weight_bits=w, act_bits=a, residual=recipe.residual,
         progress=lambda share: progress(f"calibrate, {len(images)} images", 0.9 * share),
     )  # fmt: skip
-    meta = {
-        "model": model, "in_shape": list(loaded.in_shape), "classes": loaded.classes, "mean": list(loaded.mean),
-        "std": list(loaded.std), "labels": list(loaded.labels or data.labels), "method": PTQ,
-        "data": recipe.calibrate if data.classes else None, "seed": recipe.seed,
-    }  # fmt: skip
-    return _Source(graph, plan, tensors, meta)
+    known = {"labels": list(loaded.labels or data.labels), "data": recipe.calibrate if data.classes else None}
+    return _Source(loaded.graph, plan, tensors, {**meta, **known})
 
 
 def keep(run: str | Path, model: str, made: _Source, recipe: Recipe, seconds: float) -> None:
@@ -172,7 +183,7 @@ def keep(run: str | Path, model: str, made: _Source, recipe: Recipe, seconds: fl
         "quantize": recipe.quantize, "calibrate": recipe.calibrate,
         "calibration_images": recipe.images, "residual": recipe.residual, "classes": made.meta["classes"],
         "in_shape": made.meta["in_shape"], "mean": made.meta["mean"], "std": made.meta["std"], "seed": recipe.seed,
-        "data": made.meta["data"], "files": _digests(recipe.weights),
+        "data": made.meta["data"], "files": _digests(model, recipe.weights),
     }  # fmt: skip
     folder = Path(run)
     write_run(folder, made.graph, made.plan, made.tensors, made.meta)
@@ -180,10 +191,11 @@ def keep(run: str | Path, model: str, made: _Source, recipe: Recipe, seconds: fl
     write_json(folder / SETTINGS, values)
 
 
-def _digests(weights: str | None) -> dict[str, str]:
+def _digests(model: str, weights: str | None) -> dict[str, str]:
     from .core.job import sha256
 
-    return {} if weights is None else {"weights": sha256(Path(weights))}
+    read = {"model": model if is_onnx(model) else None, "weights": weights}
+    return {what: sha256(Path(path)) for what, path in read.items() if path is not None}
 
 
 def _figures(made: _Source) -> dict[str, Any]:
@@ -200,8 +212,6 @@ def _check_request(
     path: Path, output: str | Path | None, recipe: Recipe | None, run: str | Path | None, stop_after: str | None
 ) -> None:
     """What contradicts itself, and folders in which nothing can be written, before any work."""
-    if path.suffix == ".onnx":
-        raise UnsupportedError(f"{path}: ONNX files cannot be read yet; give the network as file.py:factory")
     if output is None and stop_after is None:
         raise UsageError("-o X.bpk is missing: where shall the artifact go?")
     if recipe is None and run is not None:

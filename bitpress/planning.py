@@ -39,16 +39,15 @@ def plan(
     """
     from .core import cost
     from .core.bops import count
-    from .core.capture import capture
     from .core.graph import refuse_unknown, unknown_ops
     from .core.groups import groups
-    from .core.models import load
+    from .core.network import network
 
     pairs = [_pair(text) for text in bits]
     wanted = [cost.parse_budget(text) for text in budgets]
     options = {"group_size": group_size, "max_pruning_ratio": max_pruning_ratio}
-    loaded = load(model, classes=classes, in_shape=in_shape, weights=weights)
-    graph = capture(loaded.module, loaded.in_shape)
+    loaded = network(model, classes=classes, in_shape=in_shape, weights=weights, floats=True)
+    graph = loaded.graph
     unsupported = [{"name": name, "op": op, "shape": list(graph.value(name).shape)} for name, op in unknown_ops(graph)]
     if wanted:
         refuse_unknown(graph, model)

@@ -19,17 +19,14 @@ import torch
 from torch import fx, nn
 
 from .errors import UnsupportedError, UsageError
-from .graph import Graph, Node, verify
-from .ops import OPS
+from .graph import Graph
+from .tracing import Drawing, Pads, Shape
 
 INPUT = "input"
 BATCH = 2  # of the example: the smallest that export does not take for a constant of the network
 _END = 2**62  # slices "to the end" carry 2**63 - 1
 _Part = tuple[int | None, int | None, int | None]
 _WHOLE: _Part = (None, None, None)
-
-Shape = tuple[int, ...]
-Pads = tuple[int, int, int, int]  # top, left, bottom, right
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,45 +45,13 @@ class _NoRow(Exception):
 
 
 @dataclass
-class _Tracer:
+class _Tracer(Drawing):
     """What has been translated so far: graph nodes, and what each fx node stands for."""
 
-    state: Mapping[str, torch.Tensor]
-    nodes: dict[str, Node] = field(default_factory=dict)  # by provisional name, in order
-    labels: dict[str, str] = field(default_factory=dict)  # name wanted for each node
-    consts: dict[str, np.ndarray] = field(default_factory=dict)
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict)
     made: dict[str, _Value] = field(default_factory=dict)  # fx name -> value
     module: str = ""  # path of the innermost module that the current call belongs to
     leaf: bool = False  # whether that module has no parts of its own
-
-    def shape(self, name: str) -> Shape:
-        """Shape of a value, without batch."""
-        return self.nodes[name].shape
-
-    def emit(
-        self,
-        op: str,
-        inputs: tuple[str, ...],
-        *,
-        label: str = "",
-        consts: Mapping[str, str] | None = None,
-        **attrs: Any,
-    ) -> str:
-        """Appends a node whose shape the op's rule gives; its value's provisional name."""
-        consts = consts or {}
-        arrays = {role: self.consts[const] for role, const in consts.items()}
-        shape = OPS[op].shape(attrs, arrays, [self.nodes[i].shape for i in inputs])
-        return self.append(op, inputs, shape, label=label or self.label(op), attrs=attrs, consts=consts)
-
-    def append(
-        self, op: str, inputs: tuple[str, ...], shape: Shape, *, label: str, attrs: Mapping[str, Any],
-        consts: Mapping[str, str],
-    ) -> str:  # fmt: skip
-        """Appends a finished node; its provisional name. Final names are given once it is known what lives."""
-        name = f"{len(self.nodes)}"
-        self.nodes[name] = Node(op, name, inputs, shape, attrs=attrs, consts=consts)
-        self.labels[name] = label
-        return name
 
     def label(self, op: str) -> str:
         """Readable name of a node that is no layer: the module's where it has no parts, else module.op."""
@@ -121,7 +86,7 @@ def capture(module: nn.Module, in_shape: tuple[int, int, int]) -> Graph:
     named = {
         **signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants,
     }  # fmt: skip
-    tracer = _Tracer({**program.state_dict, **program.constants})
+    tracer = _Tracer(state={**program.state_dict, **program.constants})
     leaves = {name for name, part in module.named_modules() if not any(part.children())}
     outputs: tuple[str, ...] = ()
     for node in program.graph.nodes:
@@ -134,7 +99,7 @@ def capture(module: nn.Module, in_shape: tuple[int, int, int]) -> Graph:
             _call(tracer, node)
         elif node.op == "output":
             outputs = _outputs(tracer, node)
-    return _finish(tracer, outputs)
+    return tracer.finish(outputs)[0]
 
 
 def _export(module: nn.Module, in_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
@@ -312,20 +277,11 @@ def _conv(tracer: _Tracer, args: _Args) -> str:
     else:
         ph, pw = args.pair("padding")
         pads = (ph, pw, ph, pw)
-    x, pads = _take_pad(tracer, x, pads, 0.0)
+    x, pads = tracer.take_pad(x, pads, 0.0)
     return tracer.emit(
         "conv2d", (x,), label=weight.removesuffix(".weight"), consts=consts,
         stride=args.pair("stride"), padding=pads, dilation=dilation, groups=int(args["groups"]),
     )  # fmt: skip
-
-
-def _take_pad(tracer: _Tracer, x: str, pads: Pads, value: float) -> tuple[str, Pads]:
-    """Padding of height and width in front of a window that pads with the same number becomes the window's own."""
-    node = tracer.nodes[x]
-    if node.op != "pad" or node.attrs.get("value", 0.0) != value or node.attrs["pads"][0] != (0, 0):
-        return x, pads
-    (top, bottom), (left, right) = node.attrs["pads"][1:]
-    return node.inputs[0], (pads[0] + top, pads[1] + left, pads[2] + bottom, pads[3] + right)
 
 
 def _same(kernel: Shape, dilation: tuple[int, int]) -> Pads:
@@ -442,7 +398,7 @@ def _pool(tracer: _Tracer, args: _Args, op: str, *, ceil: bool) -> str:
         sizes = zip(tracer.shape(x)[1:], args.fake_shape()[1:], kernel, stride, (ph, pw), strict=True)
         extra = [max(0, (out - 1) * s + k - size - 2 * p) for size, out, k, s, p in sizes]
     pads = (ph, pw, ph + extra[0], pw + extra[1])
-    x, pads = _take_pad(tracer, x, pads, 0.0 if op == "avg_pool2d" else float("-inf"))
+    x, pads = tracer.take_pad(x, pads, 0.0 if op == "avg_pool2d" else float("-inf"))
     return tracer.emit(op, (x,), kernel=kernel, stride=stride, padding=pads)
 
 
@@ -517,10 +473,10 @@ def _pad(tracer: _Tracer, args: _Args) -> str:
         raise _NoRow
     if not any(flat):
         return x
-    if value != 0:  # minus infinity in front of a max-pool is that pool's own padding (`_take_pad`)
+    if value != 0:  # minus infinity in front of a max-pool is that pool's own padding (`Drawing.take_pad`)
         if value != float("-inf") or pads[0] != (0, 0):
             raise _NoRow
-        return tracer.emit("pad", (x,), pads=pads, value=value)
+        return tracer.emit("pad", (x,), pads=pads, value=value, target="aten.constant_pad_nd")
     return tracer.emit("pad", (x,), pads=pads)
 
 
@@ -570,45 +526,3 @@ _RULES: Mapping[str, _Rule] = {
                      "aten.alias", "aten.to.dtype", "aten._to_copy", "aten.lift_fresh_copy"),
                     _same_value),
 }  # fmt: skip
-
-
-def _finish(tracer: _Tracer, outputs: tuple[str, ...]) -> Graph:
-    """Drops what nobody reads, gives the final names and checks the result."""
-    needed, kept = set(outputs), []
-    for node in reversed(tracer.nodes.values()):
-        if node.op == "input" or node.name in needed:
-            kept.append(node if "value" not in node.attrs else _infinite_pad(node))
-            needed.update(node.inputs)
-    kept.reverse()
-    names = _names([(n, tracer.labels[n.name]) for n in kept])
-    nodes = [replace(n, name=names[n.name], inputs=tuple(names[i] for i in n.inputs)) for n in kept]
-    used = {const for node in nodes for const in node.consts.values()}
-    graph = Graph(
-        inputs=tuple(n for n in nodes if n.op == "input"), nodes=tuple(n for n in nodes if n.op != "input"),
-        outputs=tuple(names[o] for o in outputs), consts={k: v for k, v in tracer.consts.items() if k in used},
-    )  # fmt: skip
-    if not graph.inputs:
-        raise UnsupportedError("the network has no input")
-    verify(graph, "float")
-    return graph
-
-
-def _infinite_pad(node: Node) -> Node:
-    """Padding with minus infinity that no max-pool took: a graph's `pad` is always zeros."""
-    return replace(node, op="unknown", attrs={"target": "aten.constant_pad_nd"})
-
-
-def _names(wanted: list[tuple[Node, str]]) -> dict[str, str]:
-    """Provisional -> final name: a number follows where a name is taken; input and layers choose first."""
-    taken: set[str] = set()
-    names = {}
-    for first in (True, False):
-        for node, label in wanted:
-            if (node.op == "input" or bool(node.consts)) is not first:
-                continue
-            name, number = label, 2
-            while name in taken:
-                name, number = f"{label}_{number}", number + 1
-            taken.add(name)
-            names[node.name] = name
-    return names

@@ -1,4 +1,4 @@
-"""`file.py:factory`: a function out of a user's Python file, for networks and data sets of their own.
+"""What a spec names: `file.py:factory`, a function out of a user's Python file, or an ONNX file.
 
 Knows nothing of what the function makes.
 """
@@ -23,6 +23,15 @@ def is_factory(spec: str) -> bool:
     """
     path, colon, name = spec.rpartition(":")
     return bool(colon) and path.endswith(".py") and name.isidentifier()
+
+
+def is_onnx(spec: str) -> bool:
+    """Whether `spec` names an ONNX file.
+
+    >>> is_onnx("nets/mine.onnx"), is_onnx("resnet20")
+    (True, False)
+    """
+    return spec.endswith(".onnx")
 
 
 def load_factory(spec: str) -> Callable[..., Any]:

@@ -93,6 +93,11 @@ def shift_name(layer: str, bits: int) -> str:
     return f"{layer}.shift.{bits}"
 
 
+def zero_name(clip: str) -> str:
+    """Name of the optional level float32 [] that stands for zero where the clip `clip` gives the range; 0 without."""
+    return f"{clip}.zero"
+
+
 def weight_levels(
     node: Node, weight: np.ndarray, encoding: Encoding, clip: np.ndarray, part: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -161,6 +166,25 @@ class _Builder:
             return 1.0
         return quant.act_scale(float(self.tensors[stored.clip]), stored.encoding)
 
+    def zero(self, stored: Stored) -> float:
+        """Level that stands for zero; 0 but in networks of imported files."""
+        return float(self.tensors.get(zero_name(stored.clip), 0.0))
+
+    def taken(self, name: str, stored: Stored, channels: int, *, window: int = 1) -> _Sum:
+        """The sum `name` of `window` levels of a stored value as its mean."""
+        factor = np.full(channels, self.scale(stored) / window)
+        return _Sum(name, factor, np.full(channels, -self.scale(stored) * self.zero(stored)))
+
+    def no_border(self, node: Node, stored: Stored) -> None:
+        """UnsupportedError where a node pads with level 0, and that is not zero."""
+        borders = node.attrs.get("padding", ()), *node.attrs.get("pads", ())
+        if self.zero(stored) and any(n for border in borders for n in border):
+            raise UnsupportedError(
+                f"{node.name}: pads with zeros, and zero is level {self.zero(stored):g} of its input, where kernels "
+                "pad with level 0: quantise activations symmetrically (onnxruntime: activation_type=QInt8, extra_options="
+                "{'ActivationSymmetric': True}), or compile the float model with --quantize and --calibrate"
+            )
+
     def add(self, op: str, name: str, inputs: tuple[str, ...], like: str, dtype: str, **attrs: Any) -> None:
         """Appends a node with the shape and the kept channels of the float value `like`."""
         if like in self.kept:
@@ -171,7 +195,7 @@ class _Builder:
         """Float network input -> levels (or floats, where an input is a float32 stream)."""
         (node,) = self.graph.inputs
         stored = self.storage.stored[node.name]
-        if stored.encoding is None:
+        if stored.encoding is None or self.zero(stored):
             one = np.ones(node.shape[0])
             self.epilogue(_Sum(node.name, one, 0 * one), self.held(node.name), node.name, stored, (), None)
             return
@@ -182,6 +206,8 @@ class _Builder:
     def passed(self, node: Node) -> None:
         """Max pool, flatten, slice, pad, concat: codes as they are."""
         inputs, stored = tuple(self.held(i) for i in node.inputs), self.storage.stored[node.name]
+        if node.op == "pad":
+            self.no_border(node, stored)
         shift = _shift(node, self.graph.value(node.inputs[0]).shape)
         if shift is None or stored.encoding is None:
             self.add(node.op, node.name, inputs, node.name, stored.dtype, **node.attrs)
@@ -194,8 +220,7 @@ class _Builder:
         self.nodes[-1] = replace(self.nodes[-1], consts={"weight": const})
         self.consts[const] = np.zeros((c, 1, top + 1, left + 1), np.int16)
         self.consts[const][:, :, top, left] = 1
-        factor = np.full(c, self.scale(stored))
-        self.epilogue(_Sum(acc, factor, 0 * factor), node.name, node.name, stored, (), None)
+        self.epilogue(self.taken(acc, stored, c), node.name, node.name, stored, (), None)
 
     def chain(self, chain: Chain) -> None:
         """All nodes of one chain, up to its stored value."""
@@ -208,9 +233,8 @@ class _Builder:
     def start(self, chain: Chain) -> _Sum:
         """The accumulator of a chain: a layer's, a pool's, or a stored value itself."""
         if not chain.start:
-            shape = (self.graph.value(chain.source).shape[0],)
-            factor = np.full(shape, self.scale(self.storage.stored[chain.source]))
-            return _Sum(self.held(chain.source), factor, np.zeros(shape))
+            channels = self.graph.value(chain.source).shape[0]
+            return self.taken(self.held(chain.source), self.storage.stored[chain.source], channels)
         node, want = self.graph.value(chain.start), self.storage.reads[chain.start]
         data = self.read(node.name, chain.source, want)
         return self.pool(node, data, want) if node.op in POOLS else self.layer(node, data, want)
@@ -221,10 +245,11 @@ class _Builder:
         Equal encodings with equal clips are the same levels: nothing to do, whatever the clips' names.
         """
         stored = self.storage.stored[source]
-        if stored.encoding == want.encoding and self.scale(stored) == self.scale(want):
+        same = self.scale(stored) == self.scale(want) and self.zero(stored) == self.zero(want)
+        if stored.encoding == want.encoding and same:
             return self.held(source)
-        factor = np.full(self.graph.value(source).shape[0], self.scale(stored))
-        self.epilogue(_Sum(self.held(source), factor, 0 * factor), f"{layer}.input", source, want, (), None)
+        acc = self.taken(self.held(source), stored, self.graph.value(source).shape[0])
+        self.epilogue(acc, f"{layer}.input", source, want, (), None)
         return f"{layer}.input"
 
     def pool(self, node: Node, data: str, want: Stored) -> _Sum:
@@ -238,8 +263,8 @@ class _Builder:
         _check_range(node.name, window, quant.act_bounds(want.encoding)[1])
         name = f"{node.name}.acc"
         self.add("sum_pool2d", name, (data,), node.name, "i32", **attrs)
-        factor = np.full(node.shape[0], self.scale(want) / window)
-        return _Sum(name, factor, np.zeros(node.shape[0]))
+        self.no_border(node, want)
+        return self.taken(name, want, node.shape[0], window=window)
 
     def layer(self, node: Node, data: str, want: Stored) -> _Sum:
         """Integer convolution or linear layer with levels of every segment."""
@@ -252,7 +277,9 @@ class _Builder:
         self.add(f"{node.op}_int", name, (data,), node.name, "i32", **node.attrs, layer=node.name, segments=segments)
         self.nodes[-1] = replace(self.nodes[-1], consts={"weight": const})
         self.consts[const] = levels.astype(np.int16)
-        return _Sum(name, steps * self.scale(want), self.bias(node, bits))
+        self.no_border(node, want)
+        factor, rows = steps * self.scale(want), levels.reshape(len(levels), -1).sum(axis=1)
+        return _Sum(name, factor, self.bias(node, bits) - factor * rows * self.zero(want))
 
     def bias(self, node: Node, bits: BitConfig) -> np.ndarray:
         """Bias of a layer, float64 [O], with the correction that calibration found for each filter's width, if any."""
@@ -306,7 +333,7 @@ class _Builder:
     ) -> None:
         """requantize (affine where floats are stored): the end of every chain."""
         out = self.scale(stored)
-        m, b = acc.factor / out, acc.shift / out
+        m, b = acc.factor / out, acc.shift / out + self.zero(stored)
         if like in self.kept:
             gone = np.setdiff1d(np.arange(len(m)), self.kept[like])
             m[gone] = b[gone] = 0.0
@@ -314,8 +341,10 @@ class _Builder:
         inputs: tuple[str, ...] = (acc.name,)
         if residual is not None:
             inputs = (acc.name, self.held(residual))
-            attrs["m_r"] = float(np.float32(self.scale(self.storage.stored[residual]) / out))
-        attrs |= _bounds(stored, acts, out)
+            ratio = self.scale(self.storage.stored[residual]) / out
+            attrs["m_r"] = float(np.float32(ratio))
+            b = b - ratio * self.zero(self.storage.stored[residual])
+        attrs |= _bounds(stored, acts, out, self.zero(stored))
         self.add("affine" if stored.encoding is None else "requantize", name, inputs, like, stored.dtype, **attrs)
         self.nodes[-1] = replace(self.nodes[-1], consts={"m": f"{name}.m", "b": f"{name}.b"})
         for role, values in (("m", m), ("b", b)):
@@ -326,7 +355,7 @@ class _Builder:
             self.consts[f"{name}.{role}"] = rounded
 
 
-def _bounds(stored: Stored, acts: Iterable[Node], scale: float) -> dict[str, float | int]:
+def _bounds(stored: Stored, acts: Iterable[Node], scale: float, zero: float) -> dict[str, float | int]:
     """Attrs lo and hi: in levels, half to even; in floats only where an activation asks for them."""
     lo, hi = (-math.inf, math.inf) if stored.encoding is None else quant.act_bounds(stored.encoding)
     for act in acts:
@@ -334,7 +363,7 @@ def _bounds(stored: Stored, acts: Iterable[Node], scale: float) -> dict[str, flo
         if stored.encoding is None:
             low, high = float(np.float32(low)), float(np.float32(high))
         else:
-            low, high = float(np.rint(low / scale)), float(np.rint(high / scale))
+            low, high = float(np.rint(low / scale) + zero), float(np.rint(high / scale) + zero)
         lo, hi = min(max(lo, low), high), min(max(hi, low), high)
     if stored.encoding is not None:
         return {"lo": int(lo), "hi": int(hi)}

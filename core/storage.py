@@ -20,6 +20,7 @@ POOLS = frozenset({"avg_pool2d", "global_avg_pool"})  # sums of levels, then the
 PASS = frozenset({"max_pool2d", "flatten", "slice", "pad"})  # keep codes as they are
 ACTS = frozenset({"relu", "clip"})
 STREAM_BITS = 8
+STORED = "stored"  # attribute of a node that ends its chain though the next could go on: an imported file rounds here
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,8 @@ def _chains(graph: Graph) -> tuple[Chain, ...]:
     def extends(name: str) -> Node | None:
         """The only consumer of `name`, if a chain could go on with it."""
         users = consumers[name]
-        return users[0] if len(users) == 1 and name not in graph.outputs else None
+        ends = name in graph.outputs or graph.value(name).attrs.get(STORED)
+        return users[0] if len(users) == 1 and not ends else None
 
     out: list[Chain] = []
     for node in graph.nodes:

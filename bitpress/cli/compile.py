@@ -7,13 +7,16 @@ from typing import Any
 import click
 
 from ..core.errors import UsageError
+from ..core.factory import is_onnx
 from .command import Common, Names, Result, verb
 from .model import model_options, normal_options
 from .tables import si
 
+NETWORK = ("classes", "in_shape", "mean", "std")  # what an ONNX file may leave open
+
 
 @verb("compile", table=False)
-@click.argument("source", metavar="RUN|MODEL")
+@click.argument("source", metavar="RUN|MODEL|X.onnx")
 @click.option("-o", "--output", metavar="X.bpk", help="Where the artifact goes.")
 @click.option(
     "--quantize", metavar="w8a8", help="MODEL: quantise after training, these bits everywhere but at the ends."
@@ -31,16 +34,19 @@ def command(
     common: Common, source: str, output: str | None, quantize: str | None, calibrate: str | None, run: str | None,
     target: str | None, stop_after: str | None, dump: str | None, **options: Any,
 ) -> Result:  # fmt: skip
-    """Prunes, integerises, fuses, packs and lowers RUN, or MODEL with --quantize and --calibrate, into X.bpk."""
+    """Prunes, integerises, fuses, packs and lowers RUN, or MODEL with --quantize and --calibrate, into X.bpk.
+
+    A quantised X.onnx says its bits and ranges itself and needs neither.
+    """
     from ..delivery import Recipe, compile
 
     if (quantize is None) != (calibrate is None):
         raise UsageError("--quantize and --calibrate go together: bits and the images that give the ranges")
     recipe = None
-    if quantize is not None and calibrate is not None:
+    if quantize is not None or is_onnx(source):
         images = options.pop("calibration_images")
         recipe = Recipe(quantize, calibrate, images=images, seed=common.seed, **options)
-    else:
+    if quantize is None:
         _refuse_model_options(common, source)
     document = compile(
         source, output, recipe=recipe, run=run, target=target, stop_after=stop_after, dump_dir=dump,
@@ -50,10 +56,11 @@ def command(
 
 
 def _refuse_model_options(common: Common, source: str) -> None:
-    belongs = ("weights", "classes", "in_shape", "mean", "std", "calibration_images", "residual")
+    belongs = ("weights", "calibration_images", "residual")
+    belongs, what = (belongs, "an ONNX file") if is_onnx(source) else ((*belongs, *NETWORK), "a RUN")
     if given := [f"--{name.replace('_', '-')}" for name in belongs if name in common.given]:
         raise UsageError(
-            f"{', '.join(given)}: {source} is a RUN, which says this already; such flags go with --quantize"
+            f"{', '.join(given)}: {source} is {what}, which says this already; such flags go with --quantize"
         )
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..errors import BitpressError, CorruptError, EnvironmentMissing, UsageError, close
 from ..factory import call_factory, is_factory
+from ..network import per_channel
 from .zoo import IMAGENET, ZOO, Shape, Triple
 
 COUNTER = "num_batches_tracked"  # of batch norms: counts training steps, means nothing to the function
@@ -84,8 +85,8 @@ def load(
         raise UsageError(f"{spec} gives {outputs} values, --classes says {classes}")
     return Loaded(
         made.module, spec, shape, outputs,
-        mean=_per_channel(mean or _numbers(found, "mean") or _default(made.mean, shape), shape, "mean"),
-        std=_per_channel(std or _numbers(found, "std") or _default(made.std, shape), shape, "std"),
+        mean=per_channel(mean or _numbers(found, "mean") or _default(made.mean, shape), shape[0], "mean"),
+        std=per_channel(std or _numbers(found, "std") or _default(made.std, shape), shape[0], "std"),
         labels=_labels(found), weights=path,
     )  # fmt: skip
 
@@ -244,17 +245,6 @@ def _outputs(module: nn.Module, shape: Shape, spec: str) -> int:
 def _default(values: Triple, shape: Shape) -> Triple:
     """The network's usual numbers, or their average where the image has another number of channels."""
     return values if len(values) in (1, shape[0]) else (sum(values) / len(values),)
-
-
-def _per_channel(values: Triple, shape: Shape, what: str) -> Triple:
-    out = tuple(float(v) for v in values)
-    if len(out) == 1:
-        out *= shape[0]
-    if len(out) != shape[0]:
-        raise UsageError(f"{what} has {len(out)} values, the input has {shape[0]} channels")
-    if not all(abs(v) < float("inf") for v in out) or (what == "std" and min(out) <= 0):
-        raise UsageError(f"{what} {out}: expected finite numbers{', above 0' if what == 'std' else ''}")
-    return out
 
 
 def _numbers(found: Mapping[str, str], key: str) -> Triple | None:

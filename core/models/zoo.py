@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..network import Triple
 from .digits_cnn import digits_cnn
 from .mobilenet_v1 import mobilenet_v1, mobilenet_v1_075
 from .mobilenet_v2 import mobilenet_v2
@@ -19,7 +20,6 @@ from .skynet import skynet
 from .vgg7 import vgg7
 
 Shape = tuple[int, int, int]
-Triple = tuple[float, ...]
 State = dict[str, torch.Tensor]
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import bops, models
-from ..capture import capture
+from .. import bops
 from ..cost import MAX_PRUNING_RATIO, Budget, Costs, check_reachable, parse_budget, plan_cost, search_space
 from ..data import Data
 from ..data import load as load_data
 from ..errors import CheckFailed, UsageError
 from ..evaluate import evaluate as accuracy
-from ..factory import is_factory
+from ..factory import is_factory, is_onnx
 from ..graph import Graph, refuse_unknown
 from ..host import head
 from ..integer import integer
 from ..job import DEVICES, PRECISIONS, Schedule, Settings, locked, open_run, schedule, sha256
 from ..latency import Target, load_table, target
+from ..network import network, refuse_quantised
 from ..plan import RESIDUALS
 from ..rundir import FLOAT, RESULT, read_json, write_json, write_run, write_tensors
 from ..semantics import Semantics
@@ -128,8 +128,11 @@ def search(
     if weights is not None:
         planned = replace(planned, epochs_float=0)
     with _torch(threads or 1, seed):
-        loaded = models.load(model, classes=classes, in_shape=in_shape, weights=weights, mean=mean, std=std)
-        graph = capture(loaded.module, loaded.in_shape)
+        loaded = network(
+            model, classes=classes, in_shape=in_shape, weights=weights, mean=mean, std=std, floats=True
+        )  # fmt: skip
+        refuse_quantised(loaded, "a search takes floats")
+        graph = loaded.graph
         refuse_unknown(graph, model)
         space = search_space(graph, group_size=group_size, max_pruning_ratio=max_pruning_ratio)
         if latency_table is not None:
@@ -256,6 +259,8 @@ def _files(
     for what, spec in (("model", model), ("data", images.spec)):
         if is_factory(spec):
             out[what] = sha256(Path(spec.rpartition(":")[0]).expanduser())
+    if is_onnx(model):
+        out["model"] = sha256(Path(model))
     return out
 
 

@@ -1,0 +1,164 @@
+"""What a quantised ONNX file says about codes, as a plan and tensors: `core.integer` derives every code from these.
+
+Nothing is widened: a range that our storage cannot hold, or a value that nothing rounds, is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from .encoding import Encoding, twos, unsigned
+from .errors import UnsupportedError
+from .graph import Graph, refuse_unknown
+from .integer import weight_clip, weight_levels, zero_name
+from .onnx_graph import Codes, Imported, Rounding
+from .plan import BitConfig, CompressionPlan, LayerId, Segment
+from .quant import act_bounds
+from .storage import ACTS, LAYERS, PASS, STORED, Point, analyse, non_negative
+
+SLACK = 1  # levels by which ours may end earlier: i8 ends at -127, the file's at -128
+
+
+def quantised(path: str, imported: Imported) -> tuple[Graph, CompressionPlan, dict[str, np.ndarray]]:
+    """The graph with roundings marked, its plan, and all tensors float32.
+
+    UnsupportedError: an unknown op; a layer whose weights or input are not quantised; a value that must be stored and
+    is not rounded; weights beyond their encoding; codes that must stay as they are and do not.
+    """
+    refuse_unknown(imported.graph, path)
+    graph = _marked(imported)
+    found = _Roundings(graph, imported.roundings)
+    bits = {LayerId(n.name): _bits(graph, n.name, imported.weights, found) for n in graph.nodes if n.op in LAYERS}
+    if not bits:
+        raise UnsupportedError(f"{path} has no convolution and no linear layer")
+    plan = CompressionPlan(graph.fingerprint(), bits)
+    tensors = {name: np.asarray(values, np.float32) for name, values in graph.consts.items()}
+    for layer in bits:
+        tensors |= _weight_clips(graph, layer, bits[layer], imported.weights[layer])
+    tensors |= _act_clips(analyse(graph, {k: b.act for k, b in bits.items()}, plan.residual).points, found)
+    return graph, plan, tensors
+
+
+def _marked(imported: Imported) -> Graph:
+    """The graph with `STORED` on each rounded value whose reader could take it unrounded."""
+    graph, consumers = imported.graph, imported.graph.consumers()
+    goes_on = ACTS | {"add", "batch_norm"}
+
+    def marked(name: str) -> bool:
+        return name in imported.roundings and any(user.op in goes_on for user in consumers[name])
+
+    nodes = tuple(replace(n, attrs={**n.attrs, STORED: True}) if marked(n.name) else n for n in graph.nodes)
+    return graph.with_nodes(nodes, graph.consts)
+
+
+class _Roundings:
+    """How each value is rounded: by its own QuantizeLinear, else by that behind pools, flattens and the like."""
+
+    def __init__(self, graph: Graph, own: Mapping[str, Rounding]) -> None:
+        self.graph, self.own, self.positive = graph, own, non_negative(graph)
+        self.consumers = graph.consumers()
+        for node in graph.nodes:
+            if node.op in PASS or node.op == "concat":
+                self._check_passed(node.name, node.inputs)
+
+    def __getitem__(self, name: str) -> Rounding:
+        found = next(self._forwards(name), None) or next(self._backwards(name), None)
+        if found is None:
+            raise UnsupportedError(
+                f"{name} must be stored as codes, and no QuantizeLinear and DequantizeLinear say how: quantise it too, "
+                "or compile the float model with --quantize and --calibrate"
+            )
+        return found
+
+    def _forwards(self, name: str) -> Iterator[Rounding]:
+        if name in self.own:
+            yield self.own[name]
+        for node in self.consumers[name]:
+            if node.op in PASS or node.op == "concat":
+                yield from self._forwards(node.name)
+
+    def _backwards(self, name: str) -> Iterator[Rounding]:
+        node = self.graph.value(name)
+        if node.op in PASS or node.op == "concat":
+            for source in node.inputs:
+                if source in self.own:
+                    yield self.own[source]
+                yield from self._backwards(source)
+
+    def _check_passed(self, name: str, inputs: tuple[str, ...]) -> None:
+        """What keeps codes as they are must read and make the same codes."""
+        known = {v: self.own[v] for v in (*inputs, name) if v in self.own}
+        if len(set(known.values())) > 1:
+            listed = "; ".join(f"{value}: {rounding}" for value, rounding in known.items())
+            raise UnsupportedError(
+                f"{name} ({self.graph.value(name).op}) passes codes on as they are, but the file rounds differently "
+                f"around it ({listed}): give them one scale and zero point (onnxruntime: TensorQuantOverrides)"
+            )
+
+
+def _bits(graph: Graph, layer: str, weights: Mapping[str, Codes], found: _Roundings) -> BitConfig:
+    node = graph.value(layer)
+    codes = weights.get(layer)
+    if codes is None or codes.bits is None:
+        raise UnsupportedError(
+            f"{layer}: its weights are not quantised, or not to 2, 4 or 8 bits, in a file that quantises others: "
+            "quantise it too, or compile the float model with --quantize and --calibrate"
+        )
+    encoding = twos(codes.bits)
+    lo, hi = int(codes.levels.min()), int(codes.levels.max())
+    if lo < encoding.lo or hi > encoding.hi:
+        raise UnsupportedError(
+            f"{layer}: levels of its weights run from {lo} to {hi} around their zero point, {encoding} holds "
+            f"{encoding.lo} to {encoding.hi}: quantise weights symmetrically (weight_type=QInt8)"
+        )
+    return BitConfig((Segment(encoding, tuple(range(node.shape[0]))),), _act(graph, node.inputs[0], found))
+
+
+def _act(graph: Graph, value: str, found: _Roundings) -> Encoding:
+    """Encoding of a layer's input; the network's own input is unsigned where its levels begin at 0."""
+    rounding = found[value]
+    bits = (rounding.hi - rounding.lo).bit_length()
+    bare = any(n.name == value for n in graph.inputs) and rounding.lo == 0
+    return unsigned(bits) if found.positive[value] or bare else twos(bits)
+
+
+def _weight_clips(graph: Graph, layer: str, bits: BitConfig, codes: Codes) -> dict[str, np.ndarray]:
+    """ "{layer}.weight_clip", float32 [O], from which `core.integer` finds the file's levels again."""
+    node = graph.value(layer)
+    (segment,) = bits.weight
+    weight = graph.consts[node.consts["weight"]]
+    clip = (codes.per_row() * segment.encoding.hi).astype(np.float32)
+    levels, _ = weight_levels(node, weight, segment.encoding, clip, weight)
+    assert np.array_equal(levels, codes.levels), f"{layer}: a level is lost in float32"
+    return {weight_clip({}, layer, segment.encoding.bits): clip}
+
+
+def _act_clips(points: tuple[Point, ...], found: _Roundings) -> dict[str, np.ndarray]:
+    """The clip of every stored value, checked against what its encoding can hold."""
+    out: dict[str, np.ndarray] = {}
+    chosen: dict[str, tuple[str, Rounding]] = {}
+    for point in points:
+        rounding = found[point.value]
+        first, other = chosen.setdefault(point.clip, (point.value, rounding))
+        if other != rounding:
+            raise UnsupportedError(
+                f"{first} and {point.value} are stored with one scale here, the file rounds them differently ({other}; "
+                f"{rounding}): give them one scale and zero point (onnxruntime: TensorQuantOverrides)"
+            )
+        out[point.clip] = np.float32(rounding.scale * point.encoding.hi).reshape(())
+        if zero := _zero(point.encoding, rounding):
+            out[zero_name(point.clip)] = np.float32(zero).reshape(())
+    return out
+
+
+def _zero(encoding: Encoding, rounding: Rounding) -> int:
+    """Level of the encoding that stands for zero; 0 wherever the file's levels fit around it.
+
+    Where they end earlier than the encoding's, `onnx_graph` has put a relu or clip.
+    """
+    lo, hi = act_bounds(encoding)
+    fits = rounding.lo >= lo - SLACK and rounding.hi <= hi + SLACK
+    return 0 if fits or lo == 0 else encoding.lo - rounding.lo
