@@ -181,8 +181,8 @@ class _Builder:
         if self.zero(stored) and any(n for border in borders for n in border):
             raise UnsupportedError(
                 f"{node.name}: pads with zeros, and zero is level {self.zero(stored):g} of its input, where kernels "
-                "pad with level 0: quantise activations symmetrically (onnxruntime: activation_type=QInt8, extra_options="
-                "{'ActivationSymmetric': True}), or compile the float model with --quantize and --calibrate"
+                "know level 0 alone: quantise activations symmetrically (onnxruntime: activation_type=QInt8, "
+                "extra_options={'ActivationSymmetric': True}), or compile the float model with --quantize and --calibrate"
             )
 
     def add(self, op: str, name: str, inputs: tuple[str, ...], like: str, dtype: str, **attrs: Any) -> None:

@@ -153,7 +153,7 @@ def _shapes(path: str, model: ModelProto, value: ValueInfoProto, shape: Shape) -
         inferred = onnx.shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         first = next(iter(str(error).strip().splitlines()[::-1]), "")
-        raise UsageError(f"{path} does not take inputs of shape {list(shape[1:])}: {first}") from error
+        raise UsageError(f"{path} does not fit together for inputs of shape {list(shape[1:])}: {first}") from error
     out = {}
     for one in (*inferred.graph.value_info, *inferred.graph.output):
         dims = one.type.tensor_type.shape.dim
