@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..compiler.execute import levels
 from ..compiler.program import Program, Step
+from ..compiler.scales import SCALED_ALIKE, scales, uniform
 from ..core.errors import UnsupportedError
 from ..core.graph import Graph, Node
 from ..core.ops import OPS
-from ..kernels.packed import unpack
 
 CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
-SCALED_ALIKE = 1e-4  # relative: multipliers are float32, so scales that should be one number differ by rounding
 
 
 def rebuild(program: Program, channels: Mapping[str, int]) -> Graph:
@@ -29,48 +29,7 @@ def rebuild(program: Program, channels: Mapping[str, int]) -> Graph:
     starts at 0 it becomes `clip`, after a sum `relu`: onnxruntime fuses a clip into a convolution but not behind a sum.
     Clamps that start below 0 belong to the quantiser and vanish.
     """
-    return _Rebuild(program, _totals(program, channels), _scales(program)).graph()
-
-
-def _uniform(step: Step) -> float | None:
-    """The one multiplier of an epilogue without shift, None where channels differ."""
-    e = step.epilogue
-    assert e is not None
-    first = float(e.m[0])
-    plain = first > 0 and not e.b.any() and np.allclose(e.m, first, rtol=SCALED_ALIKE, atol=0)
-    return first if plain else None
-
-
-def _links(program: Program) -> list[tuple[int, int, float]]:
-    """(a, b, f): the scale of buffer a is f times that of buffer b, if no operation shall be added between them."""
-    out = []
-    for step in program.steps:
-        if len(step.inputs) > 1 and step.epilogue is not None and step.epilogue.m_r > 0:
-            out.append((step.inputs[1], step.output, step.epilogue.m_r))
-        if step.op in ("gather", "max_pool2d"):
-            out.append((step.inputs[0], step.output, 1.0))
-        elif step.op in ("requantize", "sum_pool2d", "quantize") and (m := _uniform(step)) is not None:
-            out.append((step.inputs[0], step.output, m * step.kernel[0] * step.kernel[1]))
-    return out
-
-
-def _scales(program: Program) -> list[float]:
-    """Scale of every buffer: that of input and output is 1, the others follow along the links, else 1."""
-    links = _links(program)
-    scales: dict[int, float] = {}
-    for root in (program.input, program.output, *range(len(program.buffers))):
-        if root in scales:
-            continue
-        scales[root] = 1.0
-        open_ = [root]
-        while open_:
-            at = open_.pop()
-            for a, b, factor in links:
-                other, scale = (b, scales[at] / factor) if a == at else (a, scales[at] * factor)
-                if at in (a, b) and other not in scales:
-                    scales[other] = scale
-                    open_.append(other)
-    return [scales[i] for i in range(len(program.buffers))]
+    return _Rebuild(program, _totals(program, channels), scales(program)).graph()
 
 
 def _totals(program: Program, channels: Mapping[str, int]) -> list[int]:
@@ -130,12 +89,8 @@ class _Rebuild:
         program = self.program
         image = Node("input", program.buffers[program.input].name, (), program.buffers[program.input].shape)
         self.values[program.input], self.shapes[image.name] = image.name, image.shape
-        writers: dict[int, list[Step]] = {}
-        for step in program.steps:
-            writers.setdefault(step.output, []).append(step)
-        for step in program.steps:
-            if step is writers[step.output][-1]:
-                self.values[step.output] = self._group(writers[step.output])
+        for steps in program.groups():
+            self.values[steps[0].output] = self._group(steps)
         output = self.values[program.output]
         if len(self.shapes[output]) > 1 and self.shapes[output][1:] == (1, 1):
             output = self._add("flatten", "output", output)
@@ -185,7 +140,7 @@ class _Rebuild:
     def _not_negative(self, step: Step) -> bool:
         """Whether the clamp at 0 changes nothing: a mere change of storage of unsigned levels."""
         source = self.program.buffers[step.inputs[0]].storage
-        return step.op not in CONVOLUTIONS and source.startswith("u") and _uniform(step) is not None
+        return step.op not in CONVOLUTIONS and source.startswith("u") and uniform(step) is not None
 
     def _convolution(self, steps: list[Step]) -> str:
         """All segments of a layer as one convolution or linear layer."""
@@ -198,9 +153,8 @@ class _Rebuild:
         for part in steps:
             assert part.weight is not None and part.epilogue is not None
             at = slice(part.weight.shape[0]) if part.out_channels is None else part.out_channels
-            levels = unpack(part.weight).reshape(-1, *part.kernel, stored).transpose(0, 3, 1, 2)
             scale = part.epilogue.m.astype(np.float64) * self.scales[part.output] / self.scales[part.inputs[0]]
-            weight[at, :stored] = levels * scale.reshape(-1, 1, 1, 1)
+            weight[at, :stored] = levels(part, stored) * scale.reshape(-1, 1, 1, 1)
             bias[at] = part.epilogue.b.astype(np.float64) * self.scales[part.output]
         name, shape = step.layer or step.name, self.shapes[data]
         if len(shape) == 1 or (shape[1:] == step.kernel and program.buffers[step.output].shape[1:] == (1, 1)):

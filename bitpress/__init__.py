@@ -1,6 +1,6 @@
 """Bitpress: joint pruning and mixed-precision search, compiled to packed low-bit kernels, measured.
 
-Ten names; each is imported when it is first used, so that `import bitpress` costs nothing and needs no torch.
+Eleven names; each is imported when it is first used, so that `import bitpress` costs nothing and needs no torch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .delivery import Recipe as Recipe
     from .delivery import compile as compile
     from .evaluation import evaluate as evaluate
+    from .exporting import export as export
     from .inspection import inspect as inspect
     from .inspection import verify as verify
     from .planning import plan as plan
@@ -27,6 +28,7 @@ _HOMES = {
     "bench": ".benchmarks.bench",
     "compile": ".delivery",
     "evaluate": ".evaluation",
+    "export": ".exporting",
     "inspect": ".inspection",
     "load": ".compiler.model",
     "plan": ".planning",
@@ -34,7 +36,9 @@ _HOMES = {
     "verify": ".inspection",
 }
 
-__all__ = ["Recipe", "__version__", "bench", "compile", "evaluate", "inspect", "load", "plan", "search", "verify"]
+__all__ = [
+    "Recipe", "__version__", "bench", "compile", "evaluate", "export", "inspect", "load", "plan", "search", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

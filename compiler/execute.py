@@ -27,12 +27,15 @@ def execute(program: Program, x: np.ndarray) -> np.ndarray:
     return np.concatenate(chunks).reshape(len(x), outputs) if chunks else np.empty((0, outputs), np.float32)
 
 
-def values(program: Program, x: np.ndarray) -> Values:
-    """Every buffer's contents by name, in the order of the steps: levels int32 or float32, [N, C, H, W]."""
+def values(program: Program, x: np.ndarray, *, given: Values | None = None) -> Values:
+    """Every buffer's contents by name, in the order of the steps: levels int32 or float32, [N, C, H, W].
+
+    `given`: contents that steps shall read in place of what other steps made of `x`.
+    """
     held: list[np.ndarray | None] = [None] * len(program.buffers)
     held[program.input] = x
     for step in program.steps:
-        inputs = [_held(held, number) for number in step.inputs]
+        inputs = [(given or {}).get(program.buffers[n].name, _held(held, n)) for n in step.inputs]
         if held[step.output] is None:
             buffer = program.buffers[step.output]
             held[step.output] = np.zeros((len(x), *buffer.shape), np.float32 if buffer.storage == "f32" else np.int32)
@@ -68,17 +71,16 @@ def _attrs(step: Step) -> dict[str, tuple[int, ...]]:
     return {"kernel": step.kernel, "stride": step.stride, "padding": step.padding, "dilation": step.dilation}
 
 
-def _weights(step: Step, channels: int) -> np.ndarray:
-    """Levels float64 [rows, channels, kh, kw]; stored in the order (ky, kx, c)."""
+def levels(step: Step, channels: int) -> np.ndarray:
+    """Weight levels of a convolution, float64 [rows, channels, kh, kw]; stored in the order (ky, kx, c)."""
     assert step.weight is not None, "check() has proved that convolutions have weights"
-    levels = unpack(step.weight).reshape(-1, *step.kernel, channels)
-    return levels.transpose(0, 3, 1, 2).astype(np.float64)
+    return unpack(step.weight).reshape(-1, *step.kernel, channels).transpose(0, 3, 1, 2).astype(np.float64)
 
 
 def _conv2d(step: Step, x: np.ndarray) -> np.ndarray:
     """Exact: float64 holds every integer below 2**53."""
     per_group = x.shape[1] // step.groups
-    w = _weights(step, per_group).reshape(step.groups, -1, per_group, *step.kernel)
+    w = levels(step, per_group).reshape(step.groups, -1, per_group, *step.kernel)
     view = windows(x, _attrs(step)).astype(np.float64)
     parts = [
         np.tensordot(view[:, g * per_group : (g + 1) * per_group], w[g], axes=([1, 4, 5], [1, 2, 3]))
@@ -90,7 +92,7 @@ def _conv2d(step: Step, x: np.ndarray) -> np.ndarray:
 def _depthwise_conv2d(step: Step, x: np.ndarray) -> np.ndarray:
     x = x if step.out_channels is None else x[:, step.out_channels]
     view = windows(x, _attrs(step)).astype(np.float64)
-    return np.einsum("ncyxhw,chw->ncyx", view, _weights(step, 1)[:, 0]).astype(np.int32)
+    return np.einsum("ncyxhw,chw->ncyx", view, levels(step, 1)[:, 0]).astype(np.int32)
 
 
 def _max_pool2d(step: Step, x: np.ndarray) -> np.ndarray:

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.errors import EnvironmentMissing, UnsupportedError
+from ..core.errors import UnsupportedError
 from ..core.graph import Graph, Node, verify
+from .onnx_writer import Writer
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
-
-OPSET = 17
-IR_VERSION = 8  # the oldest that opset 17 allows: every onnxruntime since 1.12 loads it
+    from onnx import ModelProto
 
 
 def fold_batch_norm(graph: Graph) -> Graph:
@@ -66,125 +64,85 @@ def to_onnx(graph: Graph) -> ModelProto:
 
     UnsupportedError names the first op that ONNX does not get from us; EnvironmentMissing without the extra `onnx`.
     """
-    try:
-        import onnx
-        from onnx import TensorProto, helper, numpy_helper
-    except ImportError as error:
-        raise EnvironmentMissing("writing ONNX needs the extra: pip install 'bitpress[onnx]'") from error
     verify(graph, "float")
-    writer = _Writer()
+    writer = Writer()
     for node in graph.nodes:
         if node.op not in _WRITERS:
             raise UnsupportedError(f"{node.name}: op {node.attrs.get('target', node.op)!r} has no ONNX form here")
         _WRITERS[node.op](writer, node, graph)
-
-    def value(node: Node) -> Any:
-        return helper.make_tensor_value_info(node.name, TensorProto.FLOAT, ["N", *node.shape])
-
     used = {name for node in writer.nodes for name in node.input}
-    body = helper.make_graph(
-        writer.nodes,
-        "bitpress",
-        [value(n) for n in graph.inputs],
-        [value(graph.value(name)) for name in graph.outputs],
-        initializer=[
-            *(numpy_helper.from_array(np.ascontiguousarray(a), n) for n, a in graph.consts.items() if n in used),
-            *writer.initializers,
-        ],
-    )
-    model = helper.make_model(
-        body, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="bitpress", ir_version=IR_VERSION
-    )
-    onnx.checker.check_model(model)
-    return model
-
-
-class _Writer:
-    """The nodes and extra constants written so far."""
-
-    def __init__(self) -> None:
-        self.nodes: list[NodeProto] = []
-        self.initializers: list[TensorProto] = []
-
-    def constant(self, name: str, array: np.ndarray) -> str:
-        """Adds an initializer; its name."""
-        from onnx import numpy_helper
-
-        self.initializers.append(numpy_helper.from_array(array, name))
-        return name
-
-    def node(self, kind: str, node: Node, inputs: list[str], **attrs: Any) -> None:
-        """Adds one ONNX node that makes `node`'s value."""
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(kind, inputs, [node.name], name=node.name, **attrs))
+    for name, array in graph.consts.items():
+        if name in used:
+            writer.constant(name, array)
+    outputs = [graph.value(name) for name in graph.outputs]
+    return writer.model([(n.name, n.shape) for n in graph.inputs], [(n.name, n.shape) for n in outputs])
 
 
 def _roles(node: Node, *roles: str) -> list[str]:
     return [node.consts[role] for role in roles if role in node.consts]
 
 
-def _conv2d(out: _Writer, node: Node, graph: Graph) -> None:
+def _conv2d(out: Writer, node: Node, graph: Graph) -> None:
     kernel = graph.consts[node.consts["weight"]].shape[2:]
     out.node(
-        "Conv", node, [node.inputs[0], *_roles(node, "weight", "bias")],
+        "Conv", node.name, [node.inputs[0], *_roles(node, "weight", "bias")],
         kernel_shape=list(kernel), strides=list(node.attrs["stride"]), pads=list(node.attrs["padding"]),
         dilations=list(node.attrs["dilation"]), group=node.attrs["groups"],
     )  # fmt: skip
 
 
-def _linear(out: _Writer, node: Node, _graph: Graph) -> None:
-    out.node("Gemm", node, [node.inputs[0], *_roles(node, "weight", "bias")], transB=1)
+def _linear(out: Writer, node: Node, _graph: Graph) -> None:
+    out.node("Gemm", node.name, [node.inputs[0], *_roles(node, "weight", "bias")], transB=1)
 
 
-def _batch_norm(out: _Writer, node: Node, _graph: Graph) -> None:
+def _batch_norm(out: Writer, node: Node, _graph: Graph) -> None:
     inputs = [node.inputs[0], *_roles(node, "weight", "bias", "mean", "var")]
-    out.node("BatchNormalization", node, inputs, epsilon=float(node.attrs["eps"]))
+    out.node("BatchNormalization", node.name, inputs, epsilon=float(node.attrs["eps"]))
 
 
-def _clip(out: _Writer, node: Node, _graph: Graph) -> None:
+def _clip(out: Writer, node: Node, _graph: Graph) -> None:
     bounds = [out.constant(f"{node.name}.{role}", np.array(node.attrs[role], np.float32)) for role in ("lo", "hi")]
-    out.node("Clip", node, [node.inputs[0], *bounds])
+    out.node("Clip", node.name, [node.inputs[0], *bounds])
 
 
-def _pool(kind: str, **fixed: int) -> Callable[[_Writer, Node, Graph], None]:
-    def write(out: _Writer, node: Node, _graph: Graph) -> None:
+def _pool(kind: str, **fixed: Any) -> Callable[[Writer, Node, Graph], None]:
+    def write(out: Writer, node: Node, _graph: Graph) -> None:
         out.node(
-            kind, node, [node.inputs[0]], kernel_shape=list(node.attrs["kernel"]), strides=list(node.attrs["stride"]),
-            pads=list(node.attrs.get("padding", (0, 0, 0, 0))), **fixed,
+            kind, node.name, [node.inputs[0]], kernel_shape=list(node.attrs["kernel"]),
+            strides=list(node.attrs["stride"]), pads=list(node.attrs.get("padding", (0, 0, 0, 0))), **fixed,
         )  # fmt: skip
 
     return write
 
 
-def _plain(kind: str, **fixed: int) -> Callable[[_Writer, Node, Graph], None]:
-    def write(out: _Writer, node: Node, _graph: Graph) -> None:
-        out.node(kind, node, list(node.inputs), **fixed)
+def _plain(kind: str, **fixed: Any) -> Callable[[Writer, Node, Graph], None]:
+    def write(out: Writer, node: Node, _graph: Graph) -> None:
+        out.node(kind, node.name, list(node.inputs), **fixed)
 
     return write
 
 
-def _slice(out: _Writer, node: Node, graph: Graph) -> None:
+def _slice(out: Writer, node: Node, graph: Graph) -> None:
     sizes = graph.value(node.inputs[0]).shape
     rows = [slice(*row).indices(size) for row, size in zip(node.attrs["slices"], sizes, strict=True)]
     cut = [(axis + 1, *row) for axis, (row, size) in enumerate(zip(rows, sizes, strict=True)) if row != (0, size, 1)]
     if not cut:
-        out.node("Identity", node, list(node.inputs))
+        out.node("Identity", node.name, list(node.inputs))
         return
     axes, starts, ends, steps = (
         out.constant(f"{node.name}.{role}", np.array(column, np.int64))
         for role, column in zip(("axes", "starts", "ends", "steps"), zip(*cut, strict=True), strict=True)
     )
-    out.node("Slice", node, [node.inputs[0], starts, ends, axes, steps])
+    out.node("Slice", node.name, [node.inputs[0], starts, ends, axes, steps])
 
 
-def _pad(out: _Writer, node: Node, _graph: Graph) -> None:
+def _pad(out: Writer, node: Node, _graph: Graph) -> None:
     pads = node.attrs["pads"]
     amounts = [0, *(before for before, _ in pads), 0, *(after for _, after in pads)]
-    out.node("Pad", node, [node.inputs[0], out.constant(f"{node.name}.pads", np.array(amounts, np.int64))])
+    out.node("Pad", node.name, [node.inputs[0], out.constant(f"{node.name}.pads", np.array(amounts, np.int64))])
 
 
-_WRITERS: Mapping[str, Callable[[_Writer, Node, Graph], None]] = {
+_WRITERS: Mapping[str, Callable[[Writer, Node, Graph], None]] = {
     "conv2d": _conv2d,
     "linear": _linear,
     "batch_norm": _batch_norm,

@@ -93,3 +93,10 @@ class Program:
     golden_input: np.ndarray | None = None  # float32 [1, C, H, W]
     golden_output: np.ndarray | None = None  # float32 [1, outputs]
     meta: dict[str, object] = field(default_factory=dict)
+
+    def groups(self) -> list[list[Step]]:
+        """Steps that write one buffer together: segments of a layer, parts of a concatenation; as they run."""
+        writers: dict[int, list[Step]] = {}
+        for step in self.steps:
+            writers[step.output] = [*writers.pop(step.output, []), step]  # at the place of its last writer
+        return list(writers.values())

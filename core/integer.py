@@ -58,6 +58,15 @@ def integer(graph: Graph, plan: CompressionPlan, tensors: Tensors) -> Graph:
     return out
 
 
+def level_values(graph: Graph, plan: CompressionPlan, tensors: Tensors) -> dict[str, float]:
+    """Value of the integer graph -> real value of one of its levels, for every value that holds levels."""
+    storage = analyse(graph, {layer: bits.act for layer, bits in plan.bits.items()}, plan.residual)
+    builder = _Builder(graph, plan, tensors, storage, {})
+    named = {builder.held(value): stored for value, stored in storage.stored.items()}
+    named |= {f"{layer}.input": stored for layer, stored in storage.reads.items()}
+    return {name: builder.scale(stored) for name, stored in named.items() if stored.encoding is not None}
+
+
 def kept_channels(graph: Graph, keep: Mapping[GroupId, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Value -> surviving channels (features behind a flatten), for the values that lose some.
 

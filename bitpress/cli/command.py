@@ -25,6 +25,7 @@ from .tables import FORMATS, Table, to_csv, to_jsonl, to_markdown, to_rich
 
 VERBS = (
     "doctor", "plan", "profile", "search", "compile", "inspect", "run", "eval", "verify", "bench", "compare", "report",
+    "export",
 )  # fmt: skip
 FORMS = {"bench": ("gemm",)}  # words right behind a verb that make it another one, in a file of its own: bench_gemm.py
 COMMANDS = (*VERBS, *(f"{verb} {form}" for verb, forms in FORMS.items() for form in forms))

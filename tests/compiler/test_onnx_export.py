@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bitpress.compiler.onnx_export import OPSET, fold_batch_norm, to_onnx
+from bitpress.compiler.onnx_export import fold_batch_norm, to_onnx
+from bitpress.compiler.onnx_writer import OPSET
 from bitpress.core.errors import UnsupportedError
 from bitpress.core.graph import FLOAT_OPS, Graph, Node, run, verify
 
