@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ def export(
     `left_out` says why. Refusals leave an earlier file as it was. CheckFailed where onnxruntime cannot load the file,
     but for one with INT2 and INT4, which older ones do not know.
     """
-    from .compiler.onnx_qdq import PREPROCESSING, to_qdq
+    from .compiler.onnx_qdq import to_qdq
     from .compiler.onnx_writer import require_onnx
     from .compiler.verify import images as try_on
 
@@ -46,24 +47,40 @@ def export(
     require_onnx()
     progress("export", 0.0)
     program, known = _program(Path(source))
+    x = try_on(program, data, images) if images else None
     exported = to_qdq(program, native_low_bit=native_low_bit, known=known)
     blob = exported.model.SerializeToString(deterministic=True)
     write_bytes(Path(output), blob)
     progress("export", 0.2)
     found, left_out = None, "no images were asked for (--images 0)"
-    if images:
-        found, left_out = _agreement(program, exported, try_on(program, data, images), threads=threads)
+    if x is not None:
+        found, left_out = _agreement(program, exported, x, threads=threads)
     progress("export", 1.0)
-    model = exported.model
     return {
         **head("bitpress.export", isa=None if found is None else found.pop("isa"), threads=threads),
         "source": str(source), "onnx": str(output), "weights": "native" if native_low_bit else "int8",
-        "opset": model.opset_import[0].version, "ir_version": model.ir_version, "file_bytes": len(blob),
-        "input": {"name": model.graph.input[0].name, "shape": list(program.buffers[program.input].shape),
-                  "mean": program.mean.tolist(), "std": program.std.tolist(), "preprocessing": PREPROCESSING},
-        "outputs": int(model.graph.output[0].type.tensor_type.shape.dim[1].dim_value),
-        "labels": len(program.labels), "layers": [_layer(row) for row in exported.layers],
-        "agreement": found, "left_out": left_out or None, "seconds": time.perf_counter() - start,
+        "file_bytes": len(blob), **_facts(program, exported), "agreement": found, "left_out": left_out or None,
+        "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+
+
+def _facts(program: Program, exported: Qdq) -> dict[str, Any]:
+    """What one must know to run the file, and what its layers hold."""
+    from .compiler.onnx_qdq import PREPROCESSING, SAID
+
+    model, buffer = exported.model, program.buffers[program.input]
+    keys = ("name", "op", *SAID, "container", "stored", "bias")
+    return {
+        "opset": model.opset_import[0].version,
+        "ir_version": model.ir_version,
+        "input": {
+            "name": buffer.name, "shape": list(buffer.shape), "mean": program.mean.tolist(),
+            "std": program.std.tolist(), "preprocessing": PREPROCESSING,
+        },
+        "output": model.graph.output[0].name,
+        "outputs": math.prod(program.buffers[program.output].shape),
+        "labels": len(program.labels),
+        "layers": [{key: row[key] for key in keys if key in row} for row in exported.layers],
     }  # fmt: skip
 
 
@@ -108,8 +125,3 @@ def _agreement(program: Program, exported: Qdq, x: np.ndarray, *, threads: int) 
         if exported.bits == 8:
             raise
         return None, str(error)
-
-
-def _layer(row: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("name", "op", "w_bits", "w_bits_hist", "a_bits", "channels_kept", "channels_total")
-    return {key: row[key] for key in (*keys, "container", "stored", "bias") if key in row}

@@ -223,7 +223,9 @@ class _Export:
         shift, unit = found.b * self.scales[step.output], scale * self.scales[step.inputs[0]]
         bits, kind = self.kinds(step, found, shift, unit)
         weight = self.weight(name, found, bits, scale, facts)
-        bias = [self.dequantized(f"{name}.bias", np.rint(shift / unit).astype(np.int32), unit, {})] * (kind == INT32)
+        bias = []
+        if kind == INT32:
+            bias = [self.dequantized(f"{name}.bias", np.rint(shift / unit).astype(np.int32), unit, {})]
         if row:
             stored = "2v+1" if found.offset.any() else "w"
             self.rows[step.layer] = {**row, "container": f"int{bits}", "stored": stored, "bias": kind}

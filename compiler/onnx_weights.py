@@ -17,6 +17,7 @@ from .execute import levels
 from .program import Program, Step
 
 CONTAINERS = (2, 4, 8)  # bits of the signed types that ONNX has
+INT8 = np.iinfo(np.int8)
 DEAD = 2.0**-8  # multiplier given to filters of a layer that has none but 0
 
 
@@ -52,7 +53,8 @@ def filters(program: Program, steps: Sequence[Step], *, narrow: bool) -> Filters
         assert part.weight is not None and part.epilogue is not None, "check() has proved that convolutions have both"
         at = places(part)
         m[at], b[at] = part.epilogue.m, part.epilogue.b
-        w, m[at] = _positive(levels(part, depth).astype(np.int32), m[at], part.weight.encoding)
+        top = max(part.weight.encoding.hi, 0 if narrow else INT8.max)
+        w, m[at] = _positive(levels(part, depth).astype(np.int32), m[at], top)
         halved = _is_odd(part.weight.encoding) and (narrow or part.weight.encoding.bits == max(CONTAINERS))
         stored[at] = (w - 1) // 2 if halved else w
         factor[at], offset[at] = (2, 1) if halved else (1, 0)
@@ -70,9 +72,9 @@ def places(step: Step) -> np.ndarray:
     return np.arange(rows)
 
 
-def _positive(w: np.ndarray, m: np.ndarray, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
-    """Levels and multipliers with both signs changed where a multiplier is negative and the negated levels exist."""
-    turn = (m < 0) & (-w.reshape(len(w), -1).min(axis=1) <= encoding.hi)
+def _positive(w: np.ndarray, m: np.ndarray, hi: int) -> tuple[np.ndarray, np.ndarray]:
+    """Levels and multipliers, both negated where a multiplier is negative and the negated levels are at most `hi`."""
+    turn = (m < 0) & (-w.reshape(len(w), -1).min(axis=1) <= hi)
     return np.where(turn[:, None, None, None], -w, w), np.where(turn, -m, m)
 
 
