@@ -99,7 +99,8 @@ class Kept:
     def label(self) -> str:
         """Method with what makes it differ from the method's default."""
         said = [str(self.settings["method"])]
-        said += [str(self.settings[key]) for key in ("variant", "mode", "restrict", "bits") if self.settings.get(key)]
+        keys = ("variant", "mode", "restrict", "filters", "bits")
+        said += [str(self.settings[key]) for key in keys if self.settings.get(key)]
         if said[0] == "two-stage" and self.settings.get("stages_of", "sbs") != "sbs":
             said.insert(1, str(self.settings["stages_of"]))
         said += [f"in convention {self.convention}"] if self.convention != "sbs" else []
@@ -223,6 +224,8 @@ def command(kept: Kept) -> str:
         words += ["--restrict", str(s["restrict"])]
     if s.get("convention", "sbs") != "sbs":
         words += ["--convention", str(s["convention"])]
+    if s.get("filters"):
+        words += ["--precision", str(s["filters"]), "--episodes", str(s["episodes"])]
     if s.get("bits"):
         words += ["--bits", str(s["bits"])]
     for budget in s["budget"]:

@@ -87,6 +87,7 @@ class FilterNet(SuperNet):
                 if layer in choice.filters:
                     each = torch.tensor(choice.filters[layer], device=widths.device)
                     widths.copy_(torch.where(each > 0, each, widths))
+            self.last.prune = {g: self.part_gates(g) for g in self.space.gates}
 
     def choice(self) -> Choice:
         """What is frozen, with the widths of filters where they differ."""

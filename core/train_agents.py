@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor
 
 from .agents import Agent, Controls
-from .cost import Choice
+from .cost import Choice, largest
 from .plan import GroupId, LayerId
 from .supernet import importance
 from .supernet_filters import FilterNet
-from .train import Job, check_finite, evaluate, objective, sgd
-from .train_gates import SEARCH_COST, described, rates_of, settled
+from .supernet_starts import fit, fit_weights
+from .train import Job, check_finite, evaluate, objective, reestimate, sgd
+from .train_gates import CALIBRATION_BATCHES, SEARCH_COST, described, rates_of, settled
 from .walk import LAYER, Ranks, Walk
 
 NAME = "search"
@@ -76,6 +78,8 @@ class Episodes:
         self.agents = {role: Agent(env, job.settings.seed + at) for at, (role, env) in enumerate(self.envs.items())}
         for role, env in self.envs.items():
             env.other = next((agent.decide for other, agent in self.agents.items() if other != role), env.other)
+        self.batches = job.batches(CALIBRATION_BATCHES)
+        self.ranges: dict[int, dict[str, float]] = {}  # width of inputs -> clip -> what rounds best at it
         self.told: dict[str, Any] = {}  # of the episode that runs
         self.best: dict[str, Any] = {}
         self.float_top1 = 0.0
@@ -85,9 +89,15 @@ class Episodes:
         return sgd(self.net, rates_of(self.net), self.job.settings.schedule.lr_search)
 
     def begin(self) -> None:
-        """What everything is measured against: the float network on the same images."""
+        """What everything is measured against: the float network on the same images; ranges of inputs, once for all."""
         top1, _ = evaluate(self.job.teacher, *self._judges())
-        self.float_top1 = top1
+        self.float_top1, whole = top1, largest(self.net.space)
+        for bits in self.net.space.widths:
+            choice = replace(whole, act={**whole.act, **dict.fromkeys(self.net.space.acts, bits)})
+            self.net.load_state_dict(self.start)
+            self.net.freeze(choice)
+            fit(self.net, self.batches, choice)
+            self.ranges[bits] = {clip: float(self.net.tensor(clip).detach()) for clip in self.net.domains}
         figures = {b.kind: b.bound(self.net.costs.whole[b.kind]) for b in self.job.budgets}
         self.job.loop.event(
             "start", phase=NAME, bounds=figures, float_top1=top1, importance=self.importance,
@@ -133,9 +143,21 @@ class Episodes:
         self._place(self.walk.choice)
 
     def _place(self, choice: Choice) -> None:
-        """Float weights, frozen at a choice, clips and norms fitted."""
-        self.net.load_state_dict(self.start)
-        settled(self.job, self.net, choice)
+        """Float weights, frozen at a choice; clips of weights and norms fitted, inputs in the ranges of their widths.
+
+        An episode is short: to fit the ranges anew would take most of it.
+        """
+        net = self.net
+        net.load_state_dict(self.start)
+        net.freeze(choice)
+        fit_weights(net, choice)
+        with torch.no_grad():
+            for clip in net.domains:
+                layer = net.layer_of(clip)
+                bits = choice.act[layer] if layer in net.space.acts else max(self.ranges)
+                net.tensor(clip).fill_(self.ranges[bits][clip])
+        reestimate(net, self.batches)
+        net.train()
         self.optimizer = self._optimizer()
 
     def _judge(self, number: int, count: int) -> None:
@@ -162,7 +184,8 @@ class Episodes:
         choice = chosen(self.best) if self.best else self.walk.choice
         figures = {b.kind: self.net.costs.figure(b.kind, choice) for b in self.job.budgets}
         self.job.loop.event("choice", phase=NAME, **described(choice), figures=figures)
-        self._place(choice)
+        self.net.load_state_dict(self.start)
+        settled(self.job, self.net, choice)
 
     def epoch_end(self) -> dict[str, float]:
         """Validation of the best plan so far, as its episode left it."""
@@ -173,6 +196,7 @@ class Episodes:
         return {
             "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best,
             "told": self.told, "float_top1": self.float_top1,
+            "ranges": self.ranges,
             "agents": {role: agent.state() for role, agent in self.agents.items()},
         }  # fmt: skip
 
@@ -181,6 +205,7 @@ class Episodes:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.told, self.float_top1 = state["best"], state["told"], state["float_top1"]
+        self.ranges = state["ranges"]
         for role, agent in self.agents.items():
             agent.load(state["agents"][role])
         self.net.train()

@@ -70,6 +70,11 @@ def test_the_command_of_a_stored_run_says_what_its_method_takes(run: Path, tmp_p
         assert ("--stages-of djpq" in searches.command(told)) == (parts == "djpq")
         assert ("--lr-thresholds" in searches.command(told)) == (parts == "sbs")
         assert told.label == ("two-stage joint w8a8" if parts == "sbs" else "two-stage djpq joint w8a8")
+    settings = {**settings, "method": "ajpq", "restrict": "", "convention": "sbs", "filters": "fixed:4", "episodes": 60}
+    told = replace(kept, settings=settings)
+    assert "--method ajpq --precision fixed:4 --episodes 60" in searches.command(told)
+    assert "--lr-thresholds" not in searches.command(told)
+    assert told.label == "ajpq fixed:4"
 
 
 def test_paths_of_this_host_are_not_kept() -> None:

@@ -238,7 +238,7 @@ def _start(out: Path, pause: float) -> subprocess.Popen[bytes]:
 
 
 def _wait_for(process: subprocess.Popen[bytes], path: Path, needle: str) -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         if path.exists() and needle in path.read_text():
             return
         assert process.poll() is None, process.communicate()[1].decode()
