@@ -252,12 +252,17 @@ class Walk:
         return (last - first) * (line[0] - self.widths[at - 1])
 
     def _spend(self) -> None:
-        """What the budgets still allow: widths, from the first layer on, round by round; at last parts come back."""
+        """What the budgets still allow, round by round: widths rise and parts come back, from the first layer on.
+
+        In both, so that no plan ends as pruned as it can be with the widest filters, or whole with the narrowest.
+        """
         for parts in (NOTCH, 0):
-            while any([self._raise(layer, parts) for layer in self.space.searched]):
-                pass
-        while any([self._restore(group) for group in self.space.open]):
-            while any([self._raise(layer, 0) for layer in self.space.searched]):
+            while any(
+                [
+                    *(self._raise(layer, parts) for layer in self.space.searched),
+                    *(self._restore(group, parts) for group in self.space.open),
+                ]
+            ):
                 pass
 
     def _raise(self, layer: LayerId, parts: int) -> bool:
@@ -278,10 +283,11 @@ class Walk:
             steps.insert(0 if sum(line) / len(line) <= self.choice.act[layer] else len(steps), raised)
         return any(self._fits(step) for step in steps)
 
-    def _restore(self, group: GroupId) -> bool:
-        """The next part in rank comes back, if it fits."""
-        parts = len(self.choice.parts[group])
-        return parts < len(self.space.gates[group].sizes) and self._fits(self._cut(self.choice, group, parts + 1))
+    def _restore(self, group: GroupId, parts: int) -> bool:
+        """The next in rank come back, if they fit: one in `parts` of those that may go, or a single one for 0."""
+        gate, now = self.space.gates[group], len(self.choice.parts[group])
+        after = min(now + (max(1, gate.removable // parts) if parts else 1), len(gate.sizes))
+        return after > now and self._fits(self._cut(self.choice, group, after))
 
     def _fits(self, after: Choice) -> bool:
         """Takes a step that keeps the budgets."""
