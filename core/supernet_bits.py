@@ -34,7 +34,8 @@ BETA, ZETA, GAMMA = 2 / 3, 1.1, -0.1  # of the hard concrete distribution
 SHIFT = BETA * math.log(-GAMMA / ZETA)  # P(gate > 0) = sigmoid(phi - SHIFT)
 OFF_FROM = 0.34  # P(gate = 0) from which a gate is off once it is drawn no more
 PHI_ON = SHIFT + math.log((1 - OFF_FROM) / OFF_FROM)  # the same in phi
-PHI_START = 6.0
+PHI_MOST = 6.0  # where the paper starts, for 300 epochs; all but always on
+PHI_START = 2.0  # ours, for tens of epochs: from 6 no gate says anything for the first quarter, and no filter goes
 PHI_OFF = -2.0  # a gate that has come down to it is off, and opens no more
 LEVELS = tuple(float(b) for b in WIDTHS)  # what a gate of each width pays, per MAC
 
@@ -146,9 +147,9 @@ class BitsNet(SuperNet):
         with torch.no_grad():
             for layer in self.space.searched:
                 for side in "wa":
-                    self.tensor(f"{layer}.phi_{side}").clamp_(PHI_OFF - 1, PHI_START)
+                    self.tensor(f"{layer}.phi_{side}").clamp_(PHI_OFF - 1, PHI_MOST)
             for group, gate in self.space.open.items():
-                phi = self.tensor(f"{group}.phi").clamp_(PHI_OFF - 1, PHI_START)
+                phi = self.tensor(f"{group}.phi").clamp_(PHI_OFF - 1, PHI_MOST)
                 stay = phi.sort(descending=True, stable=True).indices[: len(phi) - gate.removable]
                 phi[stay] = phi[stay].clamp(min=PHI_ON)
 

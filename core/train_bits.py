@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .cost import Choice, Move, Term
 from .plan import GroupId, LayerId
-from .supernet_bits import LEVELS, PHI_OFF, PHI_ON, PHI_START, BitsNet
+from .supernet_bits import LEVELS, PHI_MOST, PHI_OFF, PHI_ON, BitsNet
 from .train_annealed import Penalty, Pull
 from .train_gates import LEAST_WORTH, Loss
 
@@ -84,11 +84,15 @@ def _fixed(net: BitsNet, layer: LayerId) -> float:
 
 
 def _stays(net: BitsNet, term: Term) -> Tensor:
-    """Mean over a layer's filters of the probability that they stay."""
+    """Mean over a layer's filters of the probability that they stay; backward each part counts as if it were alone.
+
+    Ours: a mean pulls a part as many times less than a width as there are parts, and while widths give way none goes.
+    """
     if GroupId(term.outside) not in net.space.gates:
         return torch.ones((), dtype=torch.float64)
     sizes = torch.tensor(net.space.gates[GroupId(term.outside)].sizes, dtype=torch.float64, device=net.place.device)
-    return (net.part_chances(term.outside) * sizes).sum() / sizes.sum()
+    mean = (net.part_chances(term.outside) * sizes).sum() / sizes.sum()
+    return mean.detach() + len(sizes) * (mean - mean.detach())
 
 
 def margins(net: BitsNet) -> Loss:
@@ -98,7 +102,7 @@ def margins(net: BitsNet) -> Loss:
     """
 
     def worth(phi: Tensor) -> list[float]:
-        return ((phi - PHI_OFF) / (PHI_START - PHI_OFF)).clamp(min=0).tolist()
+        return ((phi - PHI_OFF) / (PHI_MOST - PHI_OFF)).clamp(min=0).tolist()
 
     with torch.no_grad():
         sides = [(layer, side) for layer in net.space.searched for side in "wa"]

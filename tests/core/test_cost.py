@@ -385,3 +385,5 @@ def test_searched_ends_are_counted_at_their_own_bits_and_the_image_at_eight(make
     assert Move("act", space.image[0], 4) not in moves
     assert Move("act", space.searched[-1], 4) in moves
     assert costs.bops(smallest(space)) < Costs(graph, inner).bops(smallest(inner))
+    held = hold_bits(graph, space, (4, 4)).held
+    assert {bits[0] for bits in held.values()} == {4} and held[space.image[0]] == (4, 8)
