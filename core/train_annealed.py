@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .cost import Budget, Choice, fill, largest, project
+from .cost import Budget, Choice, Move, fill, largest, project
 from .supernet import SuperNet, inherit
 from .supernet_bits import BitsNet
 from .supernet_rounding import EVEN
@@ -37,6 +37,8 @@ from .train_gates import (
     steered,
     target,
 )
+
+USED = 0.92  # of each budget: so far parts come back though they say little, where no width fits any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,7 @@ class Annealing:
     def settle(self, plain: SuperNet) -> None:
         """Widths and parts for good, within the budgets, in `plain`: what was learned, then the projection.
 
-        Wider, and parts that still tell something, come back as far as the budgets allow.
+        Wider, and parts that still tell something, come back as far as the budgets allow; others as far as `USED`.
         """
         net, loop, budgets = self.net, self.job.loop, self.stage.budgets
         net.hold()
@@ -194,8 +196,10 @@ class Annealing:
         loop.event("gates", phase=self.name, **self._told(learned), free_figures=free, **net.document())
         choice, lowered = project(net.costs, budgets, learned, harm)
         choice, spent = fill(net.costs, budgets, choice, lambda c, m: -harm(c, m), parts=True)
+        most = [replace(b, value=b.value * USED) for b in budgets]
+        choice, back = fill(net.costs, most, choice, lambda c, m: _nearest(harm(c, m), m), parts=True)
         choice, further = (choice, []) if self.stage.after is None else self.stage.after(choice, harm)
-        for kind, steps in (("projection", lowered), ("fill", spent), ("further", further)):
+        for kind, steps in (("projection", lowered), ("fill", spent + back), ("further", further)):
             for step in steps:
                 loop.event(kind, **logged(step))
         loop.event("choice", phase=self.name, **self._told(choice))
@@ -229,3 +233,8 @@ class Annealing:
     def tensors(self) -> Mapping[str, Tensor]:
         """The network's."""
         return self.net.state_dict()
+
+
+def _nearest(harm: float, move: Move) -> float:
+    """Gain of a part that its gate would leave out: the more, the less is missing."""
+    return 1 / (1 + max(harm, 0.0)) if move.side == "restore" else 0.0

@@ -113,7 +113,7 @@ def margins(net: BitsNet) -> Loss:
     def harm(choice: Choice, move: Move) -> float:
         if move.side == "restore":
             found = parts[GroupId(move.name)][move.to]
-            return -found if found > on else 0.0
+            return -found if found > on else on - found
         if move.side == "prune":
             return max(parts[GroupId(move.name)][move.to], LEAST_WORTH)
         now = (choice.weight if move.side == "weight" else choice.act)[LayerId(move.name)]

@@ -21,6 +21,7 @@ from bitpress.core.bops import count
 from bitpress.core.errors import CheckFailed
 from bitpress.core.rundir import load_run
 from bitpress.core.search import search
+from bitpress.core.supernet_bits import BitsNet
 from bitpress.core.train_annealed import Annealing
 from bitpress.core.train_bits import Prior
 
@@ -88,6 +89,29 @@ def test_a_budget_that_is_met_asks_for_nothing(tmp_path: Path) -> None:
     (end,) = _events(tmp_path / "run", "gates")
     assert {*end["weight"].values(), *end["act"].values()} == {8}
     assert not _events(tmp_path / "run", "projection")
+
+
+def test_filters_that_went_too_far_come_back_until_most_of_the_budget_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Widths that no longer fit, filters all but gone: those nearest to their threshold return."""
+
+    def gone(net: BitsNet) -> None:
+        with torch.no_grad():
+            for group, gate in net.space.open.items():
+                net.tensor(f"{group}.phi").fill_(6.0)[: gate.removable] = -1.5
+            for layer in net.space.searched:
+                net.tensor(f"{layer}.phi_w").copy_(torch.tensor([6.0, -3.0]))
+                net.tensor(f"{layer}.phi_a").copy_(torch.tensor([6.0, 6.0]))
+        net.eval()
+
+    monkeypatch.setattr(BitsNet, "hold", gone)
+    result = _quick(tmp_path / "run", **BITS | {"budgets": ["bops=1.6%"], "epochs_search": 1})
+    before, after = _events(tmp_path / "run", "gates")[0], _events(tmp_path / "run", "choice")[0]
+    assert not _events(tmp_path / "run", "projection")
+    assert {step["side"] for step in _events(tmp_path / "run", "fill")} == {"restore"}
+    assert sum(map(len, after["parts"].values())) > sum(map(len, before["parts"].values()))
+    assert 0.83 < result["bops"] / (0.016 * result["bops_fp32"]) <= 0.92
 
 
 def test_filters_share_a_gate_where_somebody_says(tmp_path: Path) -> None:
