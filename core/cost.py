@@ -477,10 +477,12 @@ def check_reachable(graph: Graph, budgets: Sequence[Budget], space: Space) -> No
         kind, whole = budget.kind, costs.whole[budget.kind]
         bound, figure = budget.bound(whole), costs.figure(kind, cheapest(costs, kind))
         if figure > bound:
-            unit, net = (".4g", "network at w8a8") if kind == "latency" else (".0f", "float network")
+            timed = kind == "latency"
+            allows, least = (f"{x:.4g} ms" if timed else f"{x:.0f}" for x in (bound, figure))
             raise CheckFailed(
-                f"budget {budget.text} cannot be reached: it allows {bound:{unit}}, and the least is {figure:{unit}} "
-                f"({100 * figure / whole:.4g} % of the {net}), with {_described(space, kind)}; {_remedies(space)}"
+                f"budget {budget.text} cannot be reached: it allows {allows}, and the least is {least} "
+                f"({100 * figure / whole:.4g} % of the {'network at w8a8' if timed else 'float network'}), with "
+                f"{_described(space, kind)}; {_remedies(space)}"
             )
     if len(budgets) > 1 and any(b.kind == "latency" for b in budgets):
         try:

@@ -16,7 +16,7 @@ from bitpress.core.latency import LayerShape, Target, layer_shape, load_table, t
 
 Formula = Callable[[float, float, int, int], float]
 BITS = (2, 4, 8)
-OVERHEAD = 0.5
+OVERHEAD = 0.05
 
 
 def smooth(c_in: float, c_out: float, w: int, a: int) -> float:
