@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,8 +84,8 @@ def timed(
     steps: dict[str, list[np.ndarray]] = {f"steps {i}": [] for i in range(len(models))}
     candidates: dict[str, Callable[[], Any]] = {}
     for i, model in enumerate(models):
-        candidates[f"total {i}"] = lambda model=model: model.session.run(image)
-        candidates[f"steps {i}"] = lambda model=model: model.session.profile(image)
+        candidates[f"total {i}"] = partial(model.session.run, image)
+        candidates[f"steps {i}"] = partial(model.session.profile, image)
 
     def observe(name: str, result: Any) -> None:
         if name in steps:

@@ -575,6 +575,9 @@ def raising(space: Space, choice: Choice, *, parts: bool = False) -> list[Move]:
     return out
 
 
+Way = tuple[tuple[Move, float], ...]  # moves one after the other, and what each loses
+
+
 def project(
     costs: Costs, budgets: Sequence[Budget], choice: Choice, loss: Callable[[Choice, Move], float]
 ) -> tuple[Choice, list[Step]]:
@@ -588,8 +591,8 @@ def project(
     done: list[Step] = []
     fastest = False
     while over := costs.over(choice, budgets):
-        best: tuple[float, float, str, tuple[tuple[Move, float], ...]] | None = None
-        ways = [((move, lost),) for move, lost in _weakest(costs.space, choice, loss)]
+        best: tuple[float, float, str, Way] | None = None
+        ways: list[Way] = [((move, lost),) for move, lost in _weakest(costs.space, choice, loss)]
         if set(over) == {"latency"}:
             ways += [*_faster(costs, budgets, choice, loss), *_blocks(costs, choice, loss)]
         for way in ways:
@@ -610,9 +613,6 @@ def project(
             choice = move.applied(choice)
             done.append(Step(move, lost, {b.kind: costs.figure(b.kind, choice) for b in budgets}))
     return choice, done
-
-
-Way = tuple[tuple[Move, float], ...]  # moves one after the other, and what each loses
 
 
 def _after(choice: Choice, way: Way) -> Choice:

@@ -16,6 +16,11 @@ RESULT = (
     Column("what", "network"), Column("top1", "top-1 %", "float"), Column("bops", "BOPs", "count"),
     Column("share", "of fp32"), Column("weight_bytes", "weight bytes", "int"),
 )  # fmt: skip
+FRONT = (
+    Column("budget", "budget"), Column("front", "front", "mark"), Column("top1", "top-1 %", "float"),
+    Column("bops", "BOPs", "count"), Column("share", "of fp32"), Column("weight_bytes", "weight bytes", "int"),
+    Column("latency", "ms", "ms"), Column("run", "RUN"),
+)  # fmt: skip
 PLAN = (
     Column("name", "layer"), Column("w", "w"), Column("a_bits", "a", "int"), Column("channels", "channels"),
     Column("macs", "MACs", "count"), Column("bops", "BOPs", "count"), Column("weight_bytes", "bytes", "int"),
@@ -27,7 +32,9 @@ PLAN = (
 @click.option(
     "--data", required=True, metavar="DATA", help="digits, cifar10:DIR, imagefolder:DIR, file.py:factory, ..."
 )
-@click.option("--budget", multiple=True, metavar="KIND=VALUE", help="bops=1.5%, size=120kB, latency=0.8ms, ...")
+@click.option(
+    "--budget", multiple=True, metavar="KIND=VALUE", help="bops=1.5%, size=120kB, latency=0.8ms; bops=1%,2%: a sweep."
+)
 @click.option("--latency-table", metavar="TABLE.json", help="Of bitpress profile: the machine whose time counts.")
 @click.option("--out", required=True, metavar="RUN", help="Folder of the run; an unfinished one is resumed.")
 @click.option("--method", default="sbs", help="sbs, djpq, ajpq, bayesian-bits, two-stage or uniform.")
@@ -68,21 +75,35 @@ def command(common: Common, model: str, data: str, budget: tuple[str, ...], out:
 
     Baselines: --method uniform trains at --bits (a budget is only checked), --method two-stage prunes, then narrows.
 
+    A list of bounds (--budget bops=0.5%,1%,2%) is a sweep: a RUN each inside of the folder, and pareto.json.
+
     Schedules default to what suits the data set. The same command continues a run that was interrupted.
     """
     from ..core.search import search
+    from ..core.search.pareto import sweep, swept
 
     resumed = (Path(out) / "run.json").exists() and not (Path(out) / "result.json").exists()
     if resumed:
         common.progress.line(f"resuming {out}")
     asked = "threads" in common.given or "BITPRESS_NUM_THREADS" in os.environ
-    result = search(
-        model, data=data, budgets=budget, out=out, seed=common.seed, threads=common.thread if asked else None,
-        device=common.device, progress=common.progress.epoch,
+    given: dict[str, Any] = {
+        "data": data, "budgets": budget, "out": out, "seed": common.seed, "threads": common.thread if asked else None,
+        "device": common.device, "progress": common.progress.epoch,
         **{key: value for key, value in options.items() if value is not None},
-    )  # fmt: skip
+    }  # fmt: skip
+    if swept(budget):
+        document = sweep(model, point=lambda b, i, n: common.progress.line(f"{b}, {i} of {n}"), **given)
+        return Result(document, [_front(document)], [f"{out}/pareto.json: each point is a RUN of its own"])
+    result = search(model, **given)
     document = {**result, "run": out}
     return Result(document, _tables(document), _notes(document))
+
+
+def _front(document: dict[str, Any]) -> Table:
+    """Points of a sweep, the tightest budget first."""
+    points = [{**p, "budget": ", ".join(p["budget"]), "share": f"{100 / p['bops_ratio']:.3g} %"}
+              for p in document["points"]]  # fmt: skip
+    return Table("Front, test part", FRONT, points)
 
 
 def _tables(document: dict[str, Any]) -> list[Table]:
