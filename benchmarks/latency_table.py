@@ -20,6 +20,7 @@ import numpy as np
 
 from ..compiler import artifact
 from ..core.cost import WIDTHS, Costs, Space, search_space
+from ..core.encoding import Encoding, odd, unsigned
 from ..core.errors import CheckFailed, CorruptError, Interrupted, UnsupportedError, UsageError
 from ..core.graph import Graph, refuse_unknown
 from ..core.host import head, write_text
@@ -30,7 +31,7 @@ from .gemm import WARM_UP_SECONDS, needed, usable_isas
 from .harness import pinned
 from .latency_networks import SHARE, measured_network
 from .pace import Pace
-from .shapes import CONV, Shape, case, encodings, of_layer
+from .shapes import CONV, Shape, case, of_layer
 
 GRID = 4  # channel counts an axis, beside a single one
 LEFT_OUT = 2  # points of each shape that only judge the interpolation
@@ -278,6 +279,11 @@ def timed(cell: Cell, pace: Pace, seconds: float, seed: int) -> list[dict[str, A
         }
         for w, a in PAIRS
     ]  # fmt: skip
+
+
+def encodings(pair: tuple[int, int]) -> tuple[Encoding, Encoding]:
+    """Odd weights, as most searches leave them: 8-bit ones reach +-255, so that 16-bit sums are widened sooner."""
+    return odd(pair[0]), unsigned(pair[1])
 
 
 def _name(pair: tuple[int, int]) -> str:

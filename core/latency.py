@@ -116,8 +116,9 @@ class Grid:
 
 
 def _set(point: Point, i: int, value: float) -> Point:
-    a, b, c, d = (*point[:i], value, *point[i + 1 :])
-    return a, b, c, d
+    values = [*point]
+    values[i] = value
+    return values[0], values[1], values[2], values[3]
 
 
 def _between(axis: Sequence[float], x: float) -> list[tuple[int, float]]:
