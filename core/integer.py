@@ -191,7 +191,7 @@ class _Builder:
             raise UnsupportedError(
                 f"{node.name}: pads with zeros, and zero is level {self.zero(stored):g} of its input, where kernels "
                 "know level 0 alone: quantise activations symmetrically (onnxruntime: activation_type=QInt8, "
-                "extra_options={'ActivationSymmetric': True}), or compile the float model with --quantize and --calibrate"
+                "extra_options={'ActivationSymmetric': True}), or compile the float model with --quantize"
             )
 
     def add(self, op: str, name: str, inputs: tuple[str, ...], like: str, dtype: str, **attrs: Any) -> None:

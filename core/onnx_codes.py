@@ -148,9 +148,9 @@ def _act_clips(points: tuple[Point, ...], found: _Roundings) -> dict[str, np.nda
                 f"{first} and {point.value} are stored with one scale here, the file rounds them differently ({other}; "
                 f"{rounding}): give them one scale and zero point (onnxruntime: TensorQuantOverrides)"
             )
-        out[point.clip] = np.float32(rounding.scale * point.encoding.hi).reshape(())
+        out[point.clip] = np.asarray(rounding.scale * point.encoding.hi, np.float32)
         if zero := _zero(point.encoding, rounding):
-            out[zero_name(point.clip)] = np.float32(zero).reshape(())
+            out[zero_name(point.clip)] = np.asarray(zero, np.float32)
     return out
 
 

@@ -48,12 +48,12 @@ def open_onnx(path: str, in_shape: tuple[int, int, int] | None = None) -> OnnxFi
     UsageError: no such file, or another shape than the file's. CorruptError: no valid ONNX. UnsupportedError: an opset
     before 13 or newer than the onnx package, several inputs, an input that is no image, an open size.
     """
-    import onnx
+    from onnx.inliner import inline_local_functions
 
     model = _load(path)
     _check_opset(path, model)
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        model = inline_local_functions(model)
     constant = {one.name for one in model.graph.initializer}
     inputs = [one for one in model.graph.input if one.name not in constant]
     if len(inputs) != 1:

@@ -454,7 +454,7 @@ def _pad(importer: _Importer, call: _Call) -> str:
         raise _Refused(f"pads {flat} with {value:g}; zeros around one image are supported")
     if not any(flat):
         return x
-    extra = {"value": value, "target": f"Pad: pads with {value:g}"} if value else {}
+    extra: dict[str, Any] = {"value": value, "target": f"Pad: pads with {value:g}"} if value else {}
     return importer.emit("pad", (x,), label=call.name, pads=pads[1:], **extra)
 
 

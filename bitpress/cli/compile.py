@@ -56,8 +56,8 @@ def command(
 
 
 def _refuse_model_options(common: Common, source: str) -> None:
-    belongs = ("weights", "calibration_images", "residual")
-    belongs, what = (belongs, "an ONNX file") if is_onnx(source) else ((*belongs, *NETWORK), "a RUN")
+    what = "an ONNX file" if is_onnx(source) else "a RUN"
+    belongs = ("weights", "calibration_images", "residual", *(() if is_onnx(source) else NETWORK))
     if given := [f"--{name.replace('_', '-')}" for name in belongs if name in common.given]:
         raise UsageError(
             f"{', '.join(given)}: {source} is {what}, which says this already; such flags go with --quantize"

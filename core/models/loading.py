@@ -18,8 +18,8 @@ from torch import nn
 
 from ..errors import BitpressError, CorruptError, EnvironmentMissing, UsageError, close
 from ..factory import call_factory, is_factory
-from ..network import per_channel
-from .zoo import IMAGENET, ZOO, Shape, Triple
+from ..network import Triple, per_channel
+from .zoo import IMAGENET, ZOO, Shape
 
 COUNTER = "num_batches_tracked"  # of batch norms: counts training steps, means nothing to the function
 
