@@ -99,12 +99,14 @@ def _of_run(path: str | Path) -> Dense:
 
 
 def _of_model(spec: str, weights: str | Path | None, program: Program) -> Dense:
+    from ..core.factory import is_onnx
     from ..core.network import network
 
     outputs = program.buffers[program.output].shape[0]  # of a detector: values per place
     channels, height, width = program.buffers[program.input].shape
     loaded = network(spec, classes=outputs, in_shape=(channels, height, width), weights=weights, floats=True)
     named = f"{spec} with {weights}" if weights is not None else f"{spec} with random weights"
+    named = spec if is_onnx(spec) else named
     return Dense(loaded.graph, named)
 
 

@@ -20,6 +20,7 @@ from .tracing import Drawing, Pads
 if TYPE_CHECKING:
     from onnx import NodeProto
 
+ENDLESS = 3e38  # a bound that float32 can hardly exceed, as exporters write "none"
 WIDEST = 255  # levels above the lowest that a stored value can have
 _END = 2**31 - 1  # slices "to the end" carry this or more
 
@@ -92,7 +93,6 @@ class Imported:
 class _Importer(Drawing):
     """What has been translated so far."""
 
-    file: OnnxFile | None = None
     made: dict[str, _Value] = field(default_factory=dict)  # ONNX name -> value
     roundings: dict[str, Rounding] = field(default_factory=dict)  # by provisional name
     weights: dict[str, Codes] = field(default_factory=dict)  # by name of the constant
@@ -158,7 +158,7 @@ class _Call:
 
 def import_graph(file: OnnxFile) -> Imported:
     """The float graph of a file, dequantised, with relus and clips where its roundings saturate."""
-    importer = _Importer(file=file)
+    importer = _Importer()
     importer.made.update(file.consts)
     importer.made[file.input] = importer.append("input", (), file.in_shape, label=file.input, attrs={}, consts={})
     for node in file.nodes:
@@ -194,7 +194,7 @@ def _call(importer: _Importer, file: OnnxFile, node: NodeProto) -> None:
         if rule is None:
             raise _Refused("has no counterpart")
         importer.made[node.output[0]] = rule(importer, call)
-        if any(importer.file and importer.file.readers.get(name) for name in node.output[1:]):
+        if any(file.readers.get(name) for name in node.output[1:]):
             raise _Refused(f"output {node.output[1]} is read, only the first is supported")
     except _Refused as why:
         _unknown(importer, call, str(why))
@@ -332,6 +332,8 @@ def _relu(importer: _Importer, call: _Call) -> str:
 
 def _clip(importer: _Importer, call: _Call) -> str:
     lo, hi = call.const(1), call.const(2)
+    if hi is not None and float(hi) >= ENDLESS:
+        hi = None
     if lo is not None and float(lo) == 0 and hi is None:
         return _relu(importer, call)
     if lo is None or hi is None:
@@ -567,41 +569,63 @@ def _dequantize(importer: _Importer, call: _Call) -> _Value:
 
 
 def _rounded(importer: _Importer, value: _Rounded) -> str:
-    """The value with its rounding noted; a relu or clip goes before it where the levels end earlier than ours."""
+    """The value with its rounding noted.
+
+    A relu or clip goes before it where the levels end earlier than ours, or where the value is rounded otherwise already:
+    from there on it is another one.
+    """
     x, rounding = value.value, value.rounding
-    known = importer.roundings.get(x)
-    if known == rounding:
-        return x
-    if known is not None:
-        raise _Refused(f"rounds once more what is rounded already ({known}, then {rounding})")
-    x = _saturated(importer, x, rounding)
+    known = _known(importer, x)
+    x = (
+        _saturated(importer, x, rounding)
+        if known is None
+        else x
+        if known == rounding
+        else _clipped(importer, x, rounding)
+    )
     importer.roundings[x] = rounding
     return x
+
+
+def _known(importer: _Importer, x: str) -> Rounding | None:
+    """How a value is rounded, maybe before it was pooled, flattened or cut."""
+    if x in importer.roundings or importer.nodes[x].op not in PASS:
+        return importer.roundings.get(x)
+    return _known(importer, importer.nodes[x].inputs[0])
+
+
+def _clipped(importer: _Importer, x: str, rounding: Rounding) -> str:
+    lo, hi = (float(np.float32(level * rounding.scale)) for level in (rounding.lo, rounding.hi))
+    lo = 0.0 if importer.positive(x) else lo
+    return importer.emit("clip", (x,), label=f"{importer.labels[x]}.clip", lo=lo, hi=hi)
 
 
 def _saturated(importer: _Importer, x: str, rounding: Rounding) -> str:
     """A value that ends where the levels end, if an encoding of ours would not end it there.
 
-    In front of what passes codes on: there the value is stored.
+    In front of what passes codes on: there the value is stored. What is concatenated is rounded alike first.
     """
     node = importer.nodes[x]
     if node.op in ("input", "unknown"):
         return x
     if node.op in PASS:
-        (source,) = node.inputs
-        inner = source if source in importer.roundings else _saturated(importer, source, rounding)
-        if inner == source:
-            return x
-        return importer.append(
-            node.op, (inner,), node.shape, label=importer.labels[x], attrs=node.attrs, consts={}
-        )  # fmt: skip
+        return _again(importer, x, (_saturated(importer, node.inputs[0], rounding),))
+    if node.op == "concat":
+        return _again(importer, x, tuple(_rounded(importer, _Rounded(source, rounding)) for source in node.inputs))
     positive = importer.positive(x)
     if rounding.lo == 0 and rounding.hi == WIDEST:
         return x if positive else importer.emit("relu", (x,), label=f"{importer.labels[x]}.relu")
     if rounding.hi - rounding.lo == WIDEST and not positive:
         return x
-    lo, hi = (float(np.float32(level * rounding.scale)) for level in (rounding.lo, rounding.hi))
-    return importer.emit("clip", (x,), label=f"{importer.labels[x]}.clip", lo=0.0 if positive else lo, hi=hi)
+    return _clipped(importer, x, rounding)
+
+
+def _again(importer: _Importer, x: str, inputs: tuple[str, ...]) -> str:
+    """The node of value `x` on other inputs; `x` itself where they are the same."""
+    node = importer.nodes[x]
+    if inputs == node.inputs:
+        return x
+    return importer.append(node.op, inputs, node.shape, label=importer.labels[x], attrs=node.attrs, consts={})
 
 
 RULES: Mapping[str, _Rule] = {

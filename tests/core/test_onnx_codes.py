@@ -269,19 +269,29 @@ def test_one_code_read_through_several_nodes(tmp_path: Path) -> None:
     same(path)
 
 
+def test_a_value_rounded_twice(tmp_path: Path) -> None:
+    """At once, behind a max pool, and before a concatenation: each rounding is a stored value of its own."""
+    nodes = [
+        *LAYER, *rounded("a", "x"), *rounded("b", "a", "t"), op("MaxPool", ["b"], ["m"], kernel_shape=[2, 2]),
+        *rounded("d", "m", "s", "off"), conv("d", "c"), *rounded("e", "c", "t"),
+        op("MaxPool", ["d"], ["n"], kernel_shape=[3, 3]), *rounded("g", "n", "s", "off"),
+        op("Concat", ["e", "g"], ["h"], axis=1), *rounded("i", "h", "big"),
+        op("DequantizeLinear", ["w7", "one", "z"], ["v"]), op("Conv", ["i", "v"], ["y"]),
+    ]  # fmt: skip
+    consts = {**CONSTS, "big": np.float32(2**-3), "w7": np.arange(-7, 7, dtype=np.int8).reshape(2, 7, 1, 1)}
+    same(write(tmp_path / "net.onnx", nodes, consts))
+
+
 # nodes behind the rounded input and the weights, part of the sentence
 REFUSED: list[tuple[list[Any], str]] = [
     ([*rounded("a", "x"), op("Conv", ["a", "f"], ["y"])], "y: its weights are not quantised"),
     ([op("Conv", ["x", "wf"], ["y"])], "x must be stored as codes, and no QuantizeLinear"),
     ([*rounded("a", "x"), conv("a", "c"), op("Relu", ["x"], ["b"]), conv("b", "d"),
       op("Add", ["c", "d"], ["y"])], "unrounded by Relu b"),
-    ([*rounded("a", "x"), *rounded("b", "a", "t"), conv("b", "y")], "rounds once more"),
     ([op("QuantizeLinear", ["x", "s", "z"], ["q"]), op("DequantizeLinear", ["q", "t", "z"], ["a"]), conv("a", "y")],
      "another scale or zero point"),
     ([op("QuantizeLinear", ["x", "s", "z"], ["q"]), op("MaxPool", ["q"], ["p"], kernel_shape=[2, 2]),
       op("DequantizeLinear", ["p", "s", "z"], ["a"]), conv("a", "y")], "not dequantised first"),
-    ([*rounded("a", "x"), op("MaxPool", ["a"], ["b"], kernel_shape=[2, 2]), *rounded("c", "b", "t"), conv("c", "y")],
-     "passes codes on as they are"),
     ([*rounded("a", "x"), op("DequantizeLinear", ["w8", "one", "z8"], ["v"]), op("Conv", ["a", "v"], ["y"])],
      "run from 2 to 216"),
     ([*rounded("a", "x"), op("DequantizeLinear", ["w", "ws3", "wz3"], ["v"], axis=1), op("Conv", ["a", "v"], ["y"])],
