@@ -571,18 +571,15 @@ def _dequantize(importer: _Importer, call: _Call) -> _Value:
 def _rounded(importer: _Importer, value: _Rounded) -> str:
     """The value with its rounding noted.
 
-    A relu or clip goes before it where the levels end earlier than ours, or where the value is rounded otherwise already:
-    from there on it is another one.
+    A relu or clip goes before it where the levels end earlier than ours, or where the value is rounded otherwise
+    already: from there on it is another one.
     """
     x, rounding = value.value, value.rounding
     known = _known(importer, x)
-    x = (
-        _saturated(importer, x, rounding)
-        if known is None
-        else x
-        if known == rounding
-        else _clipped(importer, x, rounding)
-    )
+    if known is None:
+        x = _saturated(importer, x, rounding)
+    elif known != rounding:
+        x = _clipped(importer, x, rounding)
     importer.roundings[x] = rounding
     return x
 
