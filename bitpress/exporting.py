@@ -26,6 +26,7 @@ def export(
     output: str | Path,
     *,
     native_low_bit: bool = False,
+    exact: bool = False,
     images: int = IMAGES,
     data: str | None = None,
     threads: int = 1,
@@ -33,10 +34,11 @@ def export(
 ) -> dict[str, Any]:
     """Writes `source` (a RUN folder or a `.bpk`) as QDQ ONNX into the file `output`, and runs that in onnxruntime.
 
-    `native_low_bit`: weights of 2 and 4 bits in INT2 and INT4, not INT8. `images`: how many the file is tried on, the
-    golden sample and seeded noise, or of DATA `data`; with 0, or without onnxruntime, key `agreement` is None and
-    `left_out` says why. Refusals leave an earlier file as it was. CheckFailed where onnxruntime cannot load the file,
-    but for one with INT2 and INT4, which older ones do not know.
+    `native_low_bit`: weights of 2 and 4 bits in INT2 and INT4, not INT8. `exact`: the same codes, bit by bit, at the
+    price of scales that are not in the quantisers. `images`: how many the file is tried on, the golden sample and
+    seeded noise, or of DATA `data`; with 0, or without onnxruntime, key `agreement` is None and `left_out` says why.
+    Refusals leave an earlier file as it was. CheckFailed where onnxruntime cannot load the file, but for one with INT2
+    and INT4, which older ones do not know.
     """
     from .compiler.onnx_qdq import to_qdq
     from .compiler.onnx_writer import require_onnx
@@ -48,7 +50,7 @@ def export(
     progress("export", 0.0)
     program, known = _program(Path(source))
     x = try_on(program, data, images) if images else None
-    exported = to_qdq(program, native_low_bit=native_low_bit, known=known)
+    exported = to_qdq(program, native_low_bit=native_low_bit, exact=exact, known=known)
     blob = exported.model.SerializeToString(deterministic=True)
     write_bytes(Path(output), blob)
     progress("export", 0.2)
@@ -59,6 +61,7 @@ def export(
     return {
         **head("bitpress.export", isa=None if found is None else found.pop("isa"), threads=threads),
         "source": str(source), "onnx": str(output), "weights": "native" if native_low_bit else "int8",
+        "exact": exact,
         "file_bytes": len(blob), **_facts(program, exported), "agreement": found, "left_out": left_out or None,
         "seconds": time.perf_counter() - start,
     }  # fmt: skip

@@ -50,23 +50,26 @@ class Qdq:
     bits: int
 
 
-def to_qdq(program: Program, *, native_low_bit: bool = False, known: Mapping[str, float] | None = None) -> Qdq:
+def to_qdq(
+    program: Program, *, native_low_bit: bool = False, exact: bool = False, known: Mapping[str, float] | None = None
+) -> Qdq:
     """QDQ model of a program; input float32 [N, C, H, W] by its name, output "output" float32 [N, outputs].
 
-    `native_low_bit`: weights in INT2 or INT4 where they fit. `known`: real value of a level by buffer, where a RUN
+    `native_low_bit`: weights in INT2 or INT4 where they fit. `exact`: scales are 1 and multipliers are nodes of their
+    own, so that float32 follows the law operation by operation. `known`: real value of a level by buffer, where a RUN
     tells (a program holds products of them only). EnvironmentMissing without the extra `onnx`; UnsupportedError for
     weights that int8 cannot hold.
     """
-    return _Export(program, known, native_low_bit=native_low_bit).export()
+    worth = [1.0] * len(program.buffers) if exact else scales(program, known)
+    return _Export(program, worth, native_low_bit=native_low_bit, exact=exact).export()
 
 
 class _Export:
     """The model under construction; `values`: buffer number -> tensor with its real values."""
 
-    def __init__(self, program: Program, known: Mapping[str, float] | None, *, native_low_bit: bool) -> None:
-        self.program, self.native = program, native_low_bit
+    def __init__(self, program: Program, worth: Sequence[float], *, native_low_bit: bool, exact: bool) -> None:
+        self.program, self.scales, self.native, self.exact = program, worth, native_low_bit, exact
         self.out = Writer(b.name for b in program.buffers)
-        self.scales = scales(program, known)
         self.values = {program.input: program.buffers[program.input].name}
         self.held: dict[str, str] = {}
         self.rows = {str(row["name"]): row for row in layer_rows(program, [{}] * len(program.steps))}
@@ -150,9 +153,8 @@ class _Export:
 
     def affine(self, name: str, value: str, factor: np.ndarray, shift: np.ndarray) -> str:
         """value * factor + shift per channel, without what changes nothing."""
-        for kind, role, numbers, nothing in (
-            ("Mul", "factor", factor, np.abs(factor - 1).max() <= ONE_SCALE), ("Add", "shift", shift, not shift.any()),
-        ):  # fmt: skip
+        one = np.abs(factor - 1).max() <= (0 if self.exact else ONE_SCALE)
+        for kind, role, numbers, nothing in (("Mul", "factor", factor, one), ("Add", "shift", shift, not shift.any())):
             if not nothing:
                 column = numbers.astype(np.float32).reshape(1, -1, 1, 1)
                 const = self.out.constant(self.out.fresh(f"{name}.{role}"), column)
@@ -163,7 +165,9 @@ class _Export:
         """Value of quantize, requantize or sum pool before residual and rounding."""
         value, area, e = self.values[step.inputs[0]], step.kernel[0] * step.kernel[1], step.epilogue
         assert e is not None, "check() has proved that what requantises has an epilogue"
-        if step.op == "sum_pool2d":
+        if step.op == "sum_pool2d" and self.exact:
+            value, area = self.sum(name, step), 1
+        elif step.op == "sum_pool2d":
             value = self.pool("AveragePool", name, step, count_include_pad=1)
         scale = self.scales[step.output]
         factor = e.m.astype(np.float64) * area * scale / self.scales[step.inputs[0]]
@@ -178,6 +182,22 @@ class _Export:
         return self.out.node(
             kind, self.out.fresh(f"{name}.pool"), data, kernel_shape=list(step.kernel), strides=list(step.stride),
             pads=list(step.padding), **fixed,
+        )  # fmt: skip
+
+    def sum(self, name: str, step: Step) -> str:
+        """Sums over windows: a depthwise Conv of ones, for a mean would be rounded.
+
+        The ones are integers too: onnxruntime merges a multiplication into a Conv of floats.
+        """
+        c = self.program.buffers[step.inputs[0]].shape[0]
+        ones = self.dequantized(f"{name}.ones", np.ones((c, 1, *step.kernel), np.int8), np.ones(c), {})
+        return self.conv(f"{name}.pool", step, [self.values[step.inputs[0]], ones], {}, groups=c)
+
+    def conv(self, name: str, step: Step, inputs: list[str], facts: Mapping[str, object], *, groups: int) -> str:
+        """Conv with the window of a step."""
+        return self.out.node(
+            "Conv", self.out.fresh(name), inputs, facts=facts, kernel_shape=list(step.kernel),
+            strides=list(step.stride), pads=list(step.padding), dilations=list(step.dilation), group=groups,
         )  # fmt: skip
 
     def gather(self, name: str, steps: list[Step]) -> str:
@@ -219,7 +239,7 @@ class _Export:
         found = filters(self.program, steps, narrow=self.native and bool(step.layer))
         row = self.rows.get(step.layer, {})
         facts = {key: row[key] for key in SAID if row.get(key)}
-        scale = found.m * found.factor * self.scales[step.output] / self.scales[step.inputs[0]]
+        scale = (1 if self.exact else found.m) * found.factor * self.scales[step.output] / self.scales[step.inputs[0]]
         shift, unit = found.b * self.scales[step.output], scale * self.scales[step.inputs[0]]
         bits, kind = self.kinds(step, found, shift, unit)
         weight = self.weight(name, found, bits, scale, facts)
@@ -229,12 +249,9 @@ class _Export:
         if row:
             stored = "2v+1" if found.offset.any() else "w"
             self.rows[step.layer] = {**row, "container": f"int{bits}", "stored": stored, "bias": kind}
-        value = self.out.node(
-            "Conv", self.out.fresh(name), [self.values[step.inputs[0]], weight, *bias], facts=facts,
-            kernel_shape=list(step.kernel), strides=list(step.stride), pads=list(step.padding),
-            dilations=list(step.dilation), group=step.groups,
-        )  # fmt: skip
-        return self.affine(f"{name}.bias", value, np.ones(1), shift) if kind == FLOAT32 else value
+        value = self.conv(name, step, [self.values[step.inputs[0]], weight, *bias], facts, groups=step.groups)
+        factor = found.m if self.exact else np.ones(1)
+        return self.affine(f"{name}.bias", value, factor, shift) if kind != INT32 else value
 
     def kinds(self, step: Step, found: Filters, shift: np.ndarray, unit: np.ndarray) -> tuple[int, str]:
         """Bits of the weights' container; how the biases `shift` of sums in units `unit` are stored.
@@ -242,7 +259,7 @@ class _Export:
         onnxruntime runs a Conv between DequantizeLinear and QuantizeLinear in integers. It rounds a float32 bias to
         int32, so that this one is an Add of its own behind the Conv; and it has no such Conv of INT2.
         """
-        straight = self.program.buffers[step.output].storage != "f32" and len(step.inputs) == 1
+        straight = self.program.buffers[step.output].storage != "f32" and len(step.inputs) == 1 and not self.exact
         plain = straight and not found.offset.any()
         if not shift.any():
             return max(4, found.bits) if plain else found.bits, NO_BIAS

@@ -88,6 +88,17 @@ def turned(graph: Graph) -> Graph:
     return graph.with_nodes(graph.nodes, consts)
 
 
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("native", [False, True], ids=["int8", "native"])
+def test_the_exact_form_gives_the_same_bits(net: str, native: bool) -> None:
+    graph = NETS[net]()
+    program = program_of(graph, random_plan(graph, np.random.default_rng(1 + len(net))))
+    exported = to_qdq(program, native_low_bit=native, exact=True)
+    assert_faithful(program, exported)
+    found = compared(program, exported)
+    assert found["output_difference"] == 0 and not [row for row in found["layers"] if row["differing"]]
+
+
 @pytest.mark.parametrize("weight", ["o2", "o4", "i2", "i4", "i8"])
 def test_weights_are_the_levels(weight: str) -> None:
     """As they are in the program, but for the sign of filters whose multiplier is negative."""
