@@ -80,10 +80,10 @@ def test_pruned_and_mixed_layers_agree(net: str, native: bool) -> None:
     assert_faithful(program, to_qdq(program, native_low_bit=native, known=known))
 
 
-def turned(graph: Graph) -> Graph:
-    """Every other channel of its batch norms with a negative factor."""
+def turned(graph: Graph, factors: tuple[int, ...] = (1, -1)) -> Graph:
+    """The channels of its batch norms multiplied by `factors` in turn: every other one has a negative factor."""
     norms = {n.consts["weight"] for n in graph if n.op == "batch_norm"}
-    signs = {name: np.resize(np.float32([1, -1]), graph.consts[name].shape) for name in norms}
+    signs = {name: np.resize(np.float32(factors), graph.consts[name].shape) for name in norms}
     consts = {name: array * signs[name] if name in signs else array for name, array in graph.consts.items()}
     return graph.with_nodes(graph.nodes, consts)
 
@@ -114,6 +114,18 @@ def test_weights_are_the_levels(weight: str) -> None:
     assert any((s.epilogue.m < 0).any() for s in program.steps if s.weight is not None)
     assert_faithful(program, exported)
     assert [row["stored"] for row in exported.layers] == ["w"] * 3
+
+
+@pytest.mark.parametrize("weight", ["o4", "o8", "i8"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_filters_without_effect(weight: str, exact: bool) -> None:
+    """A batch norm that multiplies by 0 leaves the bias alone."""
+    graph = turned(chain(), (1, 0, -1))
+    program = program_of(graph, plan_of(graph, weight=weight, act=8))
+    assert any((s.epilogue.m == 0).any() for s in program.steps if s.weight is not None)
+    exported = to_qdq(program, exact=exact)
+    assert_faithful(program, exported)
+    assert all((array != 0).all() for name, array in constants(exported).items() if name.endswith(".scale"))
 
 
 def test_odd_levels_of_eight_bits_are_2v_plus_1() -> None:
