@@ -20,6 +20,7 @@ from bitpress.core.groups import groups
 from bitpress.core.integer import level_values
 from bitpress.core.plan import CompressionPlan
 
+from ..benchmarks import graphs
 from ..runtime.samples import Maker
 from .nets import NETS, chain, images, inverted, plan_of, random_plan, residual, tensors_of
 
@@ -77,6 +78,7 @@ def test_pruned_and_mixed_layers_agree(net: str, native: bool) -> None:
     plan = random_plan(graph, np.random.default_rng(len(net)))
     program = program_of(graph, plan)
     known = level_values(graph, plan, tensors_of(graph, plan))
+    assert {b.name for b in program.buffers if b.storage != "f32"} <= set(known)
     assert_faithful(program, to_qdq(program, native_low_bit=native, known=known))
 
 
@@ -151,6 +153,17 @@ def test_native_types_and_the_opset_that_has_them(weight: str, type_: str, opset
     assert [row["container"] for row in exported.layers] == [type_.lower()] * 3
     plain = to_qdq(program_of(graph, plan_of(graph, weight=weight)))
     assert (plain.model.opset_import[0].version, plain.model.ir_version) == (17, 8)
+
+
+def test_onnxruntime_has_no_integer_conv_of_int2() -> None:
+    """A layer of 2-bit levels that would become one is held in INT4."""
+    m = graphs.Maker((3, 8, 8))
+    x = m.add("relu", "b.relu", m.conv("b", m.add("relu", "a.relu", m.conv("a", "image", 12)), 8))
+    graph = m.graph(m.linear("fc", m.add("flatten", "flat", x), 5))
+    program = program_of(graph, plan_of(graph, weight="i2", act=8))
+    exported = to_qdq(program, native_low_bit=True)
+    assert [row["container"] for row in exported.layers] == ["int4", "int4", "int2"]
+    assert_faithful(program, exported)
 
 
 def test_removed_channels_are_gone() -> None:
