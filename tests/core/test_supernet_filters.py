@@ -114,6 +114,7 @@ def test_figures_of_mixed_filters_are_those_of_the_plan(make: Callable[[], Graph
     totals = count(net.graph, plan).totals
     costs = Costs(net.graph, net.space)
     assert (costs.bops(choice), costs.size(choice)) == (totals.bops, totals.weight_bytes)
+    assert all(0 not in costs.widths(choice, term) for term in costs.terms)  # removed filters are none of any width
     assert costs.bops(choice) < costs.bops(replace(choice, filters={}))  # which are all at the widest
 
 
