@@ -23,6 +23,8 @@ SEARCH = ("search", CHAIN, "--data", BLOBS, *QUICK)
         (("--search", "bits", "--budget", "bops=10%", "--epochs-search", "1"), "bits", None),
         (("--search", "prune", "--budget", "bops=60%", "--epochs-search", "1"), "prune", "w8a8"),
         (("--method", "two-stage", "--budget", "bops=10%", "--epochs-search", "2"), None, "w8a8"),
+        (("--method", "two-stage", "--stages-of", "djpq", "--budget", "bops=9%", "--epochs-search", "2"), None, "w8a8"),
+        (("--method", "bayesian-bits", "--budget", "bops=10%", "--epochs-search", "1"), None, None),
     ],
 )  # fmt: skip
 def test_a_run_is_evaluated_and_compiled_to_the_same_digest(
@@ -62,6 +64,7 @@ def test_options_of_a_method_come_from_a_configuration_file_too(tmp_path: Path) 
         (2, ("--search", "both", "--budget", "bops=10%"), "valid: joint, bits, prune"),
         (2, ("--search", "prune",), "needs a budget"),
         (2, ("--prune-share", "0.5", "--budget", "bops=10%"), "--prune-share does nothing"),
+        (2, ("--stages-of", "djpq", "--budget", "bops=10%"), "it goes with --method two-stage"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_go_together(code: int, args: tuple[str, ...], says: str, tmp_path: Path) -> None:
