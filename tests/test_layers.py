@@ -37,7 +37,7 @@ TORCH = (
     "benchmarks/peers_torch.py", "benchmarks/separate_paths.py", "benchmarks/training.py",
     "core/agents.py",
 )  # fmt: skip
-TORCH_INSIDE = ("compiler/verify.py", "bitpress/nn/*.py", "benchmarks/peers*.py")
+TORCH_INSIDE = ("compiler/verify.py", "bitpress/nn/*.py", "benchmarks/peers*.py", "benchmarks/latency_networks.py")
 ANYWHERE = ("*",)
 THIRD_PARTY = {
     "torch": (TORCH, TORCH_INSIDE),

@@ -79,8 +79,8 @@ def command(common: Common, model: str, data: str, budget: tuple[str, ...], out:
 
     Schedules default to what suits the data set. The same command continues a run that was interrupted.
     """
+    from ..core.pareto import sweep, swept
     from ..core.search import search
-    from ..core.search.pareto import sweep, swept
 
     resumed = (Path(out) / "run.json").exists() and not (Path(out) / "result.json").exists()
     if resumed:

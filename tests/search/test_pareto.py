@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from bitpress.core import pareto
 from bitpress.core.errors import CheckFailed, Interrupted, UsageError
-from bitpress.core.search import pareto
-from bitpress.core.search.pareto import on_front, points, sweep, swept
+from bitpress.core.pareto import on_front, points, sweep, swept
 
 from ..schema.schemas import check
 from .test_search import NETS, QUICK

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cost import parse_budget
-from ..errors import UsageError
-from ..host import head
-from ..rundir import FLOAT, SETTINGS, write_json
-from . import search
+from .cost import parse_budget
+from .errors import UsageError
+from .host import head
+from .rundir import FLOAT, SETTINGS, write_json
+from .search import search
 
 PARETO = "pareto.json"
 FIGURES = {"bops": "bops", "size": "weight_bytes", "latency": "latency"}  # kind of budget -> key of a result
