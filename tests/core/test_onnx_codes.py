@@ -282,6 +282,17 @@ def test_a_value_rounded_twice(tmp_path: Path) -> None:
     same(write(tmp_path / "net.onnx", nodes, consts))
 
 
+def test_what_the_file_rounds_is_stored_though_we_could_go_on(tmp_path: Path) -> None:
+    """A coarse rounding between a convolution, a sum and a relu shows in the result."""
+    nodes = [
+        *LAYER, *rounded("a", "x"), conv("a", "c"), *rounded("b", "c", "big"), op("Relu", ["b"], ["d"]),
+        *rounded("e", "d", "s"), conv("a", "m"), *rounded("n", "m", "big"), op("Add", ["e", "n"], ["k"]),
+        *rounded("i", "k"), op("DequantizeLinear", ["w4", "one", "z"], ["v"]), op("Conv", ["i", "v"], ["y"]),
+    ]  # fmt: skip
+    consts = {**CONSTS, "big": np.float32(2**-1), "w4": np.arange(-4, 4, dtype=np.int8).reshape(2, 4, 1, 1)}
+    same(write(tmp_path / "net.onnx", nodes, consts))
+
+
 # nodes behind the rounded input and the weights, part of the sentence
 REFUSED: list[tuple[list[Any], str]] = [
     ([*rounded("a", "x"), op("Conv", ["a", "f"], ["y"])], "y: its weights are not quantised"),

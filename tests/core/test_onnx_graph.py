@@ -58,7 +58,7 @@ GOOD: dict[str, tuple[list[Any], dict[str, np.ndarray]]] = {
         [op("Conv", ["x", "w", "b"], ["y"], group=3, strides=[2, 1], dilations=[1, 2], pads=[0, 1, 2, 3])],
         {"w": f32(6, 1, 3, 3), "b": f32(6)},
     ),
-    "same upper": ([op("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER", strides=[2, 2])], {"w": f32(4, 3, 2, 3)}),
+    "same upper": ([op("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER", strides=[2, 2])], {"w": f32(4, 3, 3, 2)}),
     "same lower": ([op("Conv", ["x", "w"], ["y"], auto_pad="SAME_LOWER", strides=[2, 2])], {"w": f32(4, 3, 4, 3)}),
     "batch norm": (
         [op("BatchNormalization", ["x", "g", "b", "m", "v"], ["y"], epsilon=0.01)],
