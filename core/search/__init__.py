@@ -125,7 +125,7 @@ def search(
     planned = _schedule(data, changes, terms)
     group_size = terms.parts.group_size if group_size is None else group_size
     max_pruning_ratio = MAX_PRUNING_RATIO if max_pruning_ratio is None else max_pruning_ratio
-    if weights is not None:
+    if weights is not None or is_onnx(model):  # whose weights are its own
         planned = replace(planned, epochs_float=0)
     with _torch(threads or 1, seed):
         loaded = network(
