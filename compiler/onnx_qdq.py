@@ -92,7 +92,7 @@ class _Export:
     def facts(self) -> dict[str, str]:
         """Metadata of the model: what must be known to feed it and to read what it says."""
         program = self.program
-        named = {key: str(program.meta[key]) for key in ("model", "method", "data") if program.meta.get(key)}
+        named = {key: str(program.meta[key]) for key in ("model", "method") if program.meta.get(key)}
         keys = ("name", "op", *SAID, "container", "stored")
         layers = [{key: row[key] for key in keys if row.get(key)} for row in self.rows.values()]
         return {

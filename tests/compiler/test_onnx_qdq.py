@@ -294,3 +294,15 @@ def test_levels_beyond_int8_are_refused() -> None:
     program = finished(m, m.quantize())
     with pytest.raises(UnsupportedError, match=r"wide: weight levels from \d+ to \d+ do not fit into int8"):
         to_qdq(program)
+
+
+def test_segments_with_bounds_of_their_own_are_refused() -> None:
+    m = Maker((3, 8, 8))
+    data = m.quantize()
+    both = m.buffer("both", (4, 8, 8), "u4")
+    for i, top in enumerate((15.0, 9.0)):
+        m.conv(f"part{i}", data, both, "i4", out_channels=[2 * i, 2 * i + 1])
+        epilogue = replace(m.steps[-1].epilogue, hi=top)
+        m.steps[-1] = replace(m.steps[-1], layer="both", epilogue=epilogue)
+    with pytest.raises(UnsupportedError, match="both: its 2 segments are clamped differently"):
+        to_qdq(finished(m, both))
