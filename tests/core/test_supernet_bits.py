@@ -20,7 +20,8 @@ from bitpress.core.supernet import SuperNet, differing_codes, inherit
 from bitpress.core.supernet_bits import PHI_MOST, PHI_ON, BitsNet, drawn, hard_concrete, probability
 from bitpress.core.supernet_rounding import EVEN, UNIT, clipped, clipped_by_gates, nested, nested_clip, split
 from bitpress.core.supernet_starts import fit
-from bitpress.core.train_bits import margins, price
+from bitpress.core.train_annealed import Pull
+from bitpress.core.train_bits import Prior, margins, price
 
 from ..benchmarks.graphs import residual
 from .test_cost import chain, depthwise
@@ -318,6 +319,14 @@ def test_a_filter_s_gate_is_pulled_as_if_it_were_alone_a_width_s_as_it_costs() -
                 phi[0] += step
             ends.append(float(price(net, "bops").detach()))
         assert found == pytest.approx(times * (ends[0] - ends[1]) / 2e-5, rel=1e-3), name
+
+
+def test_a_figure_below_its_target_asks_for_nothing() -> None:
+    net = _net(chain())
+    figure = float(net.cost("bops").detach())
+    below, above = (Prior(net).penalty({"bops": Pull(0.1, figure * by, figure / 2)}).loss for by in (1.01, 0.99))
+    assert float(below) == 0
+    assert float(above.detach()) == pytest.approx(0.1 * float(price(net, "bops").detach()))
 
 
 @pytest.mark.parametrize("ends", [False, True])

@@ -83,14 +83,6 @@ def test_what_the_gates_left_above_the_budget_is_projected_below(
     assert _events(tmp_path / "run", "projection")
 
 
-def test_a_budget_that_is_met_asks_for_nothing(tmp_path: Path) -> None:
-    """Where everything fits, gates stay as the loss wants them."""
-    _quick(tmp_path / "run", **BITS | {"budgets": ["bops=90%"], "epochs_search": 2})
-    (end,) = _events(tmp_path / "run", "gates")
-    assert {*end["weight"].values(), *end["act"].values()} == {8}
-    assert not _events(tmp_path / "run", "projection")
-
-
 def test_filters_that_went_too_far_come_back_until_most_of_the_budget_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
