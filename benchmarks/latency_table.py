@@ -136,13 +136,12 @@ def _check(residual: str, grid: int, left_out: int) -> None:
 
 
 def _net(model: str, classes: int | None, in_shape: tuple[int, int, int] | None, weights: str | None) -> Net:
-    from ..core.capture import capture
-    from ..core.models import load
+    from ..core.network import network, refuse_quantised
 
-    loaded = load(model, classes=classes, in_shape=in_shape, weights=weights)
-    graph = capture(loaded.module, loaded.in_shape)
-    refuse_unknown(graph, model)
-    return Net(model, graph, search_space(graph, group_size=1, max_pruning_ratio=SEPARATE))
+    found = network(model, classes=classes, in_shape=in_shape, weights=weights, floats=True)
+    refuse_quantised(found, "a table is for the search of a float network")
+    refuse_unknown(found.graph, model)
+    return Net(model, found.graph, search_space(found.graph, group_size=1, max_pruning_ratio=SEPARATE))
 
 
 def _continued(path: Path, fresh: Document) -> Document:
