@@ -5,13 +5,14 @@ The one door for verbs that take a MODEL. Without torch where the spec is an ONN
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .errors import UsageError
+from .errors import CorruptError, UsageError
 from .factory import is_onnx
 from .graph import Graph
 from .plan import CompressionPlan
@@ -65,7 +66,7 @@ def network(
     if is_onnx(spec):
         if weights is not None:
             raise UsageError(f"--weights {weights}: {spec} holds its weights itself")
-        return _of_onnx(spec, classes, in_shape, mean or (0.0,), std or (1.0,), floats=floats)
+        return _of_onnx(spec, classes, in_shape, mean, std, floats=floats)
     from .capture import capture
     from .models import load
 
@@ -84,13 +85,15 @@ def refuse_quantised(found: Network, why: str) -> None:
 
 
 def _of_onnx(
-    spec: str, classes: int | None, in_shape: Shape | None, mean: Triple, std: Triple, *, floats: bool
+    spec: str, classes: int | None, in_shape: Shape | None, mean: Triple | None, std: Triple | None, *, floats: bool
 ) -> Network:
+    """`mean`, `std` and labels of the file's metadata where nobody says others; else 0 and 1."""
     from .onnx_codes import quantised
     from .onnx_file import open_onnx
     from .onnx_graph import import_graph
 
-    imported = import_graph(open_onnx(spec, in_shape))
+    file = open_onnx(spec, in_shape)
+    imported = import_graph(file)
     graph, codes = imported.graph, None
     if imported.quantised and not floats:
         graph, plan, tensors = quantised(spec, imported)
@@ -101,8 +104,10 @@ def _of_onnx(
     if classes is not None and made != classes:
         raise UsageError(f"{spec} gives {made} values, --classes says {classes}")
     return Network(
-        graph, spec, (shape[0], shape[1], shape[2]), made, per_channel(mean, shape[0], "mean"),
-        per_channel(std, shape[0], "std"), (), imported.quantised, codes,
+        graph, spec, (shape[0], shape[1], shape[2]), made,
+        per_channel(mean or numbers(file.facts, "mean", spec) or (0.0,), shape[0], "mean"),
+        per_channel(std or numbers(file.facts, "std", spec) or (1.0,), shape[0], "std"),
+        labels(file.facts, spec), imported.quantised, codes,
     )  # fmt: skip
 
 
@@ -116,3 +121,21 @@ def per_channel(values: Triple, channels: int, what: str) -> Triple:
     if not all(abs(v) < float("inf") for v in out) or (what == "std" and min(out) <= 0):
         raise UsageError(f"{what} {out}: expected finite numbers{', above 0' if what == 'std' else ''}")
     return out
+
+
+def numbers(facts: Mapping[str, str], key: str, source: str) -> Triple | None:
+    """Numbers of a file's metadata, a JSON list or separated by blanks or commas; None where there are none."""
+    if key not in facts:
+        return None
+    try:
+        return tuple(float(part) for part in facts[key].strip("[]() ").replace(",", " ").split())
+    except ValueError as error:
+        raise CorruptError(f"{source}: metadata {key} {facts[key]!r} is no list of numbers") from error
+
+
+def labels(facts: Mapping[str, str], source: str) -> tuple[str, ...]:
+    """Class names of a file's metadata, a JSON list; empty where there are none."""
+    try:
+        return tuple(str(label) for label in json.loads(facts.get("labels", "[]")))
+    except (ValueError, TypeError) as error:
+        raise CorruptError(f"{source}: metadata labels is no JSON list") from error

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .cost import WIDTHS
 from .encoding import Encoding, twos, unsigned
 from .errors import UnsupportedError
 from .graph import Graph, refuse_unknown
@@ -118,11 +119,13 @@ def _bits(graph: Graph, layer: str, weights: Mapping[str, Codes], found: _Roundi
 
 
 def _act(graph: Graph, value: str, found: _Roundings) -> Encoding:
-    """Encoding of a layer's input; the network's own input is unsigned where its levels begin at 0."""
+    """Narrowest encoding of a layer's input; the network's own input is unsigned where its levels begin at 0."""
     rounding = found[value]
-    bits = (rounding.hi - rounding.lo).bit_length()
     bare = any(n.name == value for n in graph.inputs) and rounding.lo == 0
-    return unsigned(bits) if found.positive[value] or bare else twos(bits)
+    plain = found.positive[value] or bare
+    least = (rounding.hi - min(rounding.lo, 0) if plain else rounding.hi - rounding.lo).bit_length()
+    bits = next(width for width in WIDTHS if width >= least)
+    return unsigned(bits) if plain else twos(bits)
 
 
 def _weight_clips(graph: Graph, layer: str, bits: BitConfig, codes: Codes) -> dict[str, np.ndarray]:

@@ -28,7 +28,8 @@ class OnnxFile:
     """A model of one image input [batch, C, H, W].
 
     `shapes`: value -> shape with batch, where it is known without running the network. `batch`: the file's own, or
-    `BATCH`. `readers`: value -> the nodes that read it.
+    `BATCH`. `readers`: value -> the nodes that read it. `facts`: metadata of a file that
+    `bitpress export` wrote, empty of any other.
     """
 
     path: str
@@ -40,6 +41,7 @@ class OnnxFile:
     shapes: Mapping[str, Shape]
     batch: int
     readers: Mapping[str, tuple[NodeProto, ...]]
+    facts: Mapping[str, str]
 
 
 def open_onnx(path: str, in_shape: tuple[int, int, int] | None = None) -> OnnxFile:
@@ -63,8 +65,13 @@ def open_onnx(path: str, in_shape: tuple[int, int, int] | None = None) -> OnnxFi
     return OnnxFile(
         path, tuple(model.graph.node), _constants(path, model.graph), inputs[0].name, shape,
         tuple(one.name for one in model.graph.output), _shapes(path, model, inputs[0], (batch, *shape)), batch,
-        _readers(model.graph),
+        _readers(model.graph), _facts(model),
     )  # fmt: skip
+
+
+def _facts(model: ModelProto) -> dict[str, str]:
+    found = {one.key: one.value for one in model.metadata_props}
+    return found if "bitpress" in found else {}
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:

@@ -65,10 +65,11 @@ class Codes:
 
 @dataclass(frozen=True, slots=True)
 class _Rounded:
-    """What QuantizeLinear makes of a computed value; only DequantizeLinear can read it."""
+    """What QuantizeLinear makes of a computed value: levels plus `zero`; only Clip and DequantizeLinear can read it."""
 
     value: str
     rounding: Rounding
+    zero: int
 
 
 _Value = str | np.ndarray | Codes | _Rounded
@@ -96,7 +97,7 @@ class _Importer(Drawing):
     made: dict[str, _Value] = field(default_factory=dict)  # ONNX name -> value
     roundings: dict[str, Rounding] = field(default_factory=dict)  # by provisional name
     weights: dict[str, Codes] = field(default_factory=dict)  # by name of the constant
-    settled: dict[_Rounded, str] = field(default_factory=dict)  # what several DequantizeLinear of one code come to
+    settled: dict[_Rounded, str] = field(default_factory=dict)  # what equal DequantizeLinear come to
 
     def positive(self, name: str) -> bool:
         """Whether a value cannot be below zero, by structure."""
@@ -330,8 +331,10 @@ def _relu(importer: _Importer, call: _Call) -> str:
     return importer.emit("relu", (call.value(),), label=call.name)
 
 
-def _clip(importer: _Importer, call: _Call) -> str:
+def _clip(importer: _Importer, call: _Call) -> _Value:
     lo, hi = call.const(1), call.const(2)
+    if isinstance(rounded := call.get(0), _Rounded):
+        return _clipped_codes(rounded, lo, hi)
     if hi is not None and float(hi) >= ENDLESS:
         hi = None
     if lo is not None and float(lo) == 0 and hi is None:
@@ -339,6 +342,16 @@ def _clip(importer: _Importer, call: _Call) -> str:
     if lo is None or hi is None:
         raise _Refused("has one bound; two, or 0 as the lower one, are supported")
     return importer.emit("clip", (call.value(),), label=call.name, lo=float(lo), hi=float(hi))
+
+
+def _clipped_codes(rounded: _Rounded, lo: np.ndarray | None, hi: np.ndarray | None) -> _Rounded:
+    """Codes that end earlier than their type: so files hold widths that have no type of their own."""
+    was = rounded.rounding
+    first = was.lo if lo is None else max(was.lo, int(lo) - rounded.zero)
+    last = was.hi if hi is None else min(was.hi, int(hi) - rounded.zero)
+    if first >= last:
+        raise _Refused(f"leaves the codes {first + rounded.zero} .. {last + rounded.zero}: two at least are supported")
+    return replace(rounded, rounding=replace(was, lo=first, hi=last))
 
 
 def _add(importer: _Importer, call: _Call) -> str:
@@ -533,7 +546,7 @@ def _quantize(_importer: _Importer, call: _Call) -> _Value:
     if scale.ndim:
         raise _Refused("has a scale per channel on a computed value; one scale is supported")
     _require_only_rounded(call)
-    return _Rounded(x, Rounding(float(scale), lo - int(zero), hi - int(zero)))
+    return _Rounded(x, Rounding(float(scale), lo - int(zero), hi - int(zero)), int(zero))
 
 
 def _require_only_rounded(call: _Call) -> None:
@@ -560,21 +573,19 @@ def _dequantize(importer: _Importer, call: _Call) -> _Value:
         return Codes(levels.astype(np.int32), scale, axis, kind[0] if kind else None)
     if not isinstance(value, _Rounded):
         raise _Refused(f"input {call.node.input[0]} is no code of QuantizeLinear and no constant")
-    _bits, lo, _ = _integer_bits(call.const(2, np.zeros((), np.uint8)).dtype) or (0, 0, 0)
-    if scale.ndim or float(scale) != value.rounding.scale or lo - int(zero) != value.rounding.lo:
+    if scale.ndim or float(scale) != value.rounding.scale or int(zero) != value.zero:
         raise _Refused("has another scale or zero point than the QuantizeLinear before it")
     if value not in importer.settled:
-        importer.settled[value] = _rounded(importer, value)
+        importer.settled[value] = _rounded(importer, value.value, value.rounding)
     return importer.settled[value]
 
 
-def _rounded(importer: _Importer, value: _Rounded) -> str:
+def _rounded(importer: _Importer, x: str, rounding: Rounding) -> str:
     """The value with its rounding noted.
 
     A relu or clip goes before it where the levels end earlier than ours, or where the value is rounded otherwise
     already: from there on it is another one.
     """
-    x, rounding = value.value, value.rounding
     known = _known(importer, x)
     if known is None:
         x = _saturated(importer, x, rounding)
@@ -593,7 +604,7 @@ def _known(importer: _Importer, x: str) -> Rounding | None:
 
 def _clipped(importer: _Importer, x: str, rounding: Rounding) -> str:
     lo, hi = (float(np.float32(level * rounding.scale)) for level in (rounding.lo, rounding.hi))
-    lo = 0.0 if importer.positive(x) else lo
+    lo = max(lo, 0.0) if importer.positive(x) else lo
     return importer.emit("clip", (x,), label=f"{importer.labels[x]}.clip", lo=lo, hi=hi)
 
 
@@ -608,7 +619,7 @@ def _saturated(importer: _Importer, x: str, rounding: Rounding) -> str:
     if node.op in PASS:
         return _again(importer, x, (_saturated(importer, node.inputs[0], rounding),))
     if node.op == "concat":
-        return _again(importer, x, tuple(_rounded(importer, _Rounded(source, rounding)) for source in node.inputs))
+        return _again(importer, x, tuple(_rounded(importer, source, rounding) for source in node.inputs))
     positive = importer.positive(x)
     if rounding.lo == 0 and rounding.hi == WIDEST:
         return x if positive else importer.emit("relu", (x,), label=f"{importer.labels[x]}.relu")

@@ -6,7 +6,6 @@ Knows nothing of graphs or data sets. Everything a user can get wrong here is an
 from __future__ import annotations
 
 import importlib
-import json
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import nn
 
 from ..errors import BitpressError, CorruptError, EnvironmentMissing, UsageError, close
 from ..factory import call_factory, is_factory
-from ..network import Triple, per_channel
+from ..network import Triple, labels, numbers, per_channel
 from .zoo import IMAGENET, ZOO, Shape
 
 COUNTER = "num_batches_tracked"  # of batch norms: counts training steps, means nothing to the function
@@ -85,9 +84,9 @@ def load(
         raise UsageError(f"{spec} gives {outputs} values, --classes says {classes}")
     return Loaded(
         made.module, spec, shape, outputs,
-        mean=per_channel(mean or _numbers(found, "mean") or _default(made.mean, shape), shape[0], "mean"),
-        std=per_channel(std or _numbers(found, "std") or _default(made.std, shape), shape[0], "std"),
-        labels=_labels(found), weights=path,
+        mean=per_channel(mean or numbers(found, "mean", str(path)) or _default(made.mean, shape), shape[0], "mean"),
+        std=per_channel(std or numbers(found, "std", str(path)) or _default(made.std, shape), shape[0], "std"),
+        labels=labels(found, str(path)), weights=path,
     )  # fmt: skip
 
 
@@ -245,25 +244,6 @@ def _outputs(module: nn.Module, shape: Shape, spec: str) -> int:
 def _default(values: Triple, shape: Shape) -> Triple:
     """The network's usual numbers, or their average where the image has another number of channels."""
     return values if len(values) in (1, shape[0]) else (sum(values) / len(values),)
-
-
-def _numbers(found: Mapping[str, str], key: str) -> Triple | None:
-    """Numbers of a metadata entry, which is a JSON list or is separated by blanks or commas."""
-    if key not in found:
-        return None
-    try:
-        return tuple(float(part) for part in found[key].strip("[]() ").replace(",", " ").split())
-    except ValueError as error:
-        raise CorruptError(f"weights file: metadata {key} {found[key]!r} is no list of numbers") from error
-
-
-def _labels(found: Mapping[str, str]) -> tuple[str, ...]:
-    if "labels" not in found:
-        return ()
-    try:
-        return tuple(str(label) for label in json.loads(found["labels"]))
-    except (ValueError, TypeError) as error:
-        raise CorruptError("weights file: metadata labels is no JSON list") from error
 
 
 def _some(names: list[str], most: int = 3) -> str:

@@ -82,7 +82,7 @@ def test_flags_that_contradict_the_run(changed: tuple[str, str], flag: str, run:
         (2, [CHAIN, "--data", BLOBS, "--budget", "bops=9%", "--weights", "none.pt"], "none.pt"),
         (2, [CHAIN, "--data", BLOBS, "--budget", "bops=9%", "--epochs-search", "-1"], "--epochs-search"),
         (2, [CHAIN, "--data", BLOBS], "--budget"),
-        (2, [CHAIN, "--data", BLOBS, "--budget", "latency=1ms"], "not in this version"),
+        (2, [CHAIN, "--data", BLOBS, "--budget", "latency=1ms"], "needs --latency-table"),
         (3, [STRANGE, "--data", BLOBS, "--budget", "bops=9%"], "sigmoid"),
     ],
 )  # fmt: skip

@@ -258,6 +258,26 @@ def test_float_weights_behind_both_nodes(tmp_path: Path) -> None:
     same(write(tmp_path / "net.onnx", [*rounded("a", "x"), *pair, conv("a", "y")], consts))
 
 
+@pytest.mark.parametrize(("lo", "hi", "bits"), [(0, 15, 4), (1, 7, 4), (None, 3, 2), (-9, 300, 8)])
+def test_codes_that_are_clipped_are_narrower_than_their_type(
+    lo: int | None, hi: int, bits: int, tmp_path: Path
+) -> None:
+    """So `export` writes 2 and 4 bits, for which most runtimes have no type."""
+    ends = ["" if lo is None else "lo", "hi"]
+    nodes = [
+        *LAYER, *rounded("a", "x"), conv("a", "c"), op("Relu", ["c"], ["r"]),
+        op("QuantizeLinear", ["r", "big", "u"], ["q"]), op("Clip", ["q", *ends], ["n"]),
+        op("DequantizeLinear", ["n", "big", "u"], ["d"]),
+        op("DequantizeLinear", ["w4", "one", "z"], ["v"]), op("Conv", ["d", "v"], ["y"]),
+    ]  # fmt: skip
+    ends_held = {"lo": np.uint8(max(0, lo or 0)), "hi": np.uint8(min(hi, 255))}
+    w4 = np.arange(-4, 4, dtype=np.int8).reshape(2, 4, 1, 1)
+    consts = {**CONSTS, **ends_held, "big": np.float32(2**-2), "u": np.uint8(0), "w4": w4}
+    path = write(tmp_path / "net.onnx", nodes, consts)
+    plan = codes(same(path)).plan
+    assert [config.act.bits for config in plan.bits.values()] == [8, bits]
+
+
 def test_one_code_read_through_several_nodes(tmp_path: Path) -> None:
     """Two DequantizeLinear of one code, and two equal QuantizeLinear of one value, are one stored value."""
     nodes = [
@@ -301,6 +321,8 @@ REFUSED: list[tuple[list[Any], str]] = [
       op("Add", ["c", "d"], ["y"])], "unrounded by Relu b"),
     ([op("QuantizeLinear", ["x", "s", "z"], ["q"]), op("DequantizeLinear", ["q", "t", "z"], ["a"]), conv("a", "y")],
      "another scale or zero point"),
+    ([op("QuantizeLinear", ["x", "s", "z"], ["q"]), op("Clip", ["q", "z", "z"], ["n"]),
+      op("DequantizeLinear", ["n", "s", "z"], ["a"]), conv("a", "y")], "leaves the codes 0 .. 0"),
     ([op("QuantizeLinear", ["x", "s", "z"], ["q"]), op("MaxPool", ["q"], ["p"], kernel_shape=[2, 2]),
       op("DequantizeLinear", ["p", "s", "z"], ["a"]), conv("a", "y")], "not dequantised first"),
     ([*rounded("a", "x"), op("DequantizeLinear", ["w8", "one", "z8"], ["v"]), op("Conv", ["a", "v"], ["y"])],

@@ -126,7 +126,7 @@ def test_weights_that_are_given_are_not_trained_again(tmp_path: Path) -> None:
         ({"budgets": ["bops=0.001%"]}, CheckFailed, "the least is"),
         ({"budgets": []}, UsageError, "needs a budget"),
         ({"budgets": ["bops=2%", "bops=3%"]}, UsageError, "one bound of a kind"),
-        ({"budgets": ["latency=1ms"]}, UsageError, "not in this version"),
+        ({"budgets": ["latency=1ms"]}, UsageError, "needs --latency-table"),
         ({"method": "magic"}, UsageError, "unknown --method"),
         ({"residual": "int4"}, UsageError, "--residual"),
         ({"distill": 1.5}, UsageError, "--distill"),
