@@ -168,9 +168,13 @@ def _used(budget: str, result: Mapping[str, Any]) -> float:
     from ..core.cost import parse_budget
 
     found = parse_budget(budget)
-    if found.kind == "bops":
-        return float(result["bops"]) / found.bound(float(result["bops_fp32"]))
-    return float(result["weight_bytes"]) / found.bound(float(result["fp32_bytes"]))
+    figures = {
+        "bops": lambda: (result["bops"], result["bops_fp32"]),
+        "size": lambda: (result["weight_bytes"], result["fp32_bytes"]),
+        "latency": lambda: (result["latency"], result["latency_table"]["w8a8"]),
+    }
+    figure, whole = figures[found.kind]()
+    return float(figure) / found.bound(float(whole))
 
 
 def _homeless(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,6 +220,8 @@ def command(kept: Kept) -> str:
     parts = str(s.get("stages_of", "sbs") if s["method"] == "two-stage" else s["method"])
     if parts not in ("sbs", s["method"]):
         words += ["--stages-of", parts]
+    if s.get("prune_share") is not None:
+        words += ["--prune-share", f"{s['prune_share']:g}"]
     if s.get("mode") and s["mode"] != "joint":
         words += ["--search", str(s["mode"])]
     if s.get("variant") and s["variant"] != "guided":

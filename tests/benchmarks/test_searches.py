@@ -66,15 +66,26 @@ def test_the_command_of_a_stored_run_says_what_its_method_takes(run: Path, tmp_p
     assert searches._against_front(replace(told, settings={**settings, "convention": "sbs"}), points) is not None
     for parts in ("sbs", "djpq"):
         stages = {**kept.settings, "method": "two-stage", "variant": "", "bits": "w8a8", "stages_of": parts}
+        stages["prune_share"] = 0.5
         told = replace(kept, settings=stages)
         assert ("--stages-of djpq" in searches.command(told)) == (parts == "djpq")
         assert ("--lr-thresholds" in searches.command(told)) == (parts == "sbs")
+        assert "--prune-share 0.5 " in searches.command(told)
         assert told.label == ("two-stage joint w8a8" if parts == "sbs" else "two-stage djpq joint w8a8")
     settings = {**settings, "method": "ajpq", "restrict": "", "convention": "sbs", "filters": "fixed:4", "episodes": 60}
     told = replace(kept, settings=settings)
     assert "--method ajpq --precision fixed:4 --episodes 60" in searches.command(told)
     assert "--lr-thresholds" not in searches.command(told)
     assert told.label == "ajpq fixed:4"
+
+
+def test_a_budget_of_any_kind_is_used_to_a_share() -> None:
+    result = {
+        "bops": 10, "bops_fp32": 1000, "weight_bytes": 30, "fp32_bytes": 400, "latency": 0.4,
+        "latency_table": {"w8a8": 1.0},
+    }  # fmt: skip
+    shares = [searches._used(text, result) for text in ("bops=2%", "size=40B", "latency=50%", "latency=0.5ms")]
+    assert shares == pytest.approx([0.5, 0.75, 0.8, 0.8])
 
 
 def test_paths_of_this_host_are_not_kept() -> None:
