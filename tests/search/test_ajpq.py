@@ -234,7 +234,9 @@ def test_environments_are_as_gymnasium_wants_them() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "budget"), [("mixed", "size=16%"), ("mixed", "bops=2%"), ("fixed:4", "size=9%")])
+# Budgets below what the least widths reach with all channels: where widths suffice, the reward on digits, whose float
+# network errs on none of the held-out images, sees no merit in pruning.
+@pytest.mark.parametrize(("precision", "budget"), [("mixed", "size=5.5%"), ("fixed:4", "size=9%")])
 def test_digits_are_pruned_and_every_way_gives_the_same_digest(tmp_path: Path, precision: str, budget: str) -> None:
     out, packed = tmp_path / "run", tmp_path / "x.bpk"
 
