@@ -105,7 +105,7 @@ def tiles(document: Row) -> list[Tile]:
 
 def slow(document: Row) -> list[Row]:
     """Layers with a cause for taking longer than their bound, those first that lose most time."""
-    found = [row for row in document["layers"] if row["slow"]]
+    found = [row for row in document["layers"] if row["slow"] and row["median"] is not None]
     return sorted(found, key=lambda row: row["bound"] - row["median"])
 
 
