@@ -168,13 +168,11 @@ def _used(budget: str, result: Mapping[str, Any]) -> float:
     from ..core.cost import parse_budget
 
     found = parse_budget(budget)
-    figures = {
-        "bops": lambda: (result["bops"], result["bops_fp32"]),
-        "size": lambda: (result["weight_bytes"], result["fp32_bytes"]),
-        "latency": lambda: (result["latency"], result["latency_table"]["w8a8"]),
-    }
-    figure, whole = figures[found.kind]()
-    return float(figure) / found.bound(float(whole))
+    if found.kind == "bops":
+        return float(result["bops"]) / found.bound(float(result["bops_fp32"]))
+    if found.kind == "size":
+        return float(result["weight_bytes"]) / found.bound(float(result["fp32_bytes"]))
+    return float(result["latency"]) / found.bound(float(result["latency_table"]["w8a8"]))
 
 
 def _homeless(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ class MobileNetV2Folded(nn.Module):
 
     def __init__(self, classes: int, in_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        self.count = 0
         depth = STEM
         self._add(in_shape[0], depth, 3, 2)
         self.blocks: list[tuple[int, bool, int]] = []  # layers, whether the input is added, stride
@@ -43,8 +42,7 @@ class MobileNetV2Folded(nn.Module):
         pad = kernel // 2 if stride == 1 else 0
         name = "conv_2d" if groups == 1 else "depthwise_conv_2d"
         layer = nn.Conv2d(depth, width, kernel, stride, pad, groups=groups)
-        self.add_module(f"{self.count:02}", nn.ModuleDict({name: layer}))
-        self.count += 1
+        self.add_module(f"{len(self._modules):02}", nn.ModuleDict({name: layer}))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Stem, 17 inverted residual blocks, a 1x1 convolution, average, classifier."""

@@ -117,21 +117,21 @@ def test_a_search_takes_floats(folder: Path, tmp_path: Path) -> None:
     assert "a search takes floats" in refused(2, *command, "--out", tmp_path / "run")
 
 
-def test_without_onnx_the_extra_is_named(folder: Path, tmp_path: Path) -> None:
+def without(library: str, folder: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    """Compiles the quantised file where `library` cannot be imported."""
     code = (
-        "import sys; sys.modules['onnx'] = None\n"
-        f"sys.argv = ['bitpress', 'compile', {str(folder / 'coded.onnx')!r}, '-o', {str(tmp_path / 'x.bpk')!r}]\n"
+        f"import sys; sys.modules[{library!r}] = None\n"
+        f"sys.argv = ['bitpress', 'compile', {str(folder / 'coded.onnx')!r}, '-o', {str(output)!r}]\n"
         "from bitpress.__main__ import main; main()"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_without_onnx_the_extra_is_named(folder: Path, tmp_path: Path) -> None:
+    done = without("onnx", folder, tmp_path / "x.bpk")
     assert done.returncode == 5 and "[onnx]" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_quantised_file_compiles_without_torch(folder: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        f"sys.argv = ['bitpress', 'compile', {str(folder / 'coded.onnx')!r}, '-o', {str(tmp_path / 'x.bpk')!r}]\n"
-        "from bitpress.__main__ import main; main()"
-    )
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    done = without("torch", folder, tmp_path / "x.bpk")
     assert done.returncode == 0, done.stderr

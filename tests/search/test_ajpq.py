@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from bitpress.core.errors import CheckFailed, UnsupportedError, UsageError
 from bitpress.core.rundir import load_run
 from bitpress.core.search import search
 
+from . import whole_way
 from .test_methods import AJPQ, _events, _is_what_the_integers_say
 from .test_search import NETS, QUICK, _quick
 
@@ -238,29 +237,10 @@ def test_environments_are_as_gymnasium_wants_them() -> None:
 # network errs on none of the held-out images, sees no merit in pruning.
 @pytest.mark.parametrize(("precision", "budget"), [("mixed", "size=5.5%"), ("fixed:4", "size=9%")])
 def test_digits_are_pruned_and_every_way_gives_the_same_digest(tmp_path: Path, precision: str, budget: str) -> None:
-    out, packed = tmp_path / "run", tmp_path / "x.bpk"
-
-    def tool(*words: str) -> dict[str, Any]:
-        command = [sys.executable, "-P", "-m", "bitpress", *words, "--json", "-", "-q"]
-        done = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, done.stderr.decode()
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
-
-    result = tool(
-        "search", "digits_cnn", "--data", "digits", "--method", "ajpq", "--precision", precision, "--budget", budget,
-        "--threads", "1", "--out", str(out),
-    )  # fmt: skip
-    assert result["baseline_top1"] - result["top1"] <= 2
+    result, rows = whole_way.digits(tmp_path, "--method", "ajpq", "--precision", precision, "--budget", budget)
     _uses_its_budget(result)
-    tool("compile", str(out), "-o", str(packed))
-    rows = tool("inspect", str(packed))["layers"]
-    assert any(row["channels_kept"] < row["channels_total"] for row in rows)
     mixed = [row for row in rows if row["w_bits"] is None]
     if precision == "mixed":
         assert any(len(row["w_bits_hist"]) >= 2 for row in mixed)
     else:
         assert not mixed and {row["w_bits"] for row in rows[1:-1]} == {4}
-    assert tool("verify", str(packed), "--against", str(out))["exact"]
-    digests = {tool("eval", str(what), "--data", "digits")["predictions_sha256"] for what in (out, packed)}
-    assert digests == {result["predictions_sha256"]}

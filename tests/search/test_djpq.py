@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +20,7 @@ from bitpress.core.search import search
 from bitpress.core.supernet_vib import LN_VAR_START
 from bitpress.core.train_annealed import Annealing
 
+from . import whole_way
 from .test_methods import DJPQ, _events, _is_what_the_integers_say
 from .test_search import NETS, QUICK, _quick
 
@@ -160,29 +157,12 @@ def test_digits_under_two_percent_are_pruned_and_mixed_and_every_way_gives_the_s
     tmp_path: Path, seed: int, restrict: str
 ) -> None:
     """One command from network to RUN; the RUN and the compiled program agree on every image."""
-    out, packed = tmp_path / "run", tmp_path / "x.bpk"
-
-    def tool(*words: str) -> dict[str, Any]:
-        command = [sys.executable, "-P", "-m", "bitpress", *words, "--json", "-", "-q"]
-        done = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, done.stderr.decode()
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
-
-    result = tool(
-        "search", "digits_cnn", "--data", "digits", "--method", "djpq", "--budget", "bops=2%", "--restrict", restrict,
-        "--seed", str(seed), "--threads", "1", "--out", str(out),
-    )  # fmt: skip
-    assert result["baseline_top1"] - result["top1"] <= 2
+    options = ("--method", "djpq", "--budget", "bops=2%", "--restrict", restrict, "--seed", str(seed))
+    result, rows = whole_way.digits(tmp_path, *options)
     assert result["bops"] <= 0.02 * result["bops_fp32"]
-    tool("compile", str(out), "-o", str(packed))
-    rows = tool("inspect", str(packed))["layers"]
-    assert any(row["channels_kept"] < row["channels_total"] for row in rows)
     assert len({(row["w_bits"], row["a_bits"]) for row in rows[1:-1]}) >= 2
     assert {row["w_bits"] for row in rows} | {row["a_bits"] for row in rows} <= {2, 4, 8}
-    assert tool("verify", str(packed), "--against", str(out))["exact"]
-    digests = {tool("eval", str(what), "--data", "digits")["predictions_sha256"] for what in (out, packed)}
-    assert digests == {result["predictions_sha256"]}
+    out = tmp_path / "run"
     (start,), (end,) = _events(out, "start"), _events(out, "gates")
     for layer, sides in end["layers"].items():
         assert sides["w"]["t"] != start["layers"][layer]["w"]["t"]
