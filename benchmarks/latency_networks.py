@@ -25,7 +25,7 @@ from .pace import Pace
 if TYPE_CHECKING:
     from ..core.supernet import SuperNet
 
-RANDOM, CHECKS = 4, 6  # plans beside the corners that are learned from, and those that only judge
+RANDOM, CHECKS = 4, 10  # plans beside the corners that are learned from, and those that only judge
 SHARE = 120  # of the work: a whole network against one pair of widths of one shape
 FACTOR = 20  # of the seconds of a pair of widths: the time of one plan
 IMAGES = 4  # of noise, for clips
@@ -48,7 +48,8 @@ def measured_network(
     space = search_space(graph)
     rng = np.random.default_rng(seed)
     corners = [largest(space), smallest(space), *stairs(space)[1:3]]
-    choices = [*corners, *(drawn(space, rng) for _ in range(RANDOM + CHECKS))]
+    levels = (*spread(RANDOM), *spread(CHECKS))
+    choices = [*corners, *(drawn(space, rng, level) for level in levels)]
     found = timed(graph, space, choices, residual, pace=pace, seconds=seconds, seed=seed)
     seen = found[: len(corners) + RANDOM]
     network = learned(model, graph, space, table, seen)
@@ -63,14 +64,19 @@ def measured_network(
     }  # fmt: skip
 
 
-def drawn(space: Space, rng: np.random.Generator) -> Choice:
-    """A point of the space by chance."""
-    whole = largest(space)
-    weight = {name: int(rng.choice(space.widths)) for name in space.searched}
-    act = {name: int(rng.choice(space.widths)) for name in space.acts}
+def spread(count: int) -> tuple[float, ...]:
+    """Levels of `drawn`, evenly between narrow and wide: plans drawn at one level take almost the same time."""
+    return tuple((i + 0.5) / count for i in range(count))
+
+
+def drawn(space: Space, rng: np.random.Generator, level: float) -> Choice:
+    """A point of the space by chance: at level 0 the narrowest widths and fewest channels, at 1 the whole network."""
+    whole, steps = largest(space), len(space.widths) - 1
+    weight = {name: space.widths[rng.binomial(steps, level)] for name in space.searched}
+    act = {name: space.widths[rng.binomial(steps, level)] for name in space.acts}
     parts = {}
     for group, gate in space.gates.items():
-        gone = set(rng.permutation(len(gate.sizes))[: rng.integers(0, gate.removable + 1)].tolist())
+        gone = set(rng.permutation(len(gate.sizes))[: rng.binomial(gate.removable, 1 - level)].tolist())
         parts[group] = tuple(p for p in whole.parts[group] if p not in gone)
     return Choice({**whole.weight, **weight}, {**whole.act, **act}, parts)
 

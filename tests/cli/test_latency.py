@@ -42,7 +42,9 @@ def test_profile_writes_a_table_and_says_how_well_it_interpolates(
 ) -> None:
     document = tables.document(graph, tables.smooth)
     document["interpolation"] = {"points": 4, "median": 0.02, "p90": 0.05, "largest": 0.09}
-    document["networks"][0]["checks"] = [{"predicted": 1.1, "measured": 1.0}]
+    document["networks"][0]["checks"] = [
+        {"predicted": p, "measured": m} for p, m in ((1.1, 1.0), (2.2, 2.0), (3.3, 4.0), (4.5, 3.0))
+    ]
     asked: dict[str, Any] = {}
 
     def profile(models: Any, **options: Any) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def test_profile_writes_a_table_and_says_how_well_it_interpolates(
     monkeypatch.setattr(latency_table, "profile", profile)
     out = good("profile", CHAIN, "-o", tmp_path / "t.json", "--threads", "2", "--grid", "3").out
     assert asked["models"] == (CHAIN,) and (asked["threads"], asked["grid"]) == (2, 3)
-    assert "median error 2.0 %, 90 % within 5.0 %, at most 9.0 %" in out and "10 %" in out
+    assert "median error 2.0 %, 90 % within 5.0 %, at most 9.0 %" in out and "14 %" in out and " 0.8 " in out
     assert good("profile", CHAIN, "-o", tmp_path / "t.json", "--json", "-").document()["schema"] == "bitpress.profile"
     assert "no folder" in refused(2, "profile", "-o", tmp_path / "none" / "t.json")
 
