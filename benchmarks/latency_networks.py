@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import correlation, median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +65,20 @@ def measured_network(
     }  # fmt: skip
 
 
+def judged(checks: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """How far the predictions of `checks` lie from what was measured: their number, median error, rank correlation."""
+    predicted, measured = ([check[key] for check in checks] for key in ("predicted", "measured"))
+    errors = [abs(p / m - 1) for p, m in zip(predicted, measured, strict=True)]
+    return {
+        "checks": len(errors), "error": median(errors) if errors else None,
+        "rank": correlation(_ranks(predicted), _ranks(measured)) if len(errors) > 1 else None,
+    }  # fmt: skip
+
+
+def _ranks(values: Sequence[float]) -> list[int]:
+    return [sorted(values).index(value) for value in values]
+
+
 def spread(count: int) -> tuple[float, ...]:
     """Levels of `drawn`, evenly between narrow and wide: plans drawn at one level take almost the same time."""
     return tuple((i + 0.5) / count for i in range(count))
@@ -85,8 +100,8 @@ def timed(
     graph: Graph, space: Space, choices: Sequence[Choice], residual: str, *, pace: Pace, seconds: float, seed: int
 ) -> list[Timed]:
     """Every choice compiled, verified by its golden sample, and timed against the others in one interleaved run."""
-    net, image = _super_net(graph, space, residual, seed)
-    models = [_model(net, choice, pace.threads) for choice in choices]
+    net, image = noise_net(graph, space, residual, seed)
+    models = [verified_model(net, choice, pace.threads) for choice in choices]
     steps: dict[str, list[np.ndarray]] = {f"steps {i}": [] for i in range(len(models))}
     candidates: dict[str, Callable[[], Any]] = {}
     for i, model in enumerate(models):
@@ -108,7 +123,7 @@ def timed(
     return out
 
 
-def _super_net(graph: Graph, space: Space, residual: str, seed: int) -> tuple[SuperNet, np.ndarray]:
+def noise_net(graph: Graph, space: Space, residual: str, seed: int) -> tuple[SuperNet, np.ndarray]:
     """A net whose clips fit noise, which is all that times need, and an image of it."""
     import torch
 
@@ -121,7 +136,7 @@ def _super_net(graph: Graph, space: Space, residual: str, seed: int) -> tuple[Su
     return net, noise[:1]
 
 
-def _model(net: SuperNet, choice: Choice, threads: int) -> Model:
+def verified_model(net: SuperNet, choice: Choice, threads: int) -> Model:
     net.freeze(choice)
     plan, tensors = net.extract()
     model = Model(artifact.encode(compile_graph(net.graph, plan, tensors, {})), threads=threads)

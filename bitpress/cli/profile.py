@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -70,20 +70,13 @@ def _layer(document: Mapping[str, Any], number: int, shape: Mapping[str, Any]) -
 
 
 def _network(network: Mapping[str, Any]) -> dict[str, Any]:
-    from statistics import correlation, median
+    from ..benchmarks.latency_networks import judged
 
-    predicted, measured = ([check[key] for check in network["checks"]] for key in ("predicted", "measured"))
-    errors = [abs(p / m - 1) for p, m in zip(predicted, measured, strict=True)]
     return {
         "model": network["model"], "residual": network["residual"], "layers": sum(network["extra"].values()),
         "rest": sum(step["ms"][-1] for step in network["steps"]), "overhead": network["overhead"],
-        "checks": len(errors), "error": median(errors) if errors else None,
-        "rank": correlation(_ranks(predicted), _ranks(measured)) if len(errors) > 1 else None,
+        **judged(network["checks"]),
     }  # fmt: skip
-
-
-def _ranks(values: Sequence[float]) -> list[int]:
-    return [sorted(values).index(value) for value in values]
 
 
 def _notes(document: Mapping[str, Any], output: str) -> list[str]:
