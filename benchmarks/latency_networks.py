@@ -137,6 +137,7 @@ def noise_net(graph: Graph, space: Space, residual: str, seed: int) -> tuple[Sup
 
 
 def verified_model(net: SuperNet, choice: Choice, threads: int) -> Model:
+    """The choice, frozen and compiled; CheckFailed unless its golden sample comes out."""
     net.freeze(choice)
     plan, tensors = net.extract()
     model = Model(artifact.encode(compile_graph(net.graph, plan, tensors, {})), threads=threads)

@@ -74,8 +74,8 @@ def page(table: Path, runs: Mapping[str, str]) -> str:
         "",
         f"Written by `bitpress profile {models} -o table.json` and",
         f"`python -m bitpress.benchmarks.latency_page {words}`",
-        f"on {datetime.date.today()}: {host['cpu']}, {host['isa']}, {host['threads']} thread(s). Plans are spread from the",
-        "narrowest to the whole network; the table learned from others.",
+        f"on {datetime.date.today()}: {host['cpu']}, {host['isa']}, {host['threads']} thread(s). Plans are spread from",
+        "the narrowest to the whole network; the table learned from others.",
         "",
         to_markdown(Table("", NETWORKS, [_network(network) for network in document["networks"]])).rstrip(),
     ]  # fmt: skip
@@ -83,8 +83,8 @@ def page(table: Path, runs: Mapping[str, str]) -> str:
         rows = [_row(name, load_run(run), host["threads"]) for name, run in runs.items()]
         lines += [
             "",
-            "Searched for a share of the network's own time at w8a8, unpruned; both networks in turns, in one process, the",
-            "share measured being the median of the ratios of neighbouring blocks. Outputs equal the numpy reference.",
+            "Searched for a share of the network's own time at w8a8, unpruned; both networks in turns, in one process,",
+            "the share measured being the median of the ratios of neighbouring blocks. Outputs equal those of numpy.",
             "",
             to_markdown(Table("", RUNS, rows)).rstrip(),
         ]  # fmt: skip

@@ -1,0 +1,247 @@
+"""What this CPU gets out of networks and kernels, beside its own measured bounds and its peers, on one page.
+
+    python -m bitpress.benchmarks.cpu FOLDER [--searched NAME=X.bpk ...] -o benchmarks/results/cpu_NAME.md
+
+Networks are unpruned, of one pair of bits, 8 at the ends, with random weights: time does not depend on what they show,
+but for kernels whose additions do. Each measurement is a command of its own, whose document stays in FOLDER; those that
+are there are not made again. Run it on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..cli.tables import Column, Table, to_markdown
+from ..core.errors import BitpressError, EnvironmentMissing
+from ..core.host import cpu_name, write_text
+from ..core.rundir import read_json
+
+NETWORKS: Mapping[str, tuple[str, ...]] = {
+    "resnet20": ("w8a8", "w4a4", "w2a4", "w2a2"), "resnet56": ("w8a8", "w2a2"), "vgg7": ("w8a8", "w2a2"),
+    "resnet18": ("w8a8", "w4a4", "w2a2"), "mobilenet_v1": ("w8a8",), "mobilenet_v2": ("w8a8",),
+}  # fmt: skip
+LAYERED = "resnet20"  # the network whose layers the page shows
+SETTINGS = ((1, 1), (2, 1), (1, 16))  # threads, batch
+SECONDS = {"bench": 2.0, "gemm": 0.05}  # of each run; of each kernel on a shape
+SHAPES, BITS = "resnet20,resnet18,mobilenet_v1,4096x4096x1", "w1a1,w1a2,w2a2,w2a4,w4a4,w2a8,w4a8,w8a8"
+DENSE = "w8a8"
+Columns = tuple[Column, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One document: the commands that make it, the last of which writes it."""
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+
+
+def jobs(folder: Path, searched: Mapping[str, str]) -> Iterator[Job]:
+    """Everything that is measured, in order."""
+    threads, batches = (",".join(map(str, sorted({s[i] for s in SETTINGS}))) for i in (0, 1))
+    timed = ("--threads", threads, "--batch", batches, "--seconds", str(SECONDS["bench"]))
+    for network, widths in NETWORKS.items():
+        for bits in widths:
+            name = f"{network}-{bits}"
+            file = str(folder / f"{name}.bpk")
+            make = ("compile", network, "--quantize", bits, "--calibrate", "random:16", "-o", file)
+            yield Job(name, (make, ("bench", file, *timed)))
+    for name, file in searched.items():
+        yield Job(name, (("bench", file, *timed),))
+    kernels = ("--shapes", SHAPES, "--bits", BITS, "--isa", "all", "--vs", "", "--seconds", str(SECONDS["gemm"]))
+    yield Job("gemm", (("bench", "gemm", *kernels),))
+
+
+def measure(folder: Path, searched: Mapping[str, str]) -> dict[str, Any]:
+    """Name -> document of every job, made where it is not there; EnvironmentMissing with what a command said."""
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = list(jobs(folder, searched))
+    for number, job in enumerate(todo, 1):
+        path = folder / f"{job.name}.json"
+        if path.is_file():
+            continue
+        print(f"cpu: {job.name}, {number} of {len(todo)}", file=sys.stderr)
+        part = path.with_suffix(".part")
+        for command in job.commands:
+            _run((*command, "-q") if command is not job.commands[-1] else (*command, "-q", "--json", str(part)))
+        part.replace(path)
+    return {job.name: read_json(folder / f"{job.name}.json") for job in todo}
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run([sys.executable, "-P", "-m", "bitpress", *command], capture_output=True, text=True)
+    if done.returncode:
+        raise EnvironmentMissing(f"bitpress {' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
+
+
+def page(documents: Mapping[str, Any], words: str) -> str:
+    """The page of all documents; `words`: how it was asked for."""
+    gemm = documents["gemm"]
+    networks = {name: document for name, document in documents.items() if name != "gemm"}
+    shown = [name for name in networks if name.split("-")[0] == LAYERED or "-w" not in name]
+    parts: list[tuple[str, str, Table]] = [
+        ("Whole networks", NETWORKS_SAY, _networks(networks)),
+        ("BOPs and time", RANKS_SAY, _ranks(networks)),
+        (f"Layers of {LAYERED}", LAYERS_SAY, _layers({name: networks[name] for name in shown})),
+        ("Kernels", KERNELS_SAY, _kernels(gemm)),
+        ("Bounds", "Rates of one thread, measured in the same runs: operations of a family's innermost instructions, "
+         "multiply-accumulates or products and additions of bits; reads.", _roofs(gemm)),
+    ]  # fmt: skip
+    lines = [
+        f"# What {cpu_name()} gets", "",
+        f"Written by `python -m bitpress.benchmarks.cpu {words}` on {datetime.date.today()}: {cpu_name()}, "
+        f"best instruction set {gemm['host']['isa']}.",
+        "Peers run the same network with 8-bit weights and activations, all in turns in one run; medians. A ratio",
+        "above 1 says how many times longer the peer takes.",
+        *dict.fromkeys(filter(None, (document["peers_left_out"] for document in networks.values()))),
+    ]  # fmt: skip
+    for title, said, table in parts:
+        lines += ["", f"## {title}", "", said, "", to_markdown(table).rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+NETWORKS_SAY = (
+    "`t` threads, `b` images at a time. *Bounds*: the whole inference over the sum of its layers' measured bounds, one "
+    "thread, one image."
+)
+RANKS_SAY = "Spearman's rank correlation of the layers' BOPs and times in one network, one thread, one image."
+LAYERS_SAY = "Microseconds, one thread, one image; below BOPs of the layer at that pair of bits."
+KERNELS_SAY = (
+    "The row that a compiled network gets, one thread, rounding to 8 bits or fewer included; *peak*: share of the "
+    "family's innermost instructions; *faster*: the time at w8a8 over this one, in the same run. Levels are drawn "
+    "evenly from each grid, so 75 % of the bit-sliced v of 2 bits are not 0."
+)
+
+
+def _int8(run: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    peers = [peer for peer in run["peers"] if peer["name"].endswith("int8")]
+    return min(peers, key=lambda peer: float(peer["ratio"]), default=None)
+
+
+def _at(document: Mapping[str, Any], setting: tuple[int, int]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = next(r for r in document["runs"] if (r["threads"], r["batch"]) == setting)
+    return found
+
+
+def _networks(documents: Mapping[str, Any]) -> Table:
+    rows = []
+    for name, document in documents.items():
+        row: dict[str, Any] = {"name": name}
+        for setting in SETTINGS:
+            run, key = _at(document, setting), _setting(setting)
+            peer = _int8(run)
+            row |= {key: run["total"]["median"], f"{key} peer": None if peer is None else f"{peer['ratio']:.2f}"}
+            if setting == SETTINGS[0]:
+                bounds = [layer["bound"] for layer in run["layers"] if layer["bound"]]
+                row |= {
+                    "peer": None if peer is None else peer["name"],
+                    "bounds": f"{run['total']['median'] / sum(bounds):.2f}" if bounds else None,
+                }
+        rows.append(row)
+    timed = [
+        column
+        for setting in SETTINGS
+        for column in (
+            Column(_setting(setting), f"{_setting(setting)} ms", "ms"),
+            Column(f"{_setting(setting)} peer", "best int8 peer / ours"),
+        )
+    ]
+    return Table("", (Column("name", "network"), *timed, Column("bounds", "bounds"), Column("peer", "best peer")), rows)
+
+
+def _setting(setting: tuple[int, int]) -> str:
+    return f"t{setting[0]} b{setting[1]}"
+
+
+def _ranks(documents: Mapping[str, Any]) -> Table:
+    from scipy.stats import spearmanr
+
+    rows = []
+    for name, document in documents.items():
+        layers = [row for row in _at(document, SETTINGS[0])["layers"] if row["bops"]]
+        found = spearmanr([row["bops"] for row in layers], [row["median"] for row in layers]).statistic
+        rows.append({
+            "name": name, "layers": len(layers), "bops": sum(row["bops"] for row in layers),
+            "ms": sum(row["median"] for row in layers), "rank": f"{found:.2f}",
+        })  # fmt: skip
+    columns = (
+        Column("name", "network"), Column("layers", "layers", "int"), Column("bops", "BOPs", "count"),
+        Column("ms", "their ms", "ms"), Column("rank", "rank correlation"),
+    )  # fmt: skip
+    return Table("", columns, rows)
+
+
+def _layers(documents: Mapping[str, Any]) -> Table:
+    rows: dict[str, dict[str, Any]] = {}
+    for name, document in documents.items():
+        for layer in _at(document, SETTINGS[0])["layers"]:
+            if layer["bops"]:
+                row = rows.setdefault(layer["name"], {"layer": layer["name"], "macs": layer["macs"]})
+                row |= {name: layer["median"], f"{name} bops": layer["bops"]}
+    timed = [
+        column
+        for name in documents
+        for column in (Column(name, f"{name} us", "us"), Column(f"{name} bops", "BOPs", "count"))
+    ]
+    return Table("", (Column("layer", "layer"), Column("macs", "MACs", "count"), *timed), list(rows.values()))
+
+
+def _kernels(document: Mapping[str, Any]) -> Table:
+    rows, dense = [], {}
+    for row in document["rows"]:
+        if row["chosen"] and row["bits"] == DENSE:
+            dense[_shape(row)] = row["median"]
+    for row in document["rows"]:
+        if row["chosen"]:
+            base = dense.get(_shape(row))
+            rows.append({
+                "shape": row["shape"], "layer": " ".join(row["layers"][:1]), "bits": row["bits"],
+                "kernel": row["kernel"], "ms": row["median"], "gmacs": row["gmacs"],
+                "peak": row["gmacs"] / row["peak"] if row["peak"] else None,
+                "faster": None if base is None else f"{base / row['median']:.2f}",
+            })  # fmt: skip
+    columns = (
+        Column("shape", "M x K x N"), Column("layer", "first layer"), Column("bits", "bits"),
+        Column("kernel", "kernel"), Column("ms", "us", "us"), Column("gmacs", "GMAC/s", "float"),
+        Column("peak", "peak", "percent"), Column("faster", "faster"),
+    )  # fmt: skip
+    return Table("", columns, rows)
+
+
+def _shape(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return row["shape"], *row["layers"]
+
+
+def _roofs(document: Mapping[str, Any]) -> Table:
+    from ..cli.bench_gemm import tables
+
+    return tables(document)[-1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; exit code as everywhere."""
+    parser = argparse.ArgumentParser(prog="python -m bitpress.benchmarks.cpu", description=__doc__)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where documents are kept")
+    parser.add_argument("--searched", metavar="NAME=X.bpk", action="append", default=[], help="a compiled RUN, too")
+    parser.add_argument("-o", "--output", type=Path, help="page to write; default: stdout")
+    asked = parser.parse_args(arguments)
+    searched = dict(word.split("=", 1) for word in asked.searched)
+    words = " ".join(["FOLDER", *(f"--searched {name}={name}.bpk" for name in searched)])
+    try:
+        text = page(measure(asked.folder, searched), words)
+        print(text, end="") if asked.output is None else write_text(asked.output, text)
+    except BitpressError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""The page about one CPU: what is measured, what is kept, what stands on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitpress.benchmarks import cpu
+
+pytestmark = pytest.mark.native
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "NETWORKS": {"digits_cnn": ("w8a8", "w2a2")}, "LAYERED": "digits_cnn", "SETTINGS": ((1, 1),),
+        "SECONDS": {"bench": 0.01, "gemm": 0.001}, "SHAPES": "16x36x16", "BITS": "w2a2,w8a8",
+    }.items():  # fmt: skip
+        monkeypatch.setattr(cpu, name, value)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_page_is_made_of_commands_that_are_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    folder, page = tmp_path / "cpu", tmp_path / "page.md"
+    assert cpu.main([str(folder), "-o", str(page)]) == 0
+    first = page.read_text()
+    rows = [line for line in first.splitlines() if line.startswith("| digits_cnn-")]
+    assert [line.split()[1] for line in rows] == ["digits_cnn-w8a8", "digits_cnn-w2a2"] * 2  # networks, then ranks
+    assert all("onnxruntime-int8" in line for line in rows[:2])
+    kernels = [line for line in first.splitlines() if line.startswith("| 16x36x16 |")]
+    assert len(kernels) == 2 and kernels[1].rstrip(" |").endswith("1.00")
+
+    def run(command: Any) -> None:
+        raise AssertionError(command)
+
+    monkeypatch.setattr(cpu, "_run", run)
+    assert cpu.main([str(folder), "-o", str(page)]) == 0
+    assert page.read_text() == first
+    (folder / "gemm.json").unlink()
+    with pytest.raises(AssertionError, match="gemm"):
+        cpu.main([str(folder), "-o", str(page)])
+
+
+@pytest.mark.usefixtures("small")
+def test_a_command_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "digits_cnn-w8a8.json").write_text("{}")
+    (tmp_path / "digits_cnn-w2a2.json").write_text("{}")
+    assert cpu.main([str(tmp_path), "--searched", f"mine={tmp_path / 'none.bpk'}"]) != 0
+    assert "bitpress bench" in (said := capsys.readouterr().err) and "none.bpk" in said
+    assert not (tmp_path / "mine.json").exists()
