@@ -81,7 +81,7 @@ def padded(step: Step, in_shape: tuple[int, int, int], kernel: Kernel) -> Padded
         return Padded(rows, depth, 4 * rows * depth)
     depth = depth // run * -(-run // kernel.group) * kernel.group
     if kernel.family == "lut":
-        return Padded(rows, depth, rows * depth // 3)
+        return Padded(rows, depth, rows * depth // kernel.group)
     return Padded(rows, depth, rows * depth * (2 if _wide(kernel) else 1))
 
 

@@ -229,6 +229,21 @@ __attribute__((target("avx512f"))) double adds_avx512(std::uint64_t loops) {
   return static_cast<double>(loops) * 8 * 512;
 }
 
+// 32 sums of two products from a table, added up.
+__attribute__((target("avx2"))) double looks_avx2(std::uint64_t loops) {
+  ACC8(__m256i);
+  __m256i a = _mm256_set1_epi8(0x5), w = _mm256_set1_epi8(0x3);
+  for (std::uint64_t i = 0; i < loops; ++i) {
+#define STEP(n) "vpshufb %9, %8, %%ymm15\n\tvpaddb %%ymm15, %" n ", %" n "\n\t"
+    asm volatile(CHAINS8(STEP)
+                 : "+x"(c0), "+x"(c1), "+x"(c2), "+x"(c3), "+x"(c4), "+x"(c5), "+x"(c6), "+x"(c7)
+                 : "x"(a), "x"(w)
+                 : "xmm15");
+#undef STEP
+  }
+  return static_cast<double>(loops) * 8 * 64;
+}
+
 // 64 sums of three products from a table, added up.
 __attribute__((target("avx512f,avx512bw,avx512vbmi"))) double looks_avx512vbmi(std::uint64_t loops) {
   ACC8(__m512i);
@@ -274,6 +289,7 @@ constexpr Row kRows[] = {
     {"bitsliced", "generic", always, adds_generic},
     {"bitsliced", "avx2", avx2, adds_avx2},
     {"bitsliced", "avx512", avx512, adds_avx512},
+    {"lut", "avx2", avx2, looks_avx2},
     {"lut", "avx512vbmi", avx512vbmi, looks_avx512vbmi},
 };
 

@@ -13,9 +13,9 @@
 //   s8dot      i8dot with dot(v, byte - 128): both sides are signed bytes, and bias[r] has 128 * 2^shift * sum(v) more.
 //   bitserial  acc = sum over planes p, q of cw[p] * ca[q] * popcount(W_p & A_q) + factor * sum(a) + bias[r], factor
 //              being the weights' offset. Activations have none, and zero bits add nothing: K is padded for free.
-//   lut        dot(v, byte) of i8dot, for bytes below 4 and at most four v: in threes, from a table of all 64 x 64 sums
-//   of
-//              three products, each with a constant that makes it unsigned; bias[r] takes that back too.
+//   lut        dot(v, byte) of i8dot, for bytes below 4 and at most four v: in twos or threes (the row's group), from a
+//              table of all 16 x 16 or 64 x 64 sums of so many products, each with a constant that makes it unsigned;
+//              bias[r] takes that back too.
 //   bitsliced  a vector holds one bit of many pixels, a weight is no data but a list: w = v, or w = 2 * v + 1 where no
 //              level is 0, v a sum of signed powers of two, and there is a list of elements for each power. Counters
 //              are bit planes. To take a byte away is to add 2^a_bits - 1 - byte, so that they are never negative;
@@ -79,7 +79,7 @@ struct Conv {
   // i8dot16: steps of `group` elements whose sum fits int16: floor(32767 / (2 * max|v| * max byte)), at least 1
   // lut: look-ups whose sum fits uint8, in fours
   uint32_t delay;
-  const uint8_t* tables;  // lut: [code of three activations][code of three weights], codes of 2 bits each, first lowest
+  const uint8_t* tables;  // lut: [code of a group of activations][code of weights], 2 bits each, first lowest
   // bitserial
   uint32_t w_bits, a_bits, words;  // words of 32 bits of one plane of K = taps * valid elements
   const int32_t* coeffs;           // [w_bits, a_bits]: cw[p] * ca[q]
@@ -106,8 +106,8 @@ struct Conv {
 
 // weights of i8dot and s8dot rows: [blocks][taps * run / group][lanes][group] of int8 (group 4, 8) or int16 (group 2);
 // for the generic row [rows][taps * run] int16. Weights of bitserial rows: uint32 [blocks][w_bits][words][lanes].
-// Weights of lut rows: codes of triples [blocks][taps][ceil(valid / 3)][lanes]; lane 2i is channel i of the block, lane
-// 2i + 1 is channel lanes / 2 + i.
+// Weights of lut rows: codes of groups [blocks][taps][ceil(valid / group)][lanes]; lane 2i is channel i of the block,
+// lane 2i + 1 is channel lanes / 2 + i.
 // Lists of bitsliced rows, of uint16, one for each digit: n, a multiple of kSlicePad; how many counters above the
 // digit's it can reach; n places in the planes of the chunk, in bytes. An element has 2 * a_bits vectors there, the
 // second half to be taken away. The row behind the last has one list, of every element.

@@ -1,30 +1,38 @@
-// lut: convolution of 2-bit values by look-up in tables of 64 bytes. One template; the leaf is the vocabulary V:
+// lut: convolution of 2-bit values by look-up in tables of 4^kGroup bytes. One template; the leaf is the vocabulary V:
+//   kGroup              products of a look-up: 2 or 3
 //   kLanes              output channels of a vector of bytes
 //   kMax1, kMax2        most pixels of a tile that is 1, 2 blocks of channels high
-//   zero, load(bytes), table(64 bytes), look(table, indices), add8(&sum, v), add16(&sum, v)
+//   zero, load(bytes), table(bytes), look(table, indices), add8(&sum, v), add16(&sum, v)
 //   odd(v)              every other byte, widened to 16 bits
 //   store(int32*, total, odd, add): 16-bit sums of pairs of bytes, and of the odd ones -> int32 in order
 //   load_some(bytes, n) zeros behind the first n, which are all that is read
-//   code(a, b, c)       three vectors of bytes -> their low two bits, side by side
-//   store_offsets(uint16*, codes): 64 times each
+//   code(a, b), code(a, b, c): vectors of bytes -> their low two bits, side by side
+//   store_offsets(uint16*, codes): 4^kGroup times each
 //   window_sum(bytes, n, flip): sum of bytes ^ flip
 //
-// A run is cut into thirds; element i of each make one triple. Three activations pick a table, three weights of each
-// output channel are the index into it, the entry is the sum of the three products plus a constant that makes it
-// unsigned. Triples of activations are coded once for the rows at hand, wherever windows begin: the code at byte p
-// holds p, p + third and p + 2 * third, so that windows which overlap share them. For a kernel of three columns they
-// are its columns.
+// A run is cut into kGroup parts; element i of each make one group. Its activations pick a table, its weights of each
+// output channel are the index into it, the entry is the sum of the products plus a constant that makes it unsigned.
+// Groups of activations are coded once for the rows at hand, wherever windows begin: the code at byte p holds p,
+// p + part and, of three, p + 2 * part, so that windows which overlap share them. Of a kernel of three columns three
+// parts are the columns.
 
 // Positions of the codes of a run.
-inline uint32_t third_of(const Conv& c) { return (c.valid + 2) / 3; }
-
-// Codes of `count` triples, of which only the first `seconds` and `thirds` have a second and a third element.
 template <class V>
-void lut_codes(const uint8_t* in, size_t third, size_t count, size_t seconds, size_t thirds, uint16_t* out) {
+inline uint32_t part_of(const Conv& c) {
+  return (c.valid + V::kGroup - 1) / V::kGroup;
+}
+
+// Codes of `count` groups, of which only the first `seconds` and `thirds` have a second and a third element.
+template <class V>
+void lut_codes(const uint8_t* in, size_t part, size_t count, size_t seconds, size_t thirds, uint16_t* out) {
   const auto rest = [](size_t n, size_t i) BITPRESS_INLINE { return n > i ? n - i : 0; };
-  for (size_t i = 0; i < count; i += V::kLanes)
-    V::store_offsets(out + i, V::code(V::load_some(in + i, count - i), V::load_some(in + i + third, rest(seconds, i)),
-                                      V::load_some(in + i + 2 * third, rest(thirds, i))));
+  for (size_t i = 0; i < count; i += V::kLanes) {
+    const auto first = V::load_some(in + i, count - i), second = V::load_some(in + i + part, rest(seconds, i));
+    if constexpr (V::kGroup == 2)
+      V::store_offsets(out + i, V::code(first, second));
+    else
+      V::store_offsets(out + i, V::code(first, second, V::load_some(in + i + 2 * part, rest(thirds, i))));
+  }
 }
 
 // One look-up for each of MB blocks of channels x NB pixels; kFirst: sums begin with it.
@@ -53,12 +61,12 @@ void lut_tile(const Conv& c, const uint16_t* codes, const uint8_t* w, int32_t* o
   unroll<MB * NB>([&](auto i) BITPRESS_INLINE { total[i] = odd[i] = V::zero(); });
   const size_t block = c.block_stride, step = c.pixel_stride;
   const uint8_t* const tables = c.tables;
-  const uint32_t third = third_of(c), delay = c.delay;
+  const uint32_t part = part_of<V>(c), delay = c.delay;
   uint32_t room = kMost;
   bool stored = false;
   for (uint32_t t = 0; t < c.taps; ++t) {
     const uint16_t* p = codes + c.tap_offsets[t];
-    for (uint32_t todo = third; todo;) {
+    for (uint32_t todo = part; todo;) {
       const uint32_t n = todo < delay ? todo : delay;
       todo -= n;
       typename V::Vec sum[MB * NB];
@@ -148,23 +156,23 @@ void lut_rows(const Conv& c, uint32_t begin, uint32_t end, const uint16_t* codes
 template <class V, class F>
 void lut(const Conv& c) {
   auto* const codes = reinterpret_cast<uint16_t*>(c.scratch);
-  const size_t third = third_of(c), step = c.pixel_stride, lacking = 3 * third - c.valid;
-  const size_t span = (c.out_cols - 1) * step + c.tap_offsets[c.taps - 1] + third;
+  const size_t part = part_of<V>(c), step = c.pixel_stride, lacking = V::kGroup * part - c.valid;
+  const size_t span = (c.out_cols - 1) * step + c.tap_offsets[c.taps - 1] + part;
   if (c.taps > 1) {
     const size_t all = (c.out_rows - 1) * c.row_stride + span;
-    lut_codes<V>(c.in, third, all, all, all, codes);
+    lut_codes<V>(c.in, part, all, all, all, codes);
     return lut_rows<V, F>(c, 0, c.out_rows, codes);
   }
   // One run, at offset 0: rows between those of a stride are not needed. Windows apart from one another are coded one
-  // by one, and what the last triples lack is 0; others share codes.
+  // by one, and what the last groups lack is 0; others share codes.
+  const size_t last = c.valid > 1 ? part - lacking : 0;  // groups that have their last element
   for (uint32_t y = 0; y < c.out_rows; ++y) {
     const uint8_t* in = c.in + y * c.row_stride;
     if (step < c.valid)
-      lut_codes<V>(in, third, span, span, span, codes);
+      lut_codes<V>(in, part, span, span, span, codes);
     else
       for (uint32_t x = 0; x < c.out_cols; ++x)
-        lut_codes<V>(in + x * step, third, third, c.valid > 1 ? third : 0, third - (c.valid > 1 ? lacking : 1),
-                     codes + x * step);
+        lut_codes<V>(in + x * step, part, part, V::kGroup == 2 ? last : c.valid > 1 ? part : 0, last, codes + x * step);
     lut_rows<V, F>(c, y, y + 1, codes);
   }
 }

@@ -218,10 +218,10 @@ Split split_weight(const Encoding& w) {
   return {1, 1, magnitude((w.lo() - 1) / 2, (w.hi() - 1) / 2)};  // odd levels: v = (w - 1) / 2
 }
 
-Split split_for_lut(const Encoding& w, bool gaps) {
-  bool zero = w.bits < 2;  // then there is a code to spare
-  for (uint32_t code = 0; code < 1u << w.bits; ++code) zero |= w.level(code) == 0;
-  if (zero || !gaps) return {0, 0, std::max(std::abs(w.lo()), std::abs(w.hi()))};
+Split split_for_lut(const Encoding& w, bool zero) {
+  bool has = w.bits < 2;  // then there is a code to spare
+  for (uint32_t code = 0; code < 1u << w.bits; ++code) has |= w.level(code) == 0;
+  if (has || !zero) return {0, 0, std::max(std::abs(w.lo()), std::abs(w.hi()))};
   return {1, 1, std::max(std::abs((w.lo() - 1) / 2), std::abs((w.hi() - 1) / 2))};
 }
 

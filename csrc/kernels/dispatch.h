@@ -32,7 +32,7 @@ struct Row {
   }
   bool bitserial() const { return op == Op::kConv2d && group == 32; }
   bool delayed() const;  // sums products in int16
-  bool lut() const;      // looks sums of three products up
+  bool lut() const;      // looks sums of two or three products up
   bool sliced() const;   // adds planes of pixels
   bool flips() const;    // multiplies bytes less 128
 };
@@ -50,8 +50,9 @@ struct Split {
   int32_t shift, factor, largest;
 };
 Split split_weight(const Encoding& weight);
-// The same for look-ups; `gaps`: triples may hold activations of no element, which must meet v = 0.
-Split split_for_lut(const Encoding& weight, bool gaps);
+// The same for look-ups; `zero`: some v is 0, because groups may hold activations of no element; levels without a 0 are
+// 2 * v + 1 then, half as wide, which pairs want anyway: more of them fit a byte.
+Split split_for_lut(const Encoding& weight, bool zero);
 // The same for slices: levels without a 0 are 2 * v + 1.
 Split split_for_slices(const Encoding& weight);
 // v as a sum of powers of two and their negatives, as few as can be: [i] is -1, 0 or 1 times 2^i. |v| <= 128.

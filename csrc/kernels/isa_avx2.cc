@@ -100,6 +100,51 @@ struct Slices {
   }
 };
 
+// Sums of two 2-bit products by four bits of index, the same table in both halves of a vector. Additions are tied, as
+// those of dot products are.
+struct Tables {
+  static constexpr uint32_t kGroup = 2, kLanes = 32;
+  static constexpr int kMax1 = 8, kMax2 = 4;
+  using Vec = __m256i;
+  static BITPRESS_INLINE Vec zero() { return _mm256_setzero_si256(); }
+  static BITPRESS_INLINE Vec load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static BITPRESS_INLINE Vec table(const uint8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Vec load_some(const uint8_t* p, size_t n) {
+    if (n >= kLanes) return load(p);
+    alignas(32) uint8_t some[kLanes] = {};
+    for (size_t i = 0; i < n; ++i) some[i] = p[i];
+    return load(some);
+  }
+  static void store_offsets(uint16_t* p, Vec v) {
+    __m256i* out = reinterpret_cast<__m256i*>(p);
+    _mm256_storeu_si256(out, _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(v)), 4));
+    _mm256_storeu_si256(out + 1, _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm256_extracti128_si256(v, 1)), 4));
+  }
+  static Vec code(Vec first, Vec second) {
+    return _mm256_or_si256(_mm256_and_si256(first, _mm256_set1_epi8(3)),
+                           _mm256_and_si256(_mm256_slli_epi16(second, 2), _mm256_set1_epi8(12)));
+  }
+  static BITPRESS_INLINE Vec look(Vec table, Vec index) { return _mm256_shuffle_epi8(table, index); }
+  static BITPRESS_INLINE void add8(Vec& sum, Vec v) {
+    BITPRESS_TIED(("vpaddb %1, %0, %0" : "+x"(sum) : "x"(v)), sum = _mm256_add_epi8(sum, v));
+  }
+  static BITPRESS_INLINE void add16(Vec& sum, Vec v) { sum = _mm256_add_epi16(sum, v); }
+  static BITPRESS_INLINE Vec odd(Vec v) { return _mm256_srli_epi16(v, 8); }
+  static BITPRESS_INLINE void store(int32_t* p, Vec total, Vec odd, bool add) {
+    const Vec even = _mm256_sub_epi16(total, _mm256_slli_epi16(odd, 8));
+    const Vec v[] = {
+        _mm256_cvtepu16_epi32(_mm256_castsi256_si128(even)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(even, 1)),
+        _mm256_cvtepu16_epi32(_mm256_castsi256_si128(odd)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(odd, 1))};
+    unroll<4>([&](auto i) BITPRESS_INLINE {
+      __m256i* out = reinterpret_cast<__m256i*>(p) + i;
+      _mm256_storeu_si256(out, add ? _mm256_add_epi32(v[i], _mm256_loadu_si256(out)) : v[i]);
+    });
+  }
+  static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
+};
+
 // One int16 product a lane; the weights' high halves are zero.
 struct Dots : Words {
   template <bool kSigned>
@@ -115,6 +160,7 @@ struct Dots : Words {
 #include "../gemm/bitserial.inl"
 #include "../gemm/bitsliced.inl"
 #include "../gemm/i8dot.inl"
+#include "../gemm/lut.inl"
 #include "../gemm/values.inl"
 
 }  // namespace
@@ -123,6 +169,7 @@ void i8dot_avx2(const Conv& c) { i8dot<Words, F>(c); }
 void i8dot16_avx2(const Conv& c) { i8dot<Delayed, F>(c); }
 void bitserial_avx2(const Conv& c) { bitserial<Planes, F>(c); }
 void bitsliced_avx2(const Conv& c) { bitsliced<Slices, F>(c); }
+void lut_avx2(const Conv& c) { lut<Tables, F>(c); }
 void depthwise_avx2(const Depthwise& d) { depthwise<Dots, F>(d); }
 void quantize_avx2(const Quantize& q) { quantize<F>(q); }
 void requantize_avx2(const Requantize& r) { requantize<F>(r); }

@@ -18,7 +18,7 @@ struct Popcount : Planes {
 
 // Sums of 2-bit products by six bits of index. Additions are tied: gcc would reorder and spill them.
 struct Tables {
-  static constexpr uint32_t kLanes = 64;
+  static constexpr uint32_t kGroup = 3, kLanes = 64;
   static constexpr int kMax1 = 8, kMax2 = 4;
   using Vec = __m512i;
   static BITPRESS_INLINE Vec zero() { return _mm512_setzero_si512(); }

@@ -75,7 +75,7 @@ struct Planes {
 
 // Sums of 2-bit products by six bits of index: tbl reads four registers as one table.
 struct Tables {
-  static constexpr uint32_t kLanes = 16;
+  static constexpr uint32_t kGroup = 3, kLanes = 16;
   static constexpr int kMax1 = 6, kMax2 = 3;
   using Vec = uint8x16_t;
   static Vec zero() { return vdupq_n_u8(0); }

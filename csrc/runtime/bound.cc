@@ -139,14 +139,14 @@ void Bound::bind_convolution(const Step& s) {
   if (!bits && !lut) w.run = static_cast<uint32_t>(padded(w.valid, row_->group));
   const uint32_t lanes = row_->lanes, per_group = s.rows / s.groups;
   blocks_ = (per_group + lanes - 1) / lanes;
-  const size_t depth = size_t{w.taps} * (lut ? (w.valid + 2) / 3 : w.run);
+  const size_t depth = size_t{w.taps} * (lut ? (w.valid + row_->group - 1) / row_->group : w.run);
   words_ = (s.depth + 31) / 32;
   block_bytes_ = bits ? size_t{4} * static_cast<size_t>(s.weight.bits) * words_ * lanes : depth * lanes * w.element;
   group_bytes_ = block_bytes_ * blocks_;
   weights_ = Memory(group_bytes_ * s.groups);
 
   const bool apart = w.taps == 1 && (w.flat || size_t{s.stride_w} * w.channels >= w.valid);
-  const Split split = lut            ? split_for_lut(s.weight, w.valid % 3 != 0 && !apart)
+  const Split split = lut            ? split_for_lut(s.weight, row_->group == 2 || (w.valid % 3 != 0 && !apart))
                       : bits || wide ? Split{0, bits ? s.weight.offset : 0, 0}
                                      : split_weight(s.weight);
   shift_ = split.shift;
@@ -200,7 +200,7 @@ void Bound::bind_convolution(const Step& s) {
                 (padded(s.depth, 64) + 64 + size_t{4} * static_cast<size_t>(in_.storage.bits) * padded(words_, 2));
 }
 
-// The tables of the layer's weights, and codes of triples: element i of each third of a run, rows of a block in lanes.
+// The tables of the layer's weights, and codes of groups: element i of each part of a run, rows of a block in lanes.
 void Bound::bind_lut(const Step& s, const Split& split) {
   const Windows& w = windows_;
   int32_t v[4] = {};  // of a code; the codes of missing elements and rows stand for 0
@@ -213,18 +213,20 @@ void Bound::bind_lut(const Step& s, const Split& split) {
     hi = std::max(hi, v[code]);
   }
   constexpr int32_t kTop = 3;  // largest byte of an activation
-  const int32_t constant = -3 * kTop * lo;
-  delay_ = static_cast<uint32_t>(255 / (3 * kTop * (hi - lo))) / 4 * 4;  // what tiles take at once
-  tables_ = Memory(64 * 64);
-  for (uint32_t a = 0; a < 64; ++a)
-    for (uint32_t k = 0; k < 64; ++k) {
+  const uint32_t each = row_->group, bits = 2 * each, size = 1u << bits;
+  const int32_t most = static_cast<int32_t>(each) * kTop, constant = -most * lo;
+  delay_ = static_cast<uint32_t>(255 / (most * (hi - lo))) / 4 * 4;  // what tiles take at once
+  tables_ = Memory(size_t{size} * size);
+  for (uint32_t a = 0; a < size; ++a)
+    for (uint32_t k = 0; k < size; ++k) {
       int32_t sum = constant;
-      for (uint32_t i = 0; i < 6; i += 2) sum += static_cast<int32_t>(a >> i & 3) * v[k >> i & 3];
-      tables_.data()[64 * a + k] = static_cast<uint8_t>(sum);
+      for (uint32_t i = 0; i < bits; i += 2) sum += static_cast<int32_t>(a >> i & 3) * v[k >> i & 3];
+      tables_.data()[size * a + k] = static_cast<uint8_t>(sum);
     }
 
-  const uint32_t lanes = row_->lanes, half = lanes / 2, per_group = s.rows / s.groups, third = (w.valid + 2) / 3;
-  std::memset(weights_.data(), none * 21, weights_.size());
+  const uint32_t lanes = row_->lanes, half = lanes / 2, per_group = s.rows / s.groups,
+                 part = (w.valid + each - 1) / each;
+  std::memset(weights_.data(), none * (each == 2 ? 5 : 21), weights_.size());
   for (uint32_t row = 0; row < s.rows; ++row) {
     const std::vector<uint8_t> codes = codes_of(s, row);
     const uint32_t group = row / per_group, channel = row % per_group % lanes;
@@ -232,12 +234,12 @@ void Bound::bind_lut(const Step& s, const Split& split) {
     uint8_t* block = weights_.data() + group * group_bytes_ + row % per_group / lanes * block_bytes_;
     int64_t sum = 0;
     for (uint32_t k = 0; k < s.depth; ++k) {
-      const uint32_t at = k % w.valid, shift = 2 * (at / third);
-      uint8_t& code = block[(size_t{k / w.valid} * third + at % third) * lanes + lane];
+      const uint32_t at = k % w.valid, shift = 2 * (at / part);
+      uint8_t& code = block[(size_t{k / w.valid} * part + at % part) * lanes + lane];
       code = static_cast<uint8_t>((code & ~(3u << shift)) | static_cast<uint32_t>(codes[k]) << shift);
       sum += v[codes[k]];
     }
-    const int64_t looks = int64_t{w.taps} * third;
+    const int64_t looks = int64_t{w.taps} * part;
     const int64_t bias = -int64_t{w.zero} * (sum * (1 << split.shift) + int64_t{split.factor} * s.depth) -
                          looks * constant * (1 << split.shift);
     bias_[group * size_t{padded_rows_} + row % per_group] = static_cast<int32_t>(static_cast<uint32_t>(bias));

@@ -58,7 +58,7 @@ def test_kernels_use_the_registers_of_their_set(isa: str) -> None:
 @pytest.mark.parametrize(
     ("isa", "instruction"),
     [("avxvnni", "vpdpbusd"), ("avx512vnni", "vpdpbusd"), ("avx512vbmi", "vpopcnt"), ("avx512vbmi", "vpermb"),
-     ("avx2", "vpmaddubsw"), ("avx512", "vpmaddubsw"), ("avx512", "vpternlog")],
+     ("avx2", "vpmaddubsw"), ("avx2", "vpshufb"), ("avx512", "vpmaddubsw"), ("avx512", "vpternlog")],
 )  # fmt: skip
 def test_the_instruction_that_a_set_is_for(isa: str, instruction: str) -> None:
     if isa not in OBJECTS:
@@ -81,6 +81,20 @@ def test_accumulators_stay_in_registers(isa: str, instruction: str) -> None:
         if re.search(r"vmovdq\w+\s+%zmm\d+,.*\(%r[sb]p", line)
     ]
     assert not spills, spills[:5]
+
+
+def test_pairs_are_added_in_registers() -> None:
+    """Between two look-ups of a tile nothing is stored; what 16 bits hold is in memory, for there are 16 registers."""
+    if "avx2" not in OBJECTS:
+        pytest.skip("avx2 is not built for this processor")
+    code = tool("objdump", "-d", "-C", "--no-show-raw-insn", OBJECTS["avx2"])
+    bodies = re.findall(r"::lut_tile<.*?Tables, (\d, \d)>.*?>:\n(.*?)\n\n", code, re.DOTALL)
+    assert {"2, 4", "1, 8"} <= {tile for tile, _ in bodies}
+    for tile, body in bodies:
+        lines = body.splitlines()
+        looks = [i for i, line in enumerate(lines) if "vpshufb" in line]
+        near = [lines[a:b] for a, b in pairwise(looks) if b - a < 12]
+        assert near and not [line for part in near for line in part if re.search(r"%ymm\d+,.*\(%r[sb]p", line)], tile
 
 
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])

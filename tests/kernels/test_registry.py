@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bitpress.core.encoding import ENCODINGS, FIELD_BITS, parse
-from bitpress.core.errors import UnsupportedError
+from bitpress.core.errors import EnvironmentMissing, UnsupportedError
 from bitpress.kernels import native, registry
 from bitpress.kernels.kernel import F32, Problem
 
@@ -104,3 +104,16 @@ def test_look_ups_are_for_two_bits_and_many_channels(monkeypatch: pytest.MonkeyP
     assert chosen(64, 576) == chosen(512, 4608) == "lut_avx512vbmi"
     assert "i8dot" in chosen(16, 144), "a block of look-ups has 64 channels"
     assert "i8dot" in chosen(64, 576, "u4")
+
+
+@pytest.mark.native
+def test_pairs_are_looked_up_where_maps_are_too_small_for_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITPRESS_FORCE_ISA", "avx2")
+    for rows, depth, pixels, a, name in (
+        (64, 576, 64, "u2", "lut"), (16, 144, 1024, "u2", "bitsliced"), (64, 576, 64, "u4", "i8dot16"),
+    ):  # fmt: skip
+        try:
+            found = registry.find(Problem("conv2d", parse("o2"), parse(a), rows, depth, pixels))
+        except EnvironmentMissing:
+            pytest.skip("this host has no AVX2")
+        assert found.name == f"{name}_avx2"
