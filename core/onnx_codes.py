@@ -11,16 +11,17 @@ from dataclasses import replace
 import numpy as np
 
 from .cost import WIDTHS
-from .encoding import Encoding, twos, unsigned
+from .encoding import BIPOLAR, Encoding, odd, twos, unsigned
 from .errors import UnsupportedError
-from .graph import Graph, refuse_unknown
-from .integer import weight_clip, weight_levels, zero_name
+from .graph import Graph, Node, refuse_unknown
+from .integer import ODD, moments, weight_clip, weight_levels, zero_name
 from .onnx_graph import Codes, Imported, Rounding
 from .plan import BitConfig, CompressionPlan, LayerId, Segment
 from .quant import act_bounds
 from .storage import ACTS, LAYERS, PASS, STORED, Point, analyse, non_negative
 
 SLACK = 1  # levels by which ours may end earlier: i8 ends at -127, the file's at -128
+GRIDS = (BIPOLAR, twos(2), odd(2), twos(4), odd(4), twos(8))  # for weights, by bits
 
 
 def quantised(path: str, imported: Imported) -> tuple[Graph, CompressionPlan, dict[str, np.ndarray]]:
@@ -32,13 +33,21 @@ def quantised(path: str, imported: Imported) -> tuple[Graph, CompressionPlan, di
     refuse_unknown(imported.graph, path)
     graph = _marked(imported)
     found = _Roundings(graph, imported.roundings)
-    bits = {LayerId(n.name): _bits(graph, n.name, imported.weights, found) for n in graph.nodes if n.op in LAYERS}
-    if not bits:
+    layers = [n for n in graph.nodes if n.op in LAYERS]
+    if not layers:
         raise UnsupportedError(f"{path} has no convolution and no linear layer")
+    held = {
+        LayerId(n.name): _narrowest(n, graph.consts[n.consts["weight"]], imported.weights.get(n.name)) for n in layers
+    }
+    bits = {
+        layer: BitConfig(
+            (Segment(encoding, tuple(range(len(clip)))),), _act(graph, graph.value(layer).inputs[0], found)
+        )
+        for layer, (encoding, clip) in held.items()
+    }
     plan = CompressionPlan(graph.fingerprint(), bits)
     tensors = {name: np.asarray(values, np.float32) for name, values in graph.consts.items()}
-    for layer in bits:
-        tensors |= _weight_clips(graph, layer, bits[layer], imported.weights[layer])
+    tensors |= {weight_clip({}, layer, encoding.bits): clip for layer, (encoding, clip) in held.items()}
     tensors |= _act_clips(analyse(graph, {k: b.act for k, b in bits.items()}, plan.residual).points, found)
     return graph, plan, tensors
 
@@ -56,7 +65,7 @@ def _marked(imported: Imported) -> Graph:
 
 
 class _Roundings:
-    """How each value is rounded: by its own QuantizeLinear, else by that behind pools, flattens and the like."""
+    """How each value is rounded: by its own QuantizeLinear, that behind pools and the like, or that before a relu."""
 
     def __init__(self, graph: Graph, own: Mapping[str, Rounding]) -> None:
         self.graph, self.own, self.positive = graph, own, non_negative(graph)
@@ -66,7 +75,7 @@ class _Roundings:
                 self._check_passed(node.name, node.inputs)
 
     def __getitem__(self, name: str) -> Rounding:
-        found = next(self._forwards(name), None) or next(self._backwards(name), None)
+        found = next(self._forwards(name), None) or next(self._backwards(name), None) or self._behind_relu(name)
         if found is None:
             raise UnsupportedError(
                 f"{name} must be stored as codes, and no QuantizeLinear and DequantizeLinear say how: quantise it too, "
@@ -89,6 +98,12 @@ class _Roundings:
                     yield self.own[source]
                 yield from self._backwards(source)
 
+    def _behind_relu(self, name: str) -> Rounding | None:
+        """The codes from 0 on, where a relu reads codes and nothing rounds its result: it makes no others."""
+        node = self.graph.value(name)
+        known = self.own.get(node.inputs[0]) if node.op == "relu" else None
+        return None if known is None else replace(known, lo=max(known.lo, 0))
+
     def _check_passed(self, name: str, inputs: tuple[str, ...]) -> None:
         """What keeps codes as they are must read and make the same codes."""
         known = {v: self.own[v] for v in (*inputs, name) if v in self.own}
@@ -100,22 +115,44 @@ class _Roundings:
             )
 
 
-def _bits(graph: Graph, layer: str, weights: Mapping[str, Codes], found: _Roundings) -> BitConfig:
-    node = graph.value(layer)
-    codes = weights.get(layer)
+def _narrowest(node: Node, weight: np.ndarray, codes: Codes | None) -> tuple[Encoding, np.ndarray]:
+    """The encoding of fewest bits that holds a layer's levels, and its clips float32 [O].
+
+    Levels may be whole multiples of a step, one a filter: then they are divided by it, and their scale is multiplied.
+    UnsupportedError for weights without codes, and where no encoding of the file's bits holds them.
+    """
     if codes is None or codes.bits is None:
         raise UnsupportedError(
-            f"{layer}: its weights are not quantised, or not to 2, 4 or 8 bits, in a file that quantises others: "
+            f"{node.name}: its weights are not quantised, or not to 2, 4 or 8 bits, in a file that quantises others: "
             "quantise it too, or compile the float model with --quantize and --calibrate"
         )
-    encoding = twos(codes.bits)
-    lo, hi = int(codes.levels.min()), int(codes.levels.max())
-    if lo < encoding.lo or hi > encoding.hi:
-        raise UnsupportedError(
-            f"{layer}: levels of its weights run from {lo} to {hi} around their zero point, {encoding} holds "
-            f"{encoding.lo} to {encoding.hi}: quantise weights symmetrically (weight_type=QInt8)"
-        )
-    return BitConfig((Segment(encoding, tuple(range(node.shape[0]))),), _act(graph, node.inputs[0], found))
+    flat = codes.levels.reshape(len(codes.levels), -1)
+    steps = np.maximum(np.gcd.reduce(flat, axis=1), 1)
+    for encoding in (grid for grid in GRIDS if grid.bits <= codes.bits):
+        for step in (np.ones_like(steps), steps):
+            clip = _clips(node, weight, encoding, flat // step[:, None], codes.per_row() * step)
+            if clip is not None:
+                return encoding, clip
+    raise UnsupportedError(
+        f"{node.name}: levels of its weights run from {flat.min()} to {flat.max()} around their zero point, "
+        f"{twos(codes.bits)} holds {twos(codes.bits).lo} to {twos(codes.bits).hi}: quantise weights symmetrically "
+        "(weight_type=QInt8)"
+    )
+
+
+def _clips(
+    node: Node, weight: np.ndarray, encoding: Encoding, levels: np.ndarray, scale: np.ndarray
+) -> np.ndarray | None:
+    """Clips with which `weight_levels` makes just these levels [O, K], worth `scale` [O] each; None if there are none.
+
+    Convolutions on the odd grid are standardised there: the mean that is taken off must be too small to move a level.
+    """
+    if levels.min() < encoding.lo or levels.max() > encoding.hi or not np.isin(levels, encoding.levels()).all():
+        return None
+    spread = moments(weight)[1] if encoding.name[0] in ODD and node.op == "conv2d" else 1.0
+    clip = np.asarray(scale * encoding.hi / (spread or 1.0), np.float32)
+    found, _ = weight_levels(node, weight, encoding, clip, weight)
+    return clip if np.array_equal(found.reshape(levels.shape), levels) else None
 
 
 def _act(graph: Graph, value: str, found: _Roundings) -> Encoding:
@@ -128,15 +165,11 @@ def _act(graph: Graph, value: str, found: _Roundings) -> Encoding:
     return unsigned(bits) if plain else twos(bits)
 
 
-def _weight_clips(graph: Graph, layer: str, bits: BitConfig, codes: Codes) -> dict[str, np.ndarray]:
+def _weight_clips(graph: Graph, layer: str, codes: Codes) -> dict[str, np.ndarray]:
     """ "{layer}.weight_clip", float32 [O], from which `core.integer` finds the file's levels again."""
     node = graph.value(layer)
-    (segment,) = bits.weight
-    weight = graph.consts[node.consts["weight"]]
-    clip = (codes.per_row() * segment.encoding.hi).astype(np.float32)
-    levels, _ = weight_levels(node, weight, segment.encoding, clip, weight)
-    assert np.array_equal(levels, codes.levels), f"{layer}: a level is lost in float32"
-    return {weight_clip({}, layer, segment.encoding.bits): clip}
+    encoding, clip = _narrowest(node, graph.consts[node.consts["weight"]], codes)
+    return {weight_clip({}, layer, encoding.bits): clip}
 
 
 def _act_clips(points: tuple[Point, ...], found: _Roundings) -> dict[str, np.ndarray]:

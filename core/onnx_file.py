@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import CorruptError, UnsupportedError, UsageError
+from .onnx_forms import as_qdq
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
@@ -29,7 +30,8 @@ class OnnxFile:
 
     `shapes`: value -> shape with batch, where it is known without running the network. `batch`: the file's own, or
     `BATCH`. `readers`: value -> the nodes that read it. `facts`: metadata of a file that
-    `bitpress export` wrote, empty of any other.
+    `bitpress export` wrote, empty of any other. `refused`: first output of a node of another quantised form -> why it
+    could not be written in the QDQ form.
     """
 
     path: str
@@ -42,6 +44,7 @@ class OnnxFile:
     batch: int
     readers: Mapping[str, tuple[NodeProto, ...]]
     facts: Mapping[str, str]
+    refused: Mapping[str, str]
 
 
 def open_onnx(path: str, in_shape: tuple[int, int, int] | None = None) -> OnnxFile:
@@ -56,6 +59,7 @@ def open_onnx(path: str, in_shape: tuple[int, int, int] | None = None) -> OnnxFi
     _check_opset(path, model)
     if model.functions:
         model = inline_local_functions(model)
+    model, refused = as_qdq(model)
     constant = {one.name for one in model.graph.initializer}
     inputs = [one for one in model.graph.input if one.name not in constant]
     if len(inputs) != 1:
@@ -65,7 +69,7 @@ def open_onnx(path: str, in_shape: tuple[int, int, int] | None = None) -> OnnxFi
     return OnnxFile(
         path, tuple(model.graph.node), _constants(path, model.graph), inputs[0].name, shape,
         tuple(one.name for one in model.graph.output), _shapes(path, model, inputs[0], (batch, *shape)), batch,
-        _readers(model.graph), _facts(model),
+        _readers(model.graph), _facts(model), refused,
     )  # fmt: skip
 
 

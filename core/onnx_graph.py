@@ -189,6 +189,8 @@ def _constant_output(importer: _Importer, name: str) -> str:
 def _call(importer: _Importer, file: OnnxFile, node: NodeProto) -> None:
     call = _Call(importer, file, node)
     try:
+        if why := file.refused.get(node.output[0]):
+            raise _Refused(why)
         if node.domain not in DOMAINS:
             raise _Refused(f"is of domain {node.domain}, standard ops are supported")
         rule = RULES.get(node.op_type)
@@ -335,6 +337,8 @@ def _clip(importer: _Importer, call: _Call) -> _Value:
     lo, hi = call.const(1), call.const(2)
     if isinstance(rounded := call.get(0), _Rounded):
         return _clipped_codes(rounded, lo, hi)
+    if isinstance(codes := call.get(0), np.ndarray):
+        return np.clip(codes, lo, hi)
     if hi is not None and float(hi) >= ENDLESS:
         hi = None
     if lo is not None and float(lo) == 0 and hi is None:

@@ -68,8 +68,8 @@ def write(
     return path
 
 
-def quantise(source: Path, target: Path, images: np.ndarray, **options: Any) -> Path:
-    """`source` as onnxruntime's static quantiser makes it in QDQ form, ranges from `images`."""
+def quantise(source: Path, target: Path, images: np.ndarray, *, form: str = "QDQ", **options: Any) -> Path:
+    """`source` as onnxruntime's static quantiser makes it in the form "QDQ" or "QOperator", ranges from `images`."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -80,12 +80,19 @@ def quantise(source: Path, target: Path, images: np.ndarray, **options: Any) -> 
         def get_next(self) -> Arrays | None:
             return next(self.batches, None)
 
-    quantize_static(str(source), str(target), Reader(), quant_format=QuantFormat.QDQ, **options)
+    quantize_static(str(source), str(target), Reader(), quant_format=QuantFormat[form], **options)
     return target
 
 
+# op that makes codes -> place of their scale among its inputs; their zero point follows
+MAKERS = {
+    "QuantizeLinear": 1, "QLinearConv": 6, "QLinearMatMul": 6, "QLinearAdd": 6, "QGemm": 7, "QLinearConcat": 0,
+    "QLinearAveragePool": 3, "QLinearGlobalAveragePool": 3,
+}  # fmt: skip
+
+
 def outputs(path: Path, images: np.ndarray, *, codes: bool = False, optimised: bool = False) -> Arrays:
-    """What onnxruntime computes: the file's outputs, with `codes` also what each QuantizeLinear makes.
+    """What onnxruntime computes: the file's outputs, with `codes` also what each of `MAKERS` makes.
 
     Node by node as the ops are defined, unless `optimised`: its fused 8-bit kernels add pairs of products in 16 bits,
     which saturate on CPUs without VNNI unless weights keep to 7 bits (`reduce_range`).
@@ -95,7 +102,7 @@ def outputs(path: Path, images: np.ndarray, *, codes: bool = False, optimised: b
     model = onnx.load(path)
     if codes:
         for node in model.graph.node:
-            if node.op_type == "QuantizeLinear":
+            if node.op_type in MAKERS:
                 model.graph.output.append(helper.make_empty_tensor_value_info(node.output[0]))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

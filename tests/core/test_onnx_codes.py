@@ -28,7 +28,7 @@ from bitpress.core.quant import act_bounds, act_scale  # noqa: E402
 from bitpress.core.storage import Point, Storage, analyse  # noqa: E402
 
 from ..compiler.nets import assert_stages_agree  # noqa: E402
-from .onnx_nets import Arrays, Residual, export, outputs, quantise, write  # noqa: E402
+from .onnx_nets import MAKERS, Arrays, Residual, export, outputs, quantise, write  # noqa: E402
 
 SIGNED, UNSIGNED = QuantType.QInt8, QuantType.QUInt8
 WAYS: dict[str, dict[str, Any]] = {
@@ -41,6 +41,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "asymmetric, signed, per channel": {"activation_type": SIGNED, "weight_type": SIGNED, "per_channel": True},
     "unsigned weights": {
         "activation_type": UNSIGNED, "weight_type": UNSIGNED, "extra_options": {"WeightSymmetric": True},
+    },
+    # weights of 7 bits: kernels of these ops saturate as fused ones do
+    "operators, symmetric, per channel": {
+        "form": "QOperator", "activation_type": SIGNED, "weight_type": SIGNED, "per_channel": True,
+        "reduce_range": True, "extra_options": {"ActivationSymmetric": True},
+    },
+    "operators, asymmetric": {
+        "form": "QOperator", "activation_type": UNSIGNED, "weight_type": SIGNED, "reduce_range": True,
     },
 }  # fmt: skip
 
@@ -100,11 +108,15 @@ def stored_codes(path: Path, found: Network, x: np.ndarray) -> Iterator[tuple[st
     model, tensors, storage = onnx.load(path), codes(found).tensors, storage_of(found)
     consts = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
     made = outputs(path, x, codes=True)
-    rounds = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    rounds = [
+        (node.output[0], *(consts[name] for name in node.input[MAKERS[node.op_type] :][:2]))
+        for node in model.graph.node
+        if node.op_type in MAKERS
+    ]
     for point in storage.points:
         scale = act_scale(float(tensors[point.clip]), point.encoding)
-        near = [n for n in rounds if abs(float(consts[n.input[1]]) / scale - 1) < 1e-6]
-        found_levels = [made[n.output[0]].astype(np.int64) - int(consts[n.input[2]]) for n in near]
+        near = [(made[name].astype(np.int64), int(zero)) for name, size, zero in rounds if abs(size / scale - 1) < 1e-6]
+        found_levels = [held - zero for held, zero in near]
         # a sum and its relu may have one scale: of these the one whose signs fit
         levels = min(found_levels, key=lambda v: bool(v.min() >= 0) != (point.encoding.lo == 0))
         if storage.stored[point.value].clip == point.clip:
@@ -118,18 +130,23 @@ def test_codes_differ_by_at_most_one(file: Path, digits: Digits) -> None:
     tensors = codes(found).tensors
     whole, x = integer(found.graph, codes(found).plan, tensors), digits.test[:100]
     theirs = {name: (point, levels) for name, point, levels in stored_codes(file, found, x)}
-    assert len(theirs) >= 6
     values: Arrays = {found.graph.inputs[0].name: x}
+    compared = 0
     for node in whole.nodes:
         consts = {role: whole.consts[name] for role, name in node.consts.items()}
         values[node.name] = OPS[node.op].meaning(node, consts, *(values[i] for i in node.inputs))
-        if node.name in theirs:
+        # a relu in front of a max pool may be rounded behind it alone
+        if node.name in theirs and theirs[node.name][1].size == values[node.name].size:
             point, levels = theirs[node.name]
+            if any(n.name == point.value and n.op == "relu" for n in found.graph.nodes):
+                levels = np.maximum(levels, 0)  # where it reads codes, and nothing rounds its result
+            compared += 1
             want = levels + int(tensors.get(zero_name(point.clip), np.float32(0)))
             want = want.reshape(values[node.name].shape)  # of a mean that drops its axes
             assert np.abs(want - values[node.name]).max() <= 1, node.name
             assert (want == values[node.name]).mean() > 0.95, node.name  # of sixteenths, many are ties
             values[node.name] = np.clip(want, *act_bounds(point.encoding)).astype(np.int32)
+    assert compared >= 6
 
 
 def test_answers_agree(file: Path, digits: Digits) -> None:
@@ -184,7 +201,7 @@ WEIGHT = np.arange(-54, 54, dtype=np.int8).reshape(4, 3, 3, 3)
 CONSTS: Arrays = {
     "s": np.float32(2**-5), "z": np.int8(0), "t": np.float32(2**-4), "off": np.int8(-4), "w": WEIGHT,
     "ws": np.float32([1, 2, 1, 4]) / 512, "one": np.float32(2**-6), "wz": np.zeros(4, np.int8),
-    "f": WEIGHT.astype(np.float32), "w8": (WEIGHT.astype(int) * 2 + 120).astype(np.uint8), "z8": np.uint8(10),
+    "f": WEIGHT.astype(np.float32), "w8": (WEIGHT.astype(int) * 2 + 121).astype(np.uint8), "z8": np.uint8(10),
 }  # fmt: skip
 LAYER = [op("DequantizeLinear", ["w", "ws", "wz"], ["wf"], axis=0)]
 
@@ -323,10 +340,10 @@ REFUSED: list[tuple[list[Any], str]] = [
      "another scale or zero point"),
     ([op("QuantizeLinear", ["x", "s", "z"], ["q"]), op("Clip", ["q", "z", "z"], ["n"]),
       op("DequantizeLinear", ["n", "s", "z"], ["a"]), conv("a", "y")], "leaves the codes 0 .. 0"),
-    ([op("QuantizeLinear", ["x", "s", "z"], ["q"]), op("MaxPool", ["q"], ["p"], kernel_shape=[2, 2]),
+    ([op("QuantizeLinear", ["x", "s", "z"], ["q"]), op("Add", ["q", "q"], ["p"]),
       op("DequantizeLinear", ["p", "s", "z"], ["a"]), conv("a", "y")], "not dequantised first"),
     ([*rounded("a", "x"), op("DequantizeLinear", ["w8", "one", "z8"], ["v"]), op("Conv", ["a", "v"], ["y"])],
-     "run from 2 to 216"),
+     "run from 3 to 217"),
     ([*rounded("a", "x"), op("DequantizeLinear", ["w", "ws3", "wz3"], ["v"], axis=1), op("Conv", ["a", "v"], ["y"])],
      "scales along axis 1"),
     ([*rounded("a", "x", "zero"), conv("a", "y")], "not above 0"),
