@@ -191,7 +191,7 @@ def _rule(node: NodeProto) -> _Rule | None:
         return _sum if node.op_type in SUMS else _dynamic if node.op_type == "DynamicQuantizeLinear" else None
     if node.domain == MICROSOFT and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
         return _standard
-    return _QONNX_RULES.get(node.op_type) if node.domain in QONNX else None
+    return _QONNX_RULES.get(node.op_type, _strange) if node.domain in QONNX else None
 
 
 def _input(node: NodeProto, index: int) -> str:
@@ -258,13 +258,13 @@ def _bias_scale(rewriter: _Rewriter, node: NodeProto) -> np.ndarray:
 def _on_codes(rewriter: _Rewriter, node: NodeProto) -> None:
     """An op that takes codes for values: of the values it makes the values of the same codes."""
     scale, zero = rewriter.coded[node.input[0]]
-    inputs = [rewriter.dequantised(node.input[0], scale, zero), *node.input[1:]]
+    rest = list(node.input[1:])
     if node.op_type == "Pad":
-        inputs[2:3] = [_padded_value(rewriter, node, scale, zero)]
+        rest[1:2] = [_padded_value(rewriter, node, scale, zero)]
     made = type(node)()
     made.CopyFrom(node)
     del made.input[:], made.output[:]
-    made.input.extend(inputs)
+    made.input.extend([rewriter.dequantised(node.input[0], scale, zero), *rest])
     made.output.extend(rewriter.fresh(f"{name}_value") for name in node.output)
     rewriter.nodes.append(made)
     for value, codes in zip(made.output, node.output, strict=True):
@@ -288,10 +288,11 @@ def _sum(rewriter: _Rewriter, node: NodeProto) -> None:
     rewriter.known(node.input[1], "its weight")
     shift = _input(node, 3)
     count = rewriter.known(shift, "its zero point").size if shift else 1
+    origin = _input(node, 2) or (_no_zero(rewriter, node, zero) if zero else "")
     output, factor = _summed(rewriter, node)
     size = np.broadcast_to(factor, (max(count, factor.size),)) / unit
     held = rewriter.const(f"{node.input[1]}_scale", size.astype(np.float32).reshape((-1,) if size.size > 1 else ()))
-    op, origin = SUMS[node.op_type], _input(node, 2) or (_no_zero(rewriter, node, zero) if zero else "")
+    op = SUMS[node.op_type]
     along = {"axis": _weight_axis(op, node)} if size.size > 1 else {}
     inputs = (
         rewriter.dequantised(node.input[0], scale, origin),
@@ -436,6 +437,10 @@ def _trunc(_rewriter: _Rewriter, _node: NodeProto) -> None:
         "cuts the lowest bits off codes, while values here are rounded to a scale: use an average pool and a Quant "
         "(Brevitas: a float average pool and QuantIdentity in place of TruncAvgPool2d)"
     )
+
+
+def _strange(_rewriter: _Rewriter, node: NodeProto) -> None:
+    raise _Refused(f"is of domain {node.domain}, of which {', '.join((*QUANT, BIPOLAR))} are supported")
 
 
 _QONNX_RULES: Mapping[str, _Rule] = {**dict.fromkeys(QUANT, _quant), BIPOLAR: _bipolar, "Trunc": _trunc}

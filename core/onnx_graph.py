@@ -87,7 +87,7 @@ class Imported:
     graph: Graph
     roundings: Mapping[str, Rounding]
     weights: Mapping[str, Codes]  # by layer
-    quantised: bool  # whether the file has a QuantizeLinear or DequantizeLinear at all
+    quantised: bool  # whether the file has a node that makes or reads codes at all
 
 
 @dataclass
@@ -174,8 +174,8 @@ def import_graph(file: OnnxFile) -> Imported:
         for n in graph.nodes
         if n.op in LAYERS and n.consts["weight"] in importer.weights
     }
-    quantised = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in file.nodes)
-    return Imported(graph, roundings, weights, quantised)
+    coded = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in file.nodes)
+    return Imported(graph, roundings, weights, coded or bool(file.refused))
 
 
 def _constant_output(importer: _Importer, name: str) -> str:

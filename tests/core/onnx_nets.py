@@ -89,6 +89,114 @@ MAKERS = {
     "QuantizeLinear": 1, "QLinearConv": 6, "QLinearMatMul": 6, "QLinearAdd": 6, "QGemm": 7, "QLinearConcat": 0,
     "QLinearAveragePool": 3, "QLinearGlobalAveragePool": 3,
 }  # fmt: skip
+QONNX = "qonnx.custom_op.general"
+
+
+def code_makers(path: Path) -> list[tuple[str, float, int]]:
+    """(tensor of codes, scale, zero point) of every node that rounds a computed value; of QONNX levels, not codes."""
+    graph = onnx.load(path).graph
+    consts = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    out = []
+    for node in graph.node:
+        if node.op_type in MAKERS:
+            scale, zero = (consts[name] for name in node.input[MAKERS[node.op_type] :][:2])
+            out.append((node.output[0], float(scale.item()), int(zero.item())))
+        elif node.domain == QONNX and node.input[0] not in consts:
+            out.append((f"{node.output[0]}_levels", float(consts[node.input[1]].item()), 0))
+    return out
+
+
+def as_defined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with QONNX's ops as its specification defines them, in float ops that onnxruntime has."""
+    consts = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        if node.domain != QONNX:
+            nodes.append(node)
+            continue
+        x, scale, out, attrs = *node.input[:2], node.output[0], {a.name: a.i for a in node.attribute}
+        if node.op_type == "BipolarQuant":
+            signs = np.where(consts[x] >= 0, 1, -1).astype(np.float32)
+            model.graph.initializer.append(numpy_helper.from_array(signs, f"{out}_levels"))
+            nodes.append(helper.make_node("Mul", [f"{out}_levels", scale], [out]))
+            continue
+        bits, signed, narrow = int(consts[node.input[3]]), attrs.get("signed", 1), attrs.get("narrow", 0)
+        ends = (-(2 ** (bits - 1)) + narrow, 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1 - narrow)
+        for name, end in zip(("lo", "hi"), ends, strict=True):
+            model.graph.initializer.append(numpy_helper.from_array(np.float32(end), f"{out}_{name}"))
+        steps = [
+            ("Div", [x, scale]), ("Add", ["", node.input[2]]), ("Round", [""]),
+            ("Clip", ["", f"{out}_lo", f"{out}_hi"]), ("Sub", ["", node.input[2]]), ("Mul", ["", scale]),
+        ]  # fmt: skip
+        names = [f"{out}_{op}" for op, _ in steps[:4]] + [f"{out}_levels", out]
+        for (op, inputs), before, name in zip(steps, ["", *names], names, strict=False):
+            nodes.append(helper.make_node(op, [i or before for i in inputs], [name]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def annotate(source: Path, target: Path, images: np.ndarray, *, form: str, weights: int, acts: int) -> Path:
+    """`source` with the roundings of a training framework, ranges from `images`.
+
+    `form` "QONNX" as Brevitas 0.13 writes it: Quant nodes, float weights. "NNCF" as NNCF 3.4: DequantizeLinear of int8
+    weights, QuantizeLinear and DequantizeLinear of values, unsigned behind a Relu, float biases.
+    """
+    model, values = onnx.load(source), every_value(source, images)
+    consts = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    added: Arrays = {}
+    sums = {name for node in model.graph.node if node.op_type == "Add" for name in node.input}
+
+    def rounded(name: str, bits: int, *, signed: bool) -> list[Any]:
+        """Nodes from `name` to `name`_r."""
+        held, hi = consts.get(name), 2 ** (bits - signed) - 1
+        axes = tuple(range(1, held.ndim)) if held is not None else None
+        scale = np.abs(values[name] if held is None else held).max(axis=axes, keepdims=held is not None) / hi
+        if form == "QONNX":
+            added.update({f"{name}_s": np.float32(scale), f"{name}_z": np.float32(0), f"{name}_b": np.float32(bits)})
+            inputs, attrs = [name, *(f"{name}_{k}" for k in "szb")], {"signed": int(signed), "rounding_mode": "ROUND"}
+            narrow = int(held is not None)
+            return [helper.make_node("Quant", inputs, [f"{name}_r"], domain=QONNX, narrow=narrow, **attrs)]
+        kind = np.int8 if signed else np.uint8
+        shape: tuple[int, ...] = () if held is None else (-1,)
+        added[f"{name}_s"] = np.float32(scale).reshape(shape)
+        added[f"{name}_z"] = np.zeros_like(added[f"{name}_s"], kind)
+        ends = [f"{name}_s", f"{name}_z"]
+        attrs = {} if held is None else {"axis": -held.ndim}
+        pair = [helper.make_node("DequantizeLinear", [f"{name}_q", *ends], [f"{name}_r"], **attrs)]
+        if held is None:
+            return [helper.make_node("QuantizeLinear", [name, *ends], [f"{name}_q"]), *pair]
+        added[f"{name}_q"] = np.rint(held / np.float32(scale)).astype(kind)
+        return pair
+
+    first = model.graph.input[0].name
+    nodes, renamed = rounded(first, 8, signed=True), {first: f"{first}_r"}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            nodes += rounded(node.input[1], weights, signed=True)
+            renamed[node.input[1]] = f"{node.input[1]}_r"
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
+        nodes.append(node)
+        (name,) = node.output
+        if node.op_type in ("Relu", "ReduceMean") or name in sums:
+            signed = node.op_type not in ("Relu", "ReduceMean")
+            nodes += rounded(name, 8 if signed else acts, signed=signed)
+            renamed[name] = f"{name}_r"
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(a), n) for n, a in added.items())
+    if form == "QONNX":
+        model.opset_import.append(helper.make_opsetid(QONNX, 2))
+    onnx.save(model, target)
+    return target
+
+
+def every_value(path: Path, images: np.ndarray) -> Arrays:
+    """What each node of a float model makes of `images`, and the images by the input's name."""
+    model = onnx.load(path)
+    names = [name for node in model.graph.node for name in node.output]
+    return {model.graph.input[0].name: images, **_run(model, images, names)}
 
 
 def outputs(path: Path, images: np.ndarray, *, codes: bool = False, optimised: bool = False) -> Arrays:
@@ -97,13 +205,17 @@ def outputs(path: Path, images: np.ndarray, *, codes: bool = False, optimised: b
     Node by node as the ops are defined, unless `optimised`: its fused 8-bit kernels add pairs of products in 16 bits,
     which saturate on CPUs without VNNI unless weights keep to 7 bits (`reduce_range`).
     """
+    model = as_defined(onnx.load(path))
+    more = [name for name, _, _ in code_makers(path)] if codes else []
+    return _run(model, images, more, optimised=optimised)
+
+
+def _run(model: onnx.ModelProto, images: np.ndarray, more: Sequence[str], *, optimised: bool = False) -> Arrays:
+    """The model's outputs, and the tensors `more`."""
     import onnxruntime
 
-    model = onnx.load(path)
-    if codes:
-        for node in model.graph.node:
-            if node.op_type in MAKERS:
-                model.graph.output.append(helper.make_empty_tensor_value_info(node.output[0]))
+    known = {one.name for one in model.graph.output}
+    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in more if name not in known)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if not optimised:

@@ -28,7 +28,7 @@ from bitpress.core.quant import act_bounds, act_scale  # noqa: E402
 from bitpress.core.storage import Point, Storage, analyse  # noqa: E402
 
 from ..compiler.nets import assert_stages_agree  # noqa: E402
-from .onnx_nets import MAKERS, Arrays, Residual, export, outputs, quantise, write  # noqa: E402
+from .onnx_nets import Arrays, Residual, annotate, code_makers, export, outputs, quantise, write  # noqa: E402
 
 SIGNED, UNSIGNED = QuantType.QInt8, QuantType.QUInt8
 WAYS: dict[str, dict[str, Any]] = {
@@ -50,6 +50,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "operators, asymmetric": {
         "form": "QOperator", "activation_type": UNSIGNED, "weight_type": SIGNED, "reduce_range": True,
     },
+    "Brevitas": {"form": "QONNX", "weights": 4, "acts": 4},
+    "NNCF": {"form": "NNCF", "weights": 8, "acts": 8},
 }  # fmt: skip
 
 
@@ -90,7 +92,8 @@ def trained(images: np.ndarray, labels: np.ndarray) -> Residual:
 @pytest.fixture(scope="module", params=WAYS)
 def file(request: pytest.FixtureRequest, digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("quantised") / "net.onnx"
-    return quantise(digits.path, target, digits.train, **WAYS[request.param])
+    options = WAYS[request.param]
+    return (annotate if "acts" in options else quantise)(digits.path, target, digits.train, **options)
 
 
 def codes(found: Network) -> Codes:
@@ -105,18 +108,11 @@ def storage_of(found: Network) -> Storage:
 
 def stored_codes(path: Path, found: Network, x: np.ndarray) -> Iterator[tuple[str, Point, np.ndarray]]:
     """(name in the integer graph, point, the file's levels) of every stored value, found by its scale."""
-    model, tensors, storage = onnx.load(path), codes(found).tensors, storage_of(found)
-    consts = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
-    made = outputs(path, x, codes=True)
-    rounds = [
-        (node.output[0], *(consts[name] for name in node.input[MAKERS[node.op_type] :][:2]))
-        for node in model.graph.node
-        if node.op_type in MAKERS
-    ]
+    tensors, storage, made = codes(found).tensors, storage_of(found), outputs(path, x, codes=True)
     for point in storage.points:
         scale = act_scale(float(tensors[point.clip]), point.encoding)
-        near = [(made[name].astype(np.int64), int(zero)) for name, size, zero in rounds if abs(size / scale - 1) < 1e-6]
-        found_levels = [held - zero for held, zero in near]
+        near = [(name, zero) for name, size, zero in code_makers(path) if abs(size / scale - 1) < 1e-6]
+        found_levels = [made[name].astype(np.int64) - zero for name, zero in near]
         # a sum and its relu may have one scale: of these the one whose signs fit
         levels = min(found_levels, key=lambda v: bool(v.min() >= 0) != (point.encoding.lo == 0))
         if storage.stored[point.value].clip == point.clip:
@@ -179,13 +175,18 @@ def test_weights_are_the_file_s(file: Path) -> None:
     found, model = network(str(file)), onnx.load(file)
     whole = integer(found.graph, codes(found).plan, codes(found).tensors)
     stored = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
-    want = sorted(
-        int(np.abs(a.astype(int) - stored[f"{k.removesuffix('_quantized')}_zero_point"].astype(int).flat[0]).sum())
-        for k, a in stored.items()
-        if k.endswith("_quantized") and a.dtype != np.int32
-    )
+    want = [
+        stored[node.input[0]].astype(int) - stored[node.input[2]].reshape(-1)[0].astype(int)
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and stored.get(node.input[0], np.int32(0)).dtype != np.int32
+    ]
+    for node in model.graph.node:
+        if node.op_type == "Quant" and node.input[0] in stored:
+            want.append(np.clip(np.rint(stored[node.input[0]] / stored[node.input[1]]), -7, 7))
+        if node.op_type in ("QLinearConv", "QGemm"):
+            want.append(stored[node.input[3]].astype(int))
     got = [int(np.abs(whole.consts[n.consts["weight"]].astype(int)).sum()) for n in whole if n.op.endswith("_int")]
-    assert sorted(got) == want
+    assert sorted(got) == sorted(int(np.abs(levels).sum()) for levels in want)
 
 
 def rounded(name: str, source: str, scale: str = "s", zero: str = "z") -> list[Any]:
