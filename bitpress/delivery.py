@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 from .core.errors import UsageError
 from .core.factory import is_onnx
 from .core.host import head
+from .core.ranges import PERCENTILE, Ranges
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from .core.cost import Budget
     from .core.graph import Graph
     from .core.network import Network
     from .core.plan import CompressionPlan
 
 PTQ = "ptq"
+MIXED = "mixed"  # in place of bits: widths by measured harm under a budget
 CALIBRATION_IMAGES = 512
 Progress = Callable[[str, float], None]
 Shape = tuple[int, int, int]
@@ -33,8 +36,9 @@ Shape = tuple[int, int, int]
 class Recipe:
     """How a network is quantised without training.
 
-    `quantize`: "w8a8"; `calibrate`: DATA or "random:N", `images` of its training part; both None for a quantised ONNX
-    file, which says its bits and ranges itself. The rest says what MODEL is.
+    `quantize`: "w8a8", or "mixed" with `budget`; `calibrate`: DATA or "random:N", `images` of its training part; both
+    None for a quantised ONNX file, which says its bits and ranges itself. `act_range` to `equalize`: as
+    `core.ranges.Ranges`. The rest says what MODEL is.
     """
 
     quantize: str | None = None
@@ -47,16 +51,29 @@ class Recipe:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     seed: int = 0
+    budget: tuple[str, ...] = ()
+    latency_table: str | None = None
+    act_range: str = "mse"
+    percentile: float = PERCENTILE
+    weight_range: str = "mse"
+    bias_correction: bool = True
+    equalize: str = "off"
+
+    @property
+    def ranges(self) -> Ranges:
+        """How clips and biases are found; UsageError for what no value can be."""
+        return Ranges(self.act_range, self.percentile, self.weight_range, self.bias_correction, self.equalize)
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What compilation takes: as `core.rundir.Run`."""
+    """What compilation takes: as `core.rundir.Run`. `floats`: the network before it was equalised, where it was."""
 
     graph: Graph
     plan: CompressionPlan
     tensors: Mapping[str, np.ndarray]
     meta: Mapping[str, Any]
+    floats: Graph | None = None
 
 
 def compile(
@@ -107,14 +124,15 @@ def compile(
         **head("bitpress.compile"),
         "source": str(source), "artifact": None if stop_after else str(output),
         "run": None if run is None else str(run),
-        "method": method, "quantize": None if recipe is None else recipe.quantize, **_figures(made), "file_bytes": size,
+        "method": method, "quantize": None if recipe is None else recipe.quantize,
+        "calibration": made.meta.get("calibration"), **_figures(made), "file_bytes": size,
         "stages": list(STAGES if stop_after is None else STAGES[: STAGES.index(stop_after) + 1]),
         "seconds": time.perf_counter() - start,
     }  # fmt: skip
 
 
 def quantise(model: str, recipe: Recipe, *, progress: Progress = lambda _what, _share: None) -> _Source:
-    """The network `model` with ranges from data and uniform bits. An unknown op is refused before any work.
+    """The network `model` with ranges from data. An unknown op is refused before any work.
 
     Without `recipe.quantize` bits and ranges are those of a quantised ONNX file.
     """
@@ -139,54 +157,134 @@ def quantise(model: str, recipe: Recipe, *, progress: Progress = lambda _what, _
 def _calibrated(loaded: Network, recipe: Recipe, meta: Mapping[str, Any], progress: Progress) -> _Source:
     import numpy as np
 
-    from .core.calibrate import calibrate
     from .core.data import load as load_data
-    from .core.encoding import parse_bits
     from .core.graph import refuse_unknown
 
-    assert recipe.quantize is not None and recipe.calibrate is not None, "checked by the caller"
+    assert recipe.calibrate is not None, "checked by the caller"
     if recipe.images < 1:
         raise UsageError(f"--calibration-images {recipe.images}: at least 1 is needed")
-    try:
-        w, a = parse_bits(recipe.quantize)
-    except ValueError as error:
-        raise UsageError(f"--quantize: {error}") from error
+    _wanted(recipe)
     refuse_unknown(loaded.graph, loaded.spec)
     data = load_data(recipe.calibrate, in_shape=loaded.in_shape, seed=recipe.seed)
     if data.classes:
         data.require_fit(loaded.in_shape, loaded.classes)
     images = data.normalise(np.asarray(data.train.images[: recipe.images]), loaded.mean, loaded.std)
-    plan, tensors = calibrate(
-        loaded.graph, images, weight_bits=w, act_bits=a, residual=recipe.residual,
-        progress=lambda share: progress(f"calibrate, {len(images)} images", 0.9 * share),
-    )  # fmt: skip
     known = {"labels": list(loaded.labels or data.labels), "data": recipe.calibrate if data.classes else None}
-    return _Source(loaded.graph, plan, tensors, {**meta, **known})
+    return calibrated(loaded, images, recipe, {**meta, **known}, progress)
+
+
+def calibrated(
+    loaded: Network, images: np.ndarray, recipe: Recipe, meta: Mapping[str, Any], progress: Progress
+) -> _Source:
+    """The network quantised on normalised images, float32 [n, C, H, W]: equalised, planned, its ranges taken."""
+    from .core.calibrate import check, tensors_for
+
+    wanted, ranges, said = _wanted(recipe), recipe.ranges, f", {len(images)} images"
+    first, second = _shares(recipe)
+    check(loaded.graph, images)
+    graph, equalized = _equalized(loaded.graph, images, ranges, lambda s: progress(f"equalize{said}", first * s))
+    plan, chosen = _planned(
+        graph, images, recipe, wanted, loaded.spec,
+        lambda s: progress(f"measure harms{said}", first + (second - first) * s),
+    )  # fmt: skip
+    tensors = tensors_for(
+        graph, plan, images, ranges=ranges, progress=lambda s: progress(f"calibrate{said}", second + (0.9 - second) * s)
+    )
+    terms = {"quantize": recipe.quantize, "images": len(images), **ranges.document(), "equalized": equalized, **chosen}
+    return _Source(
+        graph, plan, tensors, {**meta, "calibration": terms}, loaded.graph if equalized is not None else None
+    )
+
+
+def _shares(recipe: Recipe) -> tuple[float, float]:
+    """Of the work: done when the network is equalised, and when widths are chosen."""
+    first = 0.1 if recipe.equalize != "off" else 0.0
+    return first, 0.8 if recipe.quantize == MIXED else first
+
+
+def _wanted(recipe: Recipe) -> tuple[int, int] | tuple[Budget, ...]:
+    """The bits of `quantize`, or for mixed ones the budgets; UsageError where both or neither are given."""
+    from .core.cost import parse_budget
+    from .core.encoding import parse_bits
+
+    assert recipe.quantize is not None, "checked by the caller"
+    if recipe.quantize == MIXED:
+        if not recipe.budget:
+            raise UsageError("--quantize mixed needs --budget, for example size=20%: what the widths may cost together")
+        return tuple(parse_budget(text) for text in recipe.budget)
+    try:
+        bits = parse_bits(recipe.quantize)
+    except ValueError as error:
+        raise UsageError(f"--quantize: {error}, or mixed with a --budget") from error
+    if recipe.budget or recipe.latency_table:
+        raise UsageError(
+            f"--quantize {recipe.quantize} gives all layers the same bits: --budget and --latency-table go with "
+            "--quantize mixed"
+        )
+    return bits
+
+
+def _equalized(
+    graph: Graph, images: np.ndarray, ranges: Ranges, progress: Callable[[float], None]
+) -> tuple[Graph, dict[str, Any] | None]:
+    """The graph as `ranges.equalize` wants it, and what was done; None where nothing was asked for."""
+    from dataclasses import asdict
+
+    if ranges.equalize == "off":
+        return graph, None
+    from .core.equalize import equalize
+
+    graph, done = equalize(graph, images, seen=ranges.equalize == "seen", progress=progress)
+    return graph, asdict(done)
+
+
+def _planned(
+    graph: Graph, images: np.ndarray, recipe: Recipe, wanted: tuple[int, int] | tuple[Budget, ...], model: str,
+    progress: Callable[[float], None],
+) -> tuple[CompressionPlan, dict[str, Any]]:  # fmt: skip
+    """The plan, and for mixed widths what the metadata say of the budget."""
+    from .core.calibrate import uniform_plan
+
+    if recipe.quantize != MIXED:
+        w, a = wanted
+        return uniform_plan(graph, w, a, residual=recipe.residual), {}  # type: ignore[arg-type]
+    from .core.search import on_target
+    from .core.sensitivity import mixed
+
+    table = recipe.latency_table
+    found = mixed(
+        graph, images, wanted, ranges=recipe.ranges, residual=recipe.residual,  # type: ignore[arg-type]
+        target=None if table is None else on_target(table, graph, model, recipe.residual), progress=progress,
+    )  # fmt: skip
+    return found.plan, {"budget": list(recipe.budget), "used": dict(found.used), "harm": found.harm, "why": found.why}
 
 
 def keep(run: str | Path, model: str, made: _Source, recipe: Recipe, seconds: float) -> None:
     """Writes what a recipe made as a RUN: graph, plan, tensors, result and the values that made it."""
     from .core.bops import count
     from .core.job import RUN_SCHEMA, RUN_VERSION
-    from .core.rundir import RESULT, SETTINGS, write_json, write_run
+    from .core.rundir import FLOAT, RESULT, SETTINGS, write_json, write_run, write_tensors
 
     totals = count(made.graph, made.plan).totals
     result = {
         **head("bitpress.search"),
         "method": PTQ, "baseline_top1": None, "top1": None, "bops": totals.bops, "bops_fp32": totals.bops_fp32,
         "bops_ratio": totals.bops_ratio, "bops_convention": totals.bops_convention,
-        "weight_bytes": totals.weight_bytes, "latency": None, "budget": [], "epochs": 0, "seconds": seconds,
-        "data": made.meta["data"], "seed": recipe.seed,
+        "weight_bytes": totals.weight_bytes, "latency": None, "budget": list(recipe.budget), "epochs": 0,
+        "seconds": seconds, "data": made.meta["data"], "seed": recipe.seed,
     }  # fmt: skip
     values = {
         "schema": RUN_SCHEMA, "schema_version": RUN_VERSION, "method": PTQ, "model": model,
-        "quantize": recipe.quantize, "calibrate": recipe.calibrate,
+        "quantize": recipe.quantize, "calibrate": recipe.calibrate, "calibration": made.meta.get("calibration"),
         "calibration_images": recipe.images, "residual": recipe.residual, "classes": made.meta["classes"],
         "in_shape": made.meta["in_shape"], "mean": made.meta["mean"], "std": made.meta["std"], "seed": recipe.seed,
         "data": made.meta["data"], "files": _digests(model, recipe.weights),
     }  # fmt: skip
     folder = Path(run)
     write_run(folder, made.graph, made.plan, made.tensors, made.meta)
+    (folder / FLOAT).unlink(missing_ok=True)
+    if made.floats is not None:
+        write_tensors(folder / FLOAT, made.floats.consts)
     write_json(folder / RESULT, result)
     write_json(folder / SETTINGS, values)
 

@@ -31,6 +31,7 @@ def inspect(source: str | Path | bytes) -> dict[str, Any]:
         "method": program.meta.get("method"),
         "data": program.meta.get("data"),
         "residual": program.meta.get("residual"),
+        "calibration": program.meta.get("calibration"),
         "input": input_row(program),
         "outputs": model.outputs,
         "arena_bytes": program.arena_bytes,

@@ -31,7 +31,7 @@ from .prune import prune
 STAGES = ("integer", "prune", "fuse", "pack", "lower", "finish")
 _GRAPH_STAGES = {"integer": "integer", "prune": "pruned", "fuse": "fused"}
 GOLDEN_SEED = 0
-RECORDED = ("model", "data", "method")  # what meta repeats from a RUN
+RECORDED = ("model", "data", "method", "calibration")  # what meta repeats from a RUN
 
 Stage = Graph | Packed | Program
 

@@ -1,7 +1,7 @@
-"""Ranges from data: post-training quantisation of a float graph, uniform in bits, without any training.
+"""Ranges from data: post-training quantisation of a float graph under a plan, without any training.
 
-Weights get one clip a filter, activations one a stored value; both are chosen by the squared error they cause. What
-is rounded where is `core.storage`'s business, and what the ranges become is `core.integer`'s.
+Weights get one clip a filter, activations one a stored value; how they are chosen is `core.ranges`' business, what is
+rounded where `core.storage`'s, and what the ranges become `core.integer`'s.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from .encoding import Encoding, twos
 from .errors import CorruptError, UnsupportedError, UsageError
 from .graph import Graph, Node
 from .integer import shift_name, weight_clip, weight_levels
+from .magnitudes import Magnitudes
 from .plan import BitConfig, CompressionPlan, LayerId, Segment
-from .quant import act_bounds, act_scale, round_half_even
+from .quant import act_bounds, act_scale
+from .ranges import Ranges
 from .storage import LAYERS, Point, Storage, Stored, act_encoding, analyse
 from .supernet import FloatNet
 
 WEIGHT_BITS = (2, 4, 8)  # what the format packs and the search knows
 END_BITS = 8
-BINS = 2048
-FRACTIONS = np.linspace(0.02, 1.0, 99)  # of the largest magnitude: candidates for a clip
 WEIGHT_FRACTIONS = {  # of a filter's largest weight; above 1: two's complement reaches further below zero than above
     4: np.linspace(0.4, 1.2, 41, dtype=np.float32),
     2: np.linspace(0.2, 1.2, 51, dtype=np.float32),
 }
 BATCH_VALUES = 1 << 21  # numbers in the images that go through the network at once, at most: 13 of ImageNet's size
 SHIFT_IMAGES = 256  # for means these are plenty
+DEFAULT = Ranges()  # the defaults, which benchmarks/results/ptq.md compares with the others
 
 
 def calibrate(
@@ -41,32 +42,56 @@ def calibrate(
     act_bits: int,
     residual: str = "int8",
     ends8: bool = True,
+    ranges: Ranges = DEFAULT,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[CompressionPlan, dict[str, np.ndarray]]:
     """Plan with the same widths everywhere (first and last layer at 8 bits if `ends8`), and all its tensors, float32.
 
-    `graph`: float, constants filled. `images`: normalised, float32 [n, C, H, W]. `progress` is told the share done.
-    CorruptError: NaN or infinite constants. UnsupportedError: an op or a width without kernels. UsageError: no
-    images, or of another shape.
+    Errors: as `check` and `tensors_for`; UnsupportedError for a width without kernels.
     """
-    _check(graph, images, weight_bits, act_bits)
+    check(graph, images)
     plan = uniform_plan(graph, weight_bits, act_bits, residual=residual, ends8=ends8)
-    storage = analyse(graph, {layer: bits.act for layer, bits in plan.bits.items()}, residual)
+    return plan, tensors_for(graph, plan, images, ranges=ranges, progress=progress)
+
+
+def tensors_for(
+    graph: Graph,
+    plan: CompressionPlan,
+    images: np.ndarray,
+    *,
+    ranges: Ranges = DEFAULT,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Constants, clips and corrections of biases, float32, with which `core.integer` derives the codes of a plan.
+
+    `graph`: float, constants filled, equalised already where that is wanted. `images`: normalised, float32
+    [n, C, H, W]. `progress` is told the share done. The plan's filters have one width a layer and none is removed.
+    """
+    storage = analyse(graph, {layer: bits.act for layer, bits in plan.bits.items()}, plan.residual)
     told = progress or (lambda _share: None)
+    first = 0.4 if ranges.correct else 1.0  # of the time; two networks run side by side behind it
     tensors = {name: np.asarray(values, np.float32) for name, values in graph.consts.items()}
     for node in graph.nodes:
         if node.op in LAYERS:
-            tensors |= weight_clips(node, tensors[node.consts["weight"]])
-    tensors |= act_clips(graph, images, storage.points, lambda share: told(share * 2 / 3))
-    tensors |= shifts(graph, plan, storage, tensors, images, lambda share: told((2 + share) / 3))
+            tensors |= weight_clips(node, tensors[node.consts["weight"]], ranges.weight)
+    tensors |= act_clips(graph, images, storage.points, ranges, lambda share: told(first * share))
+    if ranges.correct:
+        tensors |= shifts(graph, plan, storage, tensors, images, lambda share: told(first + (1 - first) * share))
     tensors["golden_input"] = np.asarray(images[:1], np.float32)
-    return plan, tensors
+    return tensors
 
 
 def uniform_plan(
     graph: Graph, weight_bits: int, act_bits: int, *, residual: str = "int8", ends8: bool = True
 ) -> CompressionPlan:
-    """Every filter at `weight_bits` (two's complement), every layer input at `act_bits`, nothing pruned."""
+    """Every filter at `weight_bits` (two's complement), every layer input at `act_bits`, nothing pruned.
+
+    UnsupportedError: widths without kernels, or a network without a layer.
+    """
+    if weight_bits not in WEIGHT_BITS:
+        raise UnsupportedError(f"weights of {weight_bits} bits: kernels have {', '.join(map(str, WEIGHT_BITS))}")
+    if not 1 <= act_bits <= END_BITS:
+        raise UnsupportedError(f"activations of {act_bits} bits: kernels have 1 to {END_BITS}")
     layers = [n for n in graph.nodes if n.op in LAYERS]
     if not layers:
         raise UnsupportedError("the network has no convolution and no linear layer")
@@ -79,15 +104,15 @@ def uniform_plan(
     return CompressionPlan(graph.fingerprint(), bits, residual=residual)
 
 
-def weight_clips(node: Node, weight: np.ndarray) -> dict[str, np.ndarray]:
-    """ "{layer}.weight_clip" (8 bits: largest magnitude), ".4" and ".2" (least squared error), float32 [O] each.
+def weight_clips(node: Node, weight: np.ndarray, by: str = "mse") -> dict[str, np.ndarray]:
+    """ "{layer}.weight_clip" (the largest magnitude), by "mse" ".4" and ".2" (least squared error), float32 [O] each.
 
-    All three are there whatever the plan says, so that its bits may be edited afterwards.
+    All are there whatever the plan says, so that its bits may be edited afterwards; 8 bits have the first.
     """
     table = np.ascontiguousarray(weight.reshape(len(weight), -1), np.float32)
     rows = np.abs(table).max(axis=1)
     out = {f"{node.name}.weight_clip": rows}
-    for bits, fractions in WEIGHT_FRACTIONS.items():
+    for bits, fractions in WEIGHT_FRACTIONS.items() if by == "mse" else ():
         best, least = rows.copy(), np.full(len(rows), np.inf, np.float32)
         for fraction in fractions:
             clip = rows * fraction
@@ -108,54 +133,30 @@ def _weight_error(table: np.ndarray, clip: np.ndarray, encoding: Encoding) -> np
 
 
 def act_clips(
-    graph: Graph, images: np.ndarray, points: Sequence[Point], progress: Callable[[float], None]
+    graph: Graph, images: np.ndarray, points: Sequence[Point], ranges: Ranges, progress: Callable[[float], None]
 ) -> dict[str, np.ndarray]:
-    """Clip tensor -> float32 [], the clip of least squared error over all values that it serves."""
-    net = FloatNet(graph).eval()
-    by_value: dict[str, list[Point]] = {}
-    for point in points:
-        by_value.setdefault(point.value, []).append(point)
-    largest = {p.clip: 0.0 for p in points}
-    for share, x in _batches(images):
-        with torch.no_grad():
-            for name, value in net.walk(x):
-                for point in by_value.get(name, ()):
-                    largest[point.clip] = max(largest[point.clip], float(value.abs().max()))
-        progress(share / 2)
-    counts = {clip: torch.zeros(BINS, dtype=torch.float64) for clip in largest}
-    for share, x in _batches(images):
-        with torch.no_grad():
-            for name, value in net.walk(x):
-                for point in by_value.get(name, ()):
-                    if largest[point.clip] > 0:
-                        counts[point.clip] += _histogram(value, largest[point.clip])
-        progress((1 + share) / 2)
+    """Clip tensor -> float32 [], chosen from all values that it serves."""
+    seen = magnitudes(graph, images, points, progress)
     encodings = {p.clip: p.encoding for p in points}
-    return {
-        clip: np.array(best_clip(counts[clip].numpy(), top, encodings[clip]), np.float32)
-        for clip, top in largest.items()
-    }
+    return {name: np.array(found.clip(encodings[name], ranges), np.float32) for name, found in seen.items()}
 
 
-def best_clip(counts: np.ndarray, top: float, encoding: Encoding) -> float:
-    """Clip of least squared error for a histogram [bins] of magnitudes over (0, top]; 1 where nothing was seen."""
-    if top <= 0 or not counts.any():
-        return 1.0
-    hi = act_bounds(encoding)[1]
-    centres = (np.arange(len(counts)) + 0.5) * (top / len(counts))
-    errors = []
-    for fraction in FRACTIONS:
-        scale = top * fraction / hi
-        rest = np.minimum(round_half_even(centres / scale), hi) * scale - centres
-        errors.append(float((counts * rest * rest).sum()))
-    return float(top * FRACTIONS[int(np.argmin(errors))])
-
-
-def _histogram(value: Tensor, top: float) -> Tensor:
-    """Counts of magnitudes above 0, float64 [BINS]; exact zeros cause no error on any grid."""
-    magnitudes = value.abs().flatten()
-    counts = torch.histc(magnitudes[magnitudes > 0], BINS, 0.0, top)
-    return counts.double()
+def magnitudes(
+    graph: Graph, images: np.ndarray, points: Sequence[Point], progress: Callable[[float], None]
+) -> dict[str, Magnitudes]:
+    """Clip tensor -> what the values that it serves look like on the images, in one pass of the float network."""
+    net = FloatNet(graph).eval()
+    by_value: dict[str, list[str]] = {}
+    for point in points:
+        by_value.setdefault(point.value, []).append(point.clip)
+    seen = {point.clip: Magnitudes() for point in points}
+    for share, x in batches(images):
+        with torch.no_grad():
+            for name, value in net.walk(x):
+                for clip in by_value.get(name, ()):
+                    seen[clip].add(value)
+        progress(share)
+    return seen
 
 
 def shifts(
@@ -169,16 +170,17 @@ def shifts(
     """ "{layer}.shift.{bits}", float32 [O]: what a layer's mean lacks, channel by channel, once everything is rounded.
 
     Rounded weights move the mean of a channel, and the moves add up from layer to layer. The float and the rounded net
-    run side by side, and each layer of the rounded one is set right before the next one reads it.
+    run side by side, and each layer of the rounded one is set right before the next one reads it (bias correction by
+    data: Nagel et al. 2019, Data-Free Quantization, section 4.2).
     """
     net, rounded = FloatNet(graph).eval(), _Rounded(graph, plan, storage, tensors).eval()
     images = images[:SHIFT_IMAGES]
-    for share, x in _batches(images):
+    for share, x in batches(images):
         with torch.no_grad():
             beside = rounded.walk(x)
             for name, value in net.walk(x):
                 if name in rounded.sums:
-                    rounded.wanted = _channel_means(value)
+                    rounded.wanted = channel_means(value)
                 next(beside)
         progress(share)
     widths = {name: plan.bits[LayerId(name)].weight[0].encoding.bits for name in rounded.sums}
@@ -222,7 +224,7 @@ class _Rounded(FloatNet):
     def left(self, node: Node, value: Tensor) -> Tensor:
         """A layer with its means set right; rounded where a chain ends."""
         if node.name in self.sums:
-            shift = self.wanted - _channel_means(value)
+            shift = self.wanted - channel_means(value)
             self.sums[node.name] += shift.double() * len(value)
             value = value + shift.view(1, -1, *(1,) * (value.dim() - 2))
         return self._round(value, self.storage.stored[node.name]) if node.name in self.ends else value
@@ -235,11 +237,12 @@ class _Rounded(FloatNet):
         return torch.clamp(torch.round(x / scale), lo, hi) * scale
 
 
-def _channel_means(value: Tensor) -> Tensor:
+def channel_means(value: Tensor) -> Tensor:
+    """[N, C, ...] -> [C]."""
     return value.transpose(0, 1).flatten(1).mean(dim=1)
 
 
-def _batches(images: np.ndarray) -> Iterator[tuple[float, Tensor]]:
+def batches(images: np.ndarray) -> Iterator[tuple[float, Tensor]]:
     """(share of the images done after it, batch), as many at once as memory comfortably holds."""
     batch = max(1, min(128, BATCH_VALUES // int(np.prod(images.shape[1:]))))
     for start in range(0, len(images), batch):
@@ -247,11 +250,8 @@ def _batches(images: np.ndarray) -> Iterator[tuple[float, Tensor]]:
         yield min(1.0, (start + batch) / len(images)), x
 
 
-def _check(graph: Graph, images: np.ndarray, weight_bits: int, act_bits: int) -> None:
-    if weight_bits not in WEIGHT_BITS:
-        raise UnsupportedError(f"weights of {weight_bits} bits: kernels have {', '.join(map(str, WEIGHT_BITS))}")
-    if not 1 <= act_bits <= END_BITS:
-        raise UnsupportedError(f"activations of {act_bits} bits: kernels have 1 to {END_BITS}")
+def check(graph: Graph, images: np.ndarray) -> None:
+    """UsageError: no images, or of another shape, or with NaN or infinity; CorruptError: such constants."""
     shape = graph.inputs[0].shape
     if not len(images) or images.shape[1:] != shape:
         raise UsageError(f"calibration images are {list(images.shape)}, the network takes [n, {list(shape)}], n > 0")

@@ -33,8 +33,8 @@ NETWORK_KEYS = ("model", "in_shape", "classes", "mean", "std", "labels")  # of g
 class Run:
     """A RUN as read and checked: the plan fits the graph, every tensor is finite.
 
-    `graph`: float, its constants filled. `tensors`: all of model.safetensors. `meta`: NETWORK_KEYS, and `data` and
-    `method` where result.json or run.json name them.
+    `graph`: float, its constants filled. `tensors`: all of model.safetensors. `meta`: NETWORK_KEYS, and `data`,
+    `method` and `calibration` where result.json or run.json name them.
     """
 
     path: Path
@@ -69,7 +69,7 @@ def load_run(path: str | Path) -> Run:
     for name in (SETTINGS, RESULT):
         if (folder / name).is_file():
             found = read_json(folder / name)
-            meta |= {key: found[key] for key in ("data", "method") if found.get(key) is not None}
+            meta |= {key: found[key] for key in ("data", "method", "calibration") if found.get(key) is not None}
     return Run(folder, graph, plan, tensors, meta)
 
 

@@ -33,11 +33,18 @@ MAY_IMPORT = {
 # Third party -> where it may be imported at the top of a module, and where inside functions only.
 TORCH = (
     "core/capture.py", "core/parallel.py", "core/supernet*.py", "core/train*.py", "core/semantics.py",
-    "core/calibrate.py", "core/torch_*.py", "core/models/*.py", "core/search/*.py", "kernels/gpu/*.py",
+    "core/calibrate.py", "core/magnitudes.py", "core/equalize.py", "core/sensitivity.py", "core/torch_*.py",
+    "core/models/*.py", "core/search/*.py", "kernels/gpu/*.py",
     "benchmarks/peers_torch.py", "benchmarks/separate_paths.py", "benchmarks/training.py",
     "core/agents.py",
 )  # fmt: skip
-TORCH_INSIDE = ("compiler/verify.py", "bitpress/nn/*.py", "benchmarks/peers*.py", "benchmarks/latency_networks.py")
+TORCH_INSIDE = (
+    "compiler/verify.py",
+    "bitpress/nn/*.py",
+    "benchmarks/peers*.py",
+    "benchmarks/latency_networks.py",
+    "benchmarks/ptq.py",
+)
 ANYWHERE = ("*",)
 THIRD_PARTY = {
     "torch": (TORCH, TORCH_INSIDE),
