@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..core.capture import capture
 from ..core.cost import Choice, Space, largest, search_space
+from ..core.data import CLASSIFICATION
 from ..core.errors import BitpressError, UsageError
 from ..core.graph import Graph
 from ..core.host import cpu_name, write_text
@@ -31,7 +32,8 @@ from ..core.storage import STREAM_BITS
 from ..core.supernet import FloatNet, Place, SuperNet, placed
 from ..core.supernet_rounding import TINY, decomposed, least, mean_residuals, rounded_to, steps
 from ..core.supernet_starts import fit
-from ..core.train import objective, sgd, to_torch
+from ..core.train import sgd, to_torch
+from ..core.train_goals import GOALS
 
 WAYS: Mapping[str, str] = {
     "apart": "channels last, rounding by separate operations", "eager": "channels first", "last": "channels last",
@@ -83,7 +85,7 @@ def step_of(way: str, kind: str, graph: Graph, space: Space, batch: int) -> Step
         if kind != "float":
             with torch.no_grad():
                 targets = taught(x)
-        loss = objective(forward(x), y, targets, DISTILL)
+        loss = GOALS[CLASSIFICATION].objective(forward(x), y, targets, DISTILL)
         if kind == "searching":
             assert isinstance(net, SuperNet)
             loss = loss + LAMBDA * torch.log(net.cost("bops")).float()

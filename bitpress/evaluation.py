@@ -56,14 +56,14 @@ def evaluate(
     test = found.test()
     start = time.perf_counter()
     result = measure(
-        subject.run, test.images, test.labels,  # type: ignore[arg-type]
+        subject.run, test.images, test.labels, task=found.task,
         prepare=lambda x: found.normalise(x, subject.mean, subject.std),
         progress=lambda done: progress(f"eval {spec}", done / len(test)),
     )  # fmt: skip
     return {
         **head("bitpress.eval", isa=subject.isa, threads=threads),
         "source": str(source), "data": spec, "semantics": subject.semantics, "top1": result.top1, "top5": result.top5,
-        "n": result.n, "predictions_sha256": result.sha256, "seconds": time.perf_counter() - start,
+        "iou": result.iou, "n": result.n, "predictions_sha256": result.sha256, "seconds": time.perf_counter() - start,
     }  # fmt: skip
 
 

@@ -15,16 +15,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import quant
+from . import detection, quant, scenes
 from .errors import CorruptError, EnvironmentMissing, UsageError, close
 from .factory import call_factory, is_factory
 
 Shape = tuple[int, int, int]
 
-KINDS = ("digits", "cifar10", "cifar100", "imagefolder", "random")
+KINDS = ("digits", "cifar10", "cifar100", "imagefolder", "detection", "random")
+CLASSIFICATION, DETECTION = "classification", "detection"  # tasks: what labels mean
 HELD_OUT = 10  # every 10th image of the training part validates
 TEST_OF_INDEX = 9  # every 9th file of an index.csv, in sorted order, is its test part
 DIGITS_TEST = 500
+DRAWN = 400  # backgrounds of `detection` without photographs
 CROP_PAD = 4  # pixels around a CIFAR image that random crops may reach
 RESIZE = 256 / 224  # shorter side before the centre crop, in units of the crop
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
@@ -61,7 +63,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Images (uint8, or float32 where the set is normalised already) and labels, int64 [n]."""
+    """Images (uint8, or float32 where the set is normalised already) and labels: int64 [n], or boxes float32 [n, 4]."""
 
     images: Images
     labels: np.ndarray
@@ -75,7 +77,8 @@ class Data:
     """A data set. `files`: name -> SHA-256 of what the training part was read from.
 
     `sparse`: the class numbers are those of a larger list of which not all occur. `divisor`: uint8 images are divided
-    by this first (255; 16 for digits).
+    by this first (255; 16 for digits). `task`: what labels mean; of DETECTION they are boxes as core.detection has
+    them, and `classes` are the values a place.
     """
 
     spec: str
@@ -90,6 +93,7 @@ class Data:
     crop: int = 0  # pixels of padding for random crops, with random flips; 0: no augmentation by crops
     flip: bool = False
     sparse: bool = False
+    task: str = CLASSIFICATION
 
     def test(self) -> Split:
         """The test part, read now; a caller does this once, at the end. UsageError where there is none."""
@@ -123,14 +127,20 @@ class Data:
             images = np.where(mirrored[:, None, None, None], images[..., ::-1], images)
         return images
 
-    def require_fit(self, in_shape: Sequence[int], classes: int) -> None:
+    def require_fit(self, in_shape: Sequence[int], outputs: int) -> None:
         """UsageError with the numbers unless a network with that input and so many outputs can be used on this set."""
         if tuple(in_shape) != self.shape:
             raise UsageError(
                 f"{self.spec} has images of shape {_commas(self.shape)}, the model takes {_commas(in_shape)} (C,H,W)"
             )
-        if self.classes != classes and not (self.sparse and self.classes <= classes):
-            raise UsageError(f"{self.spec} has {self.classes} classes, the model {classes}: see --classes")
+        if self.task == DETECTION:
+            if detection.grid_of(in_shape, outputs) is None:
+                raise UsageError(
+                    f"{self.spec} has boxes, and the model's {outputs} outputs are no grid of {detection.HEAD} values a "
+                    f"place over {_commas(in_shape)}: take a detector, for example skynet"
+                )
+        elif self.classes != outputs and not (self.sparse and self.classes <= outputs):
+            raise UsageError(f"{self.spec} has {self.classes} classes, the model {outputs}: see --classes")
 
 
 def load(spec: str, *, in_shape: Shape | None = None, seed: int = 0) -> Data:
@@ -148,14 +158,16 @@ def load(spec: str, *, in_shape: Shape | None = None, seed: int = 0) -> Data:
         return _cifar(spec, name, Path(rest))
     if name == "imagefolder" and rest:
         return _imagefolder(spec, Path(rest), in_shape or (3, 224, 224))
+    if name == "detection" and (rest or spec == name):
+        return _detection(spec, Path(rest) if rest else None, in_shape or (3, 160, 320))
     if name == "random" and rest:
         return _random(spec, rest, in_shape, seed)
-    if name in KINDS and name != "digits" and not rest:
+    if name in KINDS and name not in ("digits", "detection") and not rest:
         wanted = {"random": "random:N, with N images"}.get(name, f"{name}:DIR, with the folder that holds it")
         raise UsageError(f"data {spec!r}: write {wanted}")
     raise UsageError(
         f"unknown data {spec!r}{close(name, KINDS)}: known are digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, "
-        "file.py:factory, and random:N for calibration"
+        "detection, detection:DIR, file.py:factory, and random:N for calibration"
     )
 
 
@@ -422,6 +434,46 @@ def _listing(root: Path, paths: tuple[Path, ...]) -> str:
     """SHA-256 over names and sizes: the contents of a million photographs are not read to compare two runs."""
     lines = (f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n" for path in paths)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# one object a picture
+
+
+def _detection(spec: str, root: Path | None, size: Shape) -> Data:
+    """Scenes on the photographs of a folder, or on drawn backgrounds; the parts share no photograph."""
+    if size[0] not in (1, 3):
+        raise UsageError(f"{spec}: photographs have 1 or 3 channels, the model takes {size[0]}")
+    paths = () if root is None else _photographs(spec, root)
+
+    def picture(number: int, shape: Shape) -> np.ndarray:
+        return _decode(paths[number], shape) if paths else scenes.background(number, shape)
+
+    numbers = np.arange(len(paths) or DRAWN)
+    tested = numbers % TEST_OF_INDEX == TEST_OF_INDEX - 1
+    mine = numbers[~tested]
+    out = held_out(len(mine))
+
+    def part(chosen: np.ndarray) -> Split:
+        return Split(*scenes.scenes(chosen.tolist(), size, picture))
+
+    train, validation = part(mine[~out]), part(mine[out])
+    files = {"boxes": _digest(train.labels)}
+    if root is not None:
+        files["train"] = _listing(root, tuple(paths[i] for i in mine))
+    return Data(
+        spec, detection.HEAD, size, (), train, validation, lambda: part(numbers[tested]), files=files, task=DETECTION
+    )
+
+
+def _photographs(spec: str, root: Path) -> tuple[Path, ...]:
+    """Every image below a folder, in the order of the names; enough for three parts."""
+    if not root.is_dir():
+        raise UsageError(f"{spec}: there is no folder {root}")
+    found = tuple(sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES))
+    least = TEST_OF_INDEX + HELD_OUT
+    if len(found) < least:
+        raise UsageError(f"{spec}: {root} has {len(found)} images, at least {least} are needed for three parts")
+    return found
 
 
 # a user's own

@@ -48,6 +48,7 @@ SCHEDULES: Mapping[str, Schedule] = {
     "cifar10": Schedule(200, 30, 200, 0.1, 0.005, 0.02, 0.02, 128),
     "cifar100": Schedule(200, 30, 200, 0.1, 0.005, 0.02, 0.02, 128),
     "imagefolder": Schedule(90, 10, 90, 0.1, 0.002, 0.01, 0.01, 64),
+    "detection": Schedule(60, 10, 30, 0.01, 0.002, 0.01, 0.005, 32),
 }
 
 
@@ -100,6 +101,7 @@ class Settings:
     filters: str = ""  # of --precision: mixed or fixed:N; "" where the method has none
     episodes: int | None = None  # that a search by reward makes plans in
     stages_of: str = "sbs"  # of --stages-of; only two-stage reads it
+    held_images: int | None = None  # of the held-out slice, drawn by the seed; None: all
 
     def document(self) -> dict[str, Any]:
         """Flat JSON document of the values."""
@@ -111,7 +113,7 @@ class Settings:
 # What RUNs did that were begun before these settings were recorded.
 _UNSAID: Mapping[str, Any] = {
     "schedule": "cosine", "label_smoothing": 0.0, "device": "cpu", "precision": "fp32", "restrict": "",
-    "convention": "sbs", "filters": "", "episodes": None, "stages_of": "sbs",
+    "convention": "sbs", "filters": "", "episodes": None, "stages_of": "sbs", "held_images": None,
 }  # fmt: skip
 _FLAGS = {
     "model": "MODEL", "mode": "--search", "variant": "--sbs-variant", "filters": "--precision mixed|fixed:N",

@@ -18,7 +18,7 @@ from .search import search
 
 PARETO = "pareto.json"
 FIGURES = {"bops": "bops", "size": "weight_bytes", "latency": "latency"}  # kind of budget -> key of a result
-TOLD = ("top1", "baseline_top1", "bops", "bops_ratio", "weight_bytes", "latency", "predictions_sha256", "seconds")
+TOLD = ("top1", "baseline_top1", "iou", "baseline_iou", "bops", "bops_ratio", "weight_bytes", "latency", "predictions_sha256", "seconds")
 
 
 def swept(budgets: Sequence[str]) -> bool:
@@ -69,8 +69,9 @@ def sweep(
         point(texts[0], number, len(wanted))
         run = folder / _name(texts[0])
         start = weights if number == 1 or weights is not None else folder / _name(wanted[0][0]) / FLOAT
-        found = search(model, budgets=texts, out=run, weights=start, **options)
-        results.append({"budget": list(texts), "run": run.name, **{key: found[key] for key in TOLD}})
+        again = {"epochs_float": 0} if start is not None and weights is None else {}  # it is trained
+        found = search(model, budgets=texts, out=run, weights=start, **options | again)
+        results.append({"budget": list(texts), "run": run.name, **{key: found.get(key) for key in TOLD}})
         document = {
             **head("bitpress.pareto", threads=found["host"]["threads"]), "model": model, "data": found["data"],
             "method": found["method"], "mode": found["mode"], "bits": found["bits"], "seed": found["seed"],
@@ -89,14 +90,19 @@ def _name(budget: str) -> str:
 def on_front(results: Sequence[Mapping[str, Any]], figure: str) -> list[dict[str, Any]]:
     """The results with `front`: whether no other is at least as good in accuracy and in the figure, and better in one.
 
+    Accuracy is top-1, of detectors intersection over union.
+
     >>> [r["front"] for r in on_front([{"top1": 90, "bops": 2}, {"top1": 89, "bops": 3}], "bops")]
     [True, False]
     """
 
+    def good(result: Mapping[str, Any]) -> float:
+        return float(result["iou"] if result["top1"] is None else result["top1"])
+
     def beaten(mine: Mapping[str, Any]) -> bool:
         return any(
-            (other["top1"] >= mine["top1"] and other[figure] <= mine[figure])
-            and (other["top1"] > mine["top1"] or other[figure] < mine[figure])
+            (good(other) >= good(mine) and other[figure] <= mine[figure])
+            and (good(other) > good(mine) or other[figure] < mine[figure])
             for other in results
         )
 

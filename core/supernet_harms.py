@@ -17,15 +17,16 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .cost import Choice
+from .data import CLASSIFICATION
 from .graph import Node
 from .plan import GroupId, LayerId
 from .supernet import SuperNet, best_clip
 from .supernet_rounding import ODD, clipped, steps
 from .torch_ops import TORCH_OPS
-from .train import TEMPERATURE, reestimate
+from .train import reestimate
+from .train_goals import GOALS, Goal
 
 IMAGES, PIXELS = 256, 1 << 22  # of a batch, and of all, that are looked at, at most
 LOOKED_AT = 4096  # images: standard errors of a fifth of a figure, and most of that is common to all
@@ -72,7 +73,9 @@ def looked_at(shape: Sequence[int]) -> int:
     return max(2, min(LOOKED_AT, PIXELS // math.prod(shape[1:])))
 
 
-def measured(net: SuperNet, images: Tensor, base: Choice, distill: float = 0.0) -> Harms:
+def measured(
+    net: SuperNet, images: Tensor, base: Choice, distill: float = 0.0, goal: Goal = GOALS[CLASSIFICATION]
+) -> Harms:
     """Harms around `base`, which the net is rounded by; the net stays as it was. `distill`: share of the objective.
 
     Batch norms have statistics of `images`, and what a norm that follows would take away again (mean and spread of each
@@ -91,22 +94,13 @@ def measured(net: SuperNet, images: Tensor, base: Choice, distill: float = 0.0) 
     for x in chunks:
         with _observed(net) as seen:
             values = _kept(net, x, sums.wanted)
-        loss = _drawn_loss(values.pop(""), distill, drawn)
+        loss = goal.drawn(values.pop(""), distill, drawn)
         grads = torch.autograd.grad(loss, list(values.values()))
         with torch.no_grad():
             sums.add(seen, {n: v.detach() for n, v in values.items()}, dict(zip(values, grads, strict=True)))
     net.load_state_dict(saved)
     net.train(before)
     return sums.harms(sum(len(c) for c in chunks))
-
-
-def _drawn_loss(outputs: Tensor, distill: float, drawn: torch.Generator) -> Tensor:
-    """Sum whose gradient is p - e_y for each image, y drawn from p; p softened for the share `distill` of them."""
-    soft = torch.rand(len(outputs), 1, generator=drawn) < distill
-    t = torch.where(soft, TEMPERATURE, 1.0).to(outputs.device)
-    labels = torch.multinomial(F.softmax(outputs.detach() / t, 1).cpu(), 1, generator=drawn)[:, 0]
-    each = F.cross_entropy(outputs / t, labels.to(outputs.device), reduction="none")
-    return (each * t[:, 0]).sum()
 
 
 @contextmanager

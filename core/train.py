@@ -25,21 +25,22 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .cost import Budget, Space
+from .data import CLASSIFICATION
 from .errors import CheckFailed, CorruptError, Interrupted
 from .graph import Graph
 from .job import Settings
 from .rundir import write_bytes
 from .supernet import FloatNet
+from .train_goals import GOALS, Goal
 
 CHECKPOINT_VERSION = 1
 # Arithmetic between two checkpoints: about 30 s of one Zen 4 core at 1e10 operations a second. A count, not a clock.
 CHECKPOINT_WORK = 3e11
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
-TEMPERATURE = 3.0  # of distillation (methods F)
-EVALUATION_BATCH = 500
+CALIBRATION_BATCHES, CALIBRATION_PIXELS = 8, 1 << 22  # that ranges and statistics are taken from, at most
+EVALUATION_BATCH, EVALUATION_VALUES = 500, 1 << 25  # images at once, and numbers of the largest value, at most
 
 Draw = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
@@ -49,12 +50,13 @@ class Samples:
     """The training part without the held-out slice (drawn with augmentation) and that slice.
 
     `draw(numbers, rng)` -> float32 [N, C, H, W] normalised, labels int64 [N] or float32 [N, classes] where they are
-    smoothed; `held`: the validation images and labels int64.
+    smoothed, or what else the goal reads; `held`: the validation images and labels.
     """
 
     count: int
     draw: Draw
     held: tuple[np.ndarray, np.ndarray]
+    goal: Goal = GOALS[CLASSIFICATION]
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,19 +332,6 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float], factor: 
         group["lr"] = rate * factor
 
 
-def objective(outputs: Tensor, labels: Tensor, teacher: Tensor | None, distill: float) -> Tensor:
-    """Cross-entropy, of which the share `distill` comes from the teacher's softened outputs.
-
-    `labels`: int64 [N], or probabilities [N, classes].
-    """
-    loss = F.cross_entropy(outputs, labels)
-    if teacher is None or distill == 0:
-        return loss
-    t = TEMPERATURE
-    soft = F.kl_div(F.log_softmax(outputs / t, 1), F.softmax(teacher / t, 1), reduction="batchmean") * t * t
-    return (1 - distill) * loss + distill * soft
-
-
 def check_finite(loss: Tensor, net: FloatNet, x: Tensor, phase: str) -> None:
     """CheckFailed naming the first value of `net` that is NaN or infinite, if the loss is."""
     if math.isfinite(float(loss.detach())):
@@ -359,19 +348,28 @@ def check_finite(loss: Tensor, net: FloatNet, x: Tensor, phase: str) -> None:
     )
 
 
-def evaluate(net: nn.Module, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """(top-1 in percent, mean cross-entropy) of the evaluation forward in floats."""
-    before, device = net.training, next(net.parameters()).device
+def evaluate(
+    net: FloatNet, images: np.ndarray, labels: np.ndarray, goal: Goal = GOALS[CLASSIFICATION]
+) -> tuple[float, float]:
+    """(the goal's metric in percent, mean loss) of the evaluation forward in floats."""
+    before, device, batch = net.training, next(net.parameters()).device, at_once(net.graph)
     net.eval()
-    right, loss = 0, 0.0
+    points, loss = 0.0, 0.0
     with torch.no_grad():
-        for i in range(0, len(labels), EVALUATION_BATCH):
-            y = torch.from_numpy(labels[i : i + EVALUATION_BATCH]).to(device)
-            outputs = net(to_torch(images[i : i + EVALUATION_BATCH]).to(device))
-            right += int((outputs.argmax(1) == y).sum())
-            loss += float(F.cross_entropy(outputs, y, reduction="sum"))
+        for i in range(0, len(labels), batch):
+            y = torch.from_numpy(labels[i : i + batch]).to(device)
+            outputs = net(to_torch(images[i : i + batch]).to(device))
+            points += float(goal.points(outputs, y).sum())
+            loss += float(goal.loss(outputs, y)) * len(y)
     net.train(before)
-    return 100.0 * right / len(labels), loss / len(labels)
+    return points / len(labels), loss / len(labels)
+
+
+def at_once(graph: Graph) -> int:
+    """Images whose largest value fits in memory beside the next."""
+    largest = max(math.prod(node.shape) for node in (*graph.inputs, *graph.nodes))
+    return max(1, min(CALIBRATION_BATCHES, CALIBRATION_PIXELS = 8, 1 << 22  # that ranges and statistics are taken from, at most
+EVALUATION_BATCH, EVALUATION_VALUES // largest))
 
 
 def reestimate(net: FloatNet, batches: Sequence[Tensor]) -> None:
@@ -398,6 +396,16 @@ class Job:
     loop: Loop
     teacher: FloatNet
 
+    @property
+    def goal(self) -> Goal:
+        """What training minimises and validation counts."""
+        return self.samples.goal
+
+    def calibration(self) -> list[Tensor]:
+        """The training batches that ranges and statistics are taken from: fewer where images are large."""
+        pixels = self.loop.batch * math.prod(self.settings.in_shape[1:])
+        return self.batches(max(1, min(CALIBRATION_BATCHES, CALIBRATION_PIXELS // pixels)))
+
     def batches(self, count: int) -> list[Tensor]:
         """`count` training batches that are the same whenever they are asked for: for ranges and statistics."""
         rng = np.random.default_rng([self.settings.seed, count])
@@ -422,7 +430,7 @@ class Training:
         self.optimizer = sgd(net, groups, lr)
         self.rates = [float(g["lr"]) for g in self.optimizer.param_groups]
         self.best: dict[str, Tensor] = {}
-        self.score: tuple[float, float] = (-1.0, 0.0)  # validation's top-1, then minus its loss
+        self.score: tuple[float, float] = (-1.0, 0.0)  # validation's metric, then minus its loss
 
     def begin(self) -> None:
         """The state before the first step is a candidate too."""
@@ -435,7 +443,7 @@ class Training:
         set_rates(self.optimizer, self.rates, FACTORS[self.shape](before + done, before + total))
         with torch.no_grad():
             taught = self.teacher(x) if self.teacher is not None and self.distill else None
-        loss = objective(self.net(x), y, taught, self.distill)
+        loss = self.samples.goal.objective(self.net(x), y, taught, self.distill)
         check_finite(loss, self.net, x, self.name)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -444,14 +452,14 @@ class Training:
 
     def epoch_end(self) -> dict[str, float]:
         """Validation; keeps the best state."""
-        top1, loss = self._judge()
-        return {"val_top1": top1, "val_loss": loss}
+        points, loss = self._judge()
+        return {f"val_{self.samples.goal.metric}": points, "val_loss": loss}
 
     def _judge(self) -> tuple[float, float]:
-        top1, loss = evaluate(self.net, *self.samples.held)
-        if (top1, -loss) > self.score:
-            self.score, self.best = (top1, -loss), copy.deepcopy(self.net.state_dict())
-        return top1, loss
+        points, loss = evaluate(self.net, *self.samples.held, self.samples.goal)
+        if (points, -loss) > self.score:
+            self.score, self.best = (points, -loss), copy.deepcopy(self.net.state_dict())
+        return points, loss
 
     def state(self) -> dict[str, Any]:
         """Network, optimiser, best so far."""

@@ -22,8 +22,8 @@ from .plan import GroupId, LayerId
 from .supernet import importance
 from .supernet_filters import FilterNet
 from .supernet_starts import fit, fit_weights
-from .train import Job, check_finite, evaluate, objective, reestimate, sgd
-from .train_gates import CALIBRATION_BATCHES, SEARCH_COST, described, rates_of, settled
+from .train import Job, check_finite, evaluate, reestimate, sgd
+from .train_gates import SEARCH_COST, described, rates_of, settled
 from .walk import LAYER, Ranks, Walk
 
 NAME = "search"
@@ -78,7 +78,7 @@ class Episodes:
         self.agents = {role: Agent(env, job.settings.seed + at) for at, (role, env) in enumerate(self.envs.items())}
         for role, env in self.envs.items():
             env.other = next((agent.decide for other, agent in self.agents.items() if other != role), env.other)
-        self.batches = job.batches(CALIBRATION_BATCHES)
+        self.batches = job.calibration()
         self.ranges: dict[int, dict[str, float]] = {}  # width of inputs -> clip -> what rounds best at it
         self.told: dict[str, Any] = {}  # of the episode that runs
         self.best: dict[str, Any] = {}
@@ -90,7 +90,7 @@ class Episodes:
 
     def begin(self) -> None:
         """What everything is measured against: the float network on the same images; ranges of inputs, once for all."""
-        top1, _ = evaluate(self.job.teacher, *self._judges())
+        top1, _ = evaluate(self.job.teacher, *self._judges(), self.job.goal)
         self.float_top1, whole = top1, largest(self.net.space)
         for bits in self.net.space.widths:
             choice = replace(whole, act={**whole.act, **dict.fromkeys(self.net.space.acts, bits)})
@@ -117,7 +117,7 @@ class Episodes:
         teacher = self.job.teacher if self.job.settings.distill else None
         with torch.no_grad():
             taught = teacher(x) if teacher is not None else None
-        loss = objective(self.net(x), y, taught, self.job.settings.distill)
+        loss = self.job.goal.objective(self.net(x), y, taught, self.job.settings.distill)
         check_finite(loss, self.net, x, NAME)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -163,7 +163,7 @@ class Episodes:
     def _judge(self, number: int, count: int) -> None:
         """The reward of an episode, from the held-out slice; both controllers learn from it."""
         choice = self.net.choice()
-        top1, loss = evaluate(self.net, *self._judges())
+        top1, loss = evaluate(self.net, *self._judges(), self.job.goal)
         reward = REWARD * (top1 - self.float_top1)
         chosen = {**described(choice), "top1": top1, "loss": loss}
         better = not self.best or (top1, -loss) > (self.best["top1"], -self.best["loss"])
@@ -189,7 +189,7 @@ class Episodes:
 
     def epoch_end(self) -> dict[str, float]:
         """Validation of the best plan so far, as its episode left it."""
-        return {"val_top1": self.best["top1"], "val_loss": self.best["loss"]} if self.best else {}
+        return {f"val_{self.job.goal.metric}": self.best["top1"], "val_loss": self.best["loss"]} if self.best else {}
 
     def state(self) -> dict[str, Any]:
         """The net at the plan of the episode that runs, its optimiser, both controllers, the best plan."""

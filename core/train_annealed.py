@@ -21,9 +21,8 @@ from .supernet_bits import BitsNet
 from .supernet_rounding import EVEN
 from .supernet_starts import fit
 from .supernet_vib import VibNet
-from .train import FACTORS, Job, check_finite, cosine, evaluate, objective, set_rates, sgd
+from .train import FACTORS, Job, check_finite, cosine, evaluate, set_rates, sgd
 from .train_gates import (
-    CALIBRATION_BATCHES,
     LAMBDA_START,
     RAMP,
     RATE_LEAST,
@@ -129,7 +128,7 @@ class Annealing:
 
     def begin(self) -> None:
         """Clips from data at 8 bits, widths there, gates all but silent."""
-        net, batches = self.net, self.job.batches(CALIBRATION_BATCHES)
+        net, batches = self.net, self.job.calibration()
         source = SuperNet(net.graph, net.space, residual=net.residual, grid=EVEN)
         inherit(source, net)
         fit(source, batches)
@@ -153,7 +152,7 @@ class Annealing:
         teacher = self.job.teacher if self.job.settings.distill else None
         with torch.no_grad():
             taught = teacher(x) if teacher is not None else None
-        ce = objective(net(x), y, taught, self.job.settings.distill)
+        ce = self.job.goal.objective(net(x), y, taught, self.job.settings.distill)
         penalty = self.objective.penalty(self._pulls(share / RAMP))
         loss = ce + anneal * penalty.loss.to(ce)
         check_finite(loss, net, x, self.name)
@@ -212,8 +211,8 @@ class Annealing:
 
     def epoch_end(self) -> dict[str, float]:
         """Validation without noise, parts gone that would go."""
-        top1, loss = evaluate(self.net, *self.job.samples.held)
-        return {"val_top1": top1, "val_loss": loss}
+        points, loss = evaluate(self.net, *self.job.samples.held, self.job.goal)
+        return {f"val_{self.job.goal.metric}": points, "val_loss": loss}
 
     def state(self) -> dict[str, Any]:
         """Network with quantisers and gates, optimisers, controller."""

@@ -27,7 +27,7 @@ from .plan import GroupId, LayerId
 from .supernet import RESIDUAL_MOMENTUM, SuperNet
 from .supernet_harms import Harms, looked_at, measured
 from .supernet_starts import fit
-from .train import FACTORS, Job, Training, check_finite, cosine, evaluate, objective, reestimate, sgd
+from .train import FACTORS, Job, Training, check_finite, cosine, evaluate, reestimate, sgd
 
 WARM = 0.5  # share of the search in which widths are held
 FAR = 9.0  # a threshold that no residual in [0, 1] passes
@@ -46,7 +46,6 @@ LEFT = {"w2": 0.13, "w4": 0.5, "w8": 0.5, "a2": 0.28, "a4": 0.5, "a8": 0.5, "p":
 SPARED = 0.1  # of the harm of all rounding: parts go, whatever the budget, as long as they hurt no more together
 UNNOTICED = 0.01  # nats that removed parts may always hurt: where rounding hurts nothing, filters are still too many
 LEAST_WORTH = 1e-6  # of a part whose removal does no measurable harm: what the budget allows is kept
-CALIBRATION_BATCHES = 8
 SEARCH_COST, FINETUNE_COST = 4.0, 3.0  # price of a step against one of the float network; for the ETA
 
 Loss = Callable[[Choice, Move], float]  # what a move is thought to lose
@@ -74,7 +73,7 @@ def searched(
     )
     job.loop.run(phase)
     phase.settle()
-    reestimate(net, job.batches(CALIBRATION_BATCHES))
+    reestimate(net, job.calibration())
     job.loop.finish(name, net.state_dict())
     return net
 
@@ -102,7 +101,7 @@ def finetuned(job: Job, net: SuperNet, *, before: int | None = None) -> SuperNet
 def settled(job: Job, net: SuperNet, choice: Choice, trained: Choice | None = None) -> None:
     """Freezes `net` at `choice`; batch norms from the data, and the clips of widths that are not those `trained` at."""
     net.freeze(choice)
-    batches = job.batches(CALIBRATION_BATCHES)
+    batches = job.calibration()
     fit(net, batches, choice, trained)
     reestimate(net, batches)
     net.train()
@@ -142,7 +141,7 @@ class Searching:
 
     def begin(self) -> None:
         """Clips from data, for the widths of the warm-up if there is one."""
-        batches = self.job.batches(CALIBRATION_BATCHES)
+        batches = self.job.calibration()
         fit(self.net, batches)
         if self.warm:
             hold_widths(self.net, self.base)
@@ -167,7 +166,7 @@ class Searching:
         base = Choice(base.weight, base.act, largest(self.net.space).parts)
         count = -(-looked_at(self.job.graph.inputs[0].shape) // self.job.loop.batch)
         images = torch.cat(self.job.batches(count))
-        return measured(self.net, images, base, self.job.settings.distill).once_trained(LEFT)
+        return measured(self.net, images, base, self.job.settings.distill, self.job.goal).once_trained(LEFT)
 
     def step(self, x: Tensor, y: Tensor, done: int, total: int) -> dict[str, float]:
         """One step of the objective, then the controller; freezes the gates when it is time."""
@@ -182,7 +181,7 @@ class Searching:
         with torch.no_grad():
             taught = teacher(x) if teacher is not None else None
         frozen, on_weights = net.frozen, done % 2 == 0
-        ce = objective(net(x), y, taught, self.job.settings.distill)
+        ce = self.job.goal.objective(net(x), y, taught, self.job.settings.distill)
         loss, figures = ce, {}
         if not frozen:
             for kind in self.bounds if not warming else ():
@@ -318,8 +317,8 @@ class Searching:
 
     def epoch_end(self) -> dict[str, float]:
         """Validation of the net as the gates are."""
-        top1, loss = evaluate(self.net, *self.job.samples.held)
-        return {"val_top1": top1, "val_loss": loss}
+        points, loss = evaluate(self.net, *self.job.samples.held, self.job.goal)
+        return {f"val_{self.job.goal.metric}": points, "val_loss": loss}
 
     def state(self) -> dict[str, Any]:
         """Network with gates and running means, optimiser, controller."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ from .command import Common, Names, Result, verb
 from .model import model_options, normal_options
 from .tables import Column, Table, si
 
+ACCURACY = {"top1": Column("top1", "top-1 %", "float"), "iou": Column("iou", "mean IoU", "float")}
 RESULT = (
-    Column("what", "network"), Column("top1", "top-1 %", "float"), Column("bops", "BOPs", "count"),
-    Column("share", "of fp32"), Column("weight_bytes", "weight bytes", "int"),
+    Column("bops", "BOPs", "count"), Column("share", "of fp32"), Column("weight_bytes", "weight bytes", "int"),
 )  # fmt: skip
 FRONT = (
-    Column("budget", "budget"), Column("front", "front", "mark"), Column("top1", "top-1 %", "float"),
     Column("bops", "BOPs", "count"), Column("share", "of fp32"), Column("weight_bytes", "weight bytes", "int"),
     Column("latency", "ms", "ms"), Column("run", "RUN"),
 )  # fmt: skip
@@ -30,7 +30,7 @@ PLAN = (
 @verb("search", gpu=True)
 @click.argument("model")
 @click.option(
-    "--data", required=True, metavar="DATA", help="digits, cifar10:DIR, imagefolder:DIR, file.py:factory, ..."
+    "--data", required=True, metavar="DATA", help="digits, cifar10:DIR, imagefolder:DIR, detection:DIR, file.py:factory, ..."
 )
 @click.option(
     "--budget", multiple=True, metavar="KIND=VALUE", help="bops=1.5%, size=120kB, latency=0.8ms; bops=1%,2%: a sweep."
@@ -48,7 +48,7 @@ PLAN = (
 @click.option("--prune-share", type=float, help="two-stage: share of the fall of ln BOPs left to pruning, 0.25.")
 @click.option("--stages-of", metavar="sbs|djpq", help="two-stage: the joint method whose parts it takes, sbs.")
 @click.option("--residual", type=Names("int8", "float32"), default="int8", help="How residual streams are held.")
-@click.option("--epochs-float", type=int, help="Epochs of the float network, where no weights are given.")
+@click.option("--epochs-float", type=int, help="Epochs of the float network; with weights that are given 0 by default.")
 @click.option("--epochs-search", type=int, help="Epochs of the search.")
 @click.option("--epochs-finetune", type=int, help="Epochs of the fine-tuning.")
 @click.option("--lr-float", type=float, help="Learning rate of the float network.")
@@ -68,6 +68,7 @@ PLAN = (
 )
 @click.option("--episodes", type=int, help="ajpq: plans that are tried, 120; they share the steps of the search.")
 @click.option("--train-images", type=int, help="Images of the training part, drawn by the seed. Default: all.")
+@click.option("--held-images", type=int, help="Held-out images that validate and reward, drawn by the seed. Default: all.")
 @normal_options
 @model_options
 def command(common: Common, model: str, data: str, budget: tuple[str, ...], out: str, **options: Any) -> Result:
@@ -103,7 +104,13 @@ def _front(document: dict[str, Any]) -> Table:
     """Points of a sweep, the tightest budget first."""
     points = [{**p, "budget": ", ".join(p["budget"]), "share": f"{100 / p['bops_ratio']:.3g} %"}
               for p in document["points"]]  # fmt: skip
-    return Table("Front, test part", FRONT, points)
+    heads = Column("budget", "budget"), Column("front", "front", "mark"), _accuracy(points[0])
+    return Table("Front, test part", (*heads, *FRONT), points)
+
+
+def _accuracy(result: Mapping[str, Any]) -> Column:
+    """That of classes, or of boxes."""
+    return ACCURACY["top1" if result.get("iou") is None else "iou"]
 
 
 def _tables(document: dict[str, Any]) -> list[Table]:
@@ -122,13 +129,14 @@ def _tables(document: dict[str, Any]) -> list[Table]:
     ]  # fmt: skip
     totals = counts.totals
     foot = {"name": "total", "macs": totals.macs, "bops": totals.bops, "weight_bytes": totals.weight_bytes}
+    accuracy = _accuracy(document)
     rows = [
-        {"what": "float", "top1": document["baseline_top1"], "bops": document["bops_fp32"], "share": "100 %",
+        {"what": "float", accuracy.key: document[f"baseline_{accuracy.key}"], "bops": document["bops_fp32"], "share": "100 %",
          "weight_bytes": totals.fp32_bytes},
-        {"what": _method(document), "top1": document["top1"], "bops": document["bops"],
+        {"what": _method(document), accuracy.key: document[accuracy.key], "bops": document["bops"],
          "share": f"{100 / document['bops_ratio']:.3g} %", "weight_bytes": document["weight_bytes"]},
     ]  # fmt: skip
-    return [Table("Plan", PLAN, layers, foot), Table("Result, test part", RESULT, rows)]
+    return [Table("Plan", PLAN, layers, foot), Table("Result, test part", (Column("what", "network"), accuracy, *RESULT), rows)]
 
 
 def _method(document: dict[str, Any]) -> str:

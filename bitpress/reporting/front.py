@@ -25,7 +25,7 @@ def _spec(subject: Subject) -> str | None:
 
 def data_of(subject: Subject) -> Data | None:
     """The data set, where it is at hand and fits; an error only where it was asked for."""
-    from ..core.data import load
+    from ..core.data import CLASSIFICATION, load
 
     spec, (c, h, w) = _spec(subject), subject.inspected["input"]["shape"]
     if spec is None:
@@ -34,6 +34,8 @@ def data_of(subject: Subject) -> Data | None:
     try:
         found = load(spec, in_shape=(c, h, w))
         found.require_fit((c, h, w), subject.inspected["outputs"])
+        if found.task != CLASSIFICATION:
+            raise UsageError(f"{spec} has boxes, and the page counts classes: bitpress eval counts the boxes")
     except (BitpressError, OSError) as error:
         if subject.asked.data is not None:
             raise
@@ -133,9 +135,9 @@ def _counted(function: Callable[[Any], Any], run: Run, data: Data) -> float:
 
     test, (mean, std) = data.test(), _normal(run)
     found = evaluate(
-        function, test.images, test.labels,  # type: ignore[arg-type]
-        prepare=lambda x: data.normalise(x, mean, std),
+        function, test.images, test.labels, prepare=lambda x: data.normalise(x, mean, std)
     )  # fmt: skip
+    assert found.top1 is not None, "the data have classes"
     return found.top1
 
 

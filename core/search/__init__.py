@@ -7,6 +7,7 @@ training, the method, and one look at the test part, by the integer semantics.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import torch
 
 from .. import bops
 from ..cost import MAX_PRUNING_RATIO, Budget, Costs, check_reachable, parse_budget, plan_cost, search_space
-from ..data import Data
+from ..data import CLASSIFICATION, Data
 from ..data import load as load_data
 from ..errors import CheckFailed, UsageError
 from ..evaluate import evaluate as accuracy
@@ -35,7 +36,8 @@ from ..plan import RESIDUALS
 from ..rundir import FLOAT, RESULT, read_json, write_json, write_run, write_tensors
 from ..semantics import Semantics
 from ..supernet import FloatNet, Place, SuperNet, placed
-from ..train import Job, Loop, Progress, Samples, Training, smoothed
+from ..train import Job, Loop, Progress, Samples, Training, at_once, smoothed
+from ..train_goals import GOALS
 from . import ajpq
 from .registry import MODES, SEARCHES, Method, Terms, method_of, resolve
 
@@ -82,6 +84,7 @@ def search(
     convention: str | None = None,
     latency_table: str | Path | None = None,
     train_images: int | None = None,
+    held_images: int | None = None,
     label_smoothing: float = 0.0,
     shape: str | None = None,
     device: str = "cpu",
@@ -95,7 +98,7 @@ def search(
     `prune_share`, `stages_of` (sbs or djpq): of two-stage; `variant`: of sbs, guided or paper; `restrict`: of djpq,
     pow2 or free; `convention`: of djpq and bayesian-bits, sbs or djpq (the ends are searched);
     `latency_table`: file of `bitpress profile`, which a budget of latency needs;
-    `train_images`: how many of the training part, drawn by the seed; `shape`: of the learning rates (core.job.SHAPES);
+    `train_images`, `held_images`: how many of the training part and of its held-out slice, drawn by the seed; `shape`: of the learning rates (core.job.SHAPES);
     `device`: cpu or cuda; `precision`: fp32 or bf16, by default fp32 on the CPU and bf16 on a GPU; of ajpq,
     by comma, mixed or fixed:N too: whether filters of a layer may differ; `episodes`: of ajpq. A RUN of the same
     settings is continued (on the CPU as if it had never stopped), a finished one returns its result.
@@ -125,7 +128,7 @@ def search(
     planned = _schedule(data, changes, terms)
     group_size = terms.parts.group_size if group_size is None else group_size
     max_pruning_ratio = MAX_PRUNING_RATIO if max_pruning_ratio is None else max_pruning_ratio
-    if weights is not None or is_onnx(model):  # whose weights are its own
+    if epochs_float is None and (weights is not None or is_onnx(model)):  # whose weights are its own
         planned = replace(planned, epochs_float=0)
     with _torch(threads or 1, seed):
         loaded = network(
@@ -140,9 +143,10 @@ def search(
         space = terms.chosen.space(graph, space, terms)
         check_reachable(graph, found, space)
         images = load_data(data, in_shape=loaded.in_shape, seed=seed)
-        images.require_fit(loaded.in_shape, loaded.classes)
-        if train_images is not None and not 1 <= train_images <= len(images.train):
-            raise UsageError(f"--train-images {train_images}: {data} has {len(images.train)} to train on")
+        images.require_fit(loaded.in_shape, math.prod(graph.value(graph.outputs[0]).shape))
+        if label_smoothing and images.task != CLASSIFICATION:
+            raise UsageError(f"--label-smoothing {label_smoothing}: {data} has boxes, which are no classes")
+        _check_counts(images, train_images, held_images)
         if threads is None:
             threads = default_threads(TRAINING_COST * bops.count(graph).totals.macs * planned.batch)
             torch.set_num_threads(threads)
@@ -152,7 +156,7 @@ def search(
             residual, planned,
             seed, threads, group_size, max_pruning_ratio, distill, train_images,
             label_smoothing, place.device, place.precision, terms.restrict, terms.convention,
-            terms.filters, terms.episodes, terms.stages_of,
+            terms.filters, terms.episodes, terms.stages_of, held_images,
         )  # fmt: skip
         folder = Path(out)
         with locked(folder):
@@ -208,6 +212,14 @@ def _schedule(data: str, changes: Mapping[str, int | float | str | None], terms:
     if changes["epochs_finetune"] is None:
         epochs += planned.epochs_search
     return replace(planned, epochs_search=0, epochs_finetune=epochs)
+
+
+def _check_counts(images: Data, train: int | None, held: int | None) -> None:
+    """UsageError for a part that is asked to have no images, or more than it has."""
+    parts = (("train", train, images.train, "to train on"), ("held", held, images.validation, "to validate with"))
+    for name, count, part, use in parts:
+        if count is not None and not 1 <= count <= len(part):
+            raise UsageError(f"--{name}-images {count}: {images.spec} has {len(part)} {use}")
 
 
 def _check(
@@ -269,8 +281,8 @@ def _samples(images: Data, settings: Settings) -> Samples:
     train, held = images.train, images.validation
     if not len(train) or not len(held):
         raise UsageError(f"{images.spec} has {len(train)} images to train on and {len(held)} to validate with")
-    drawn = np.random.default_rng(settings.seed).permutation(len(train))[: settings.train_images]
-    chosen = np.arange(len(train)) if settings.train_images is None else np.sort(drawn)
+    chosen = _chosen(len(train), settings.train_images, settings.seed)
+    judging = _chosen(len(held), settings.held_images, settings.seed)
 
     def draw(numbers: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         raw = images.augment(np.asarray(train.images[chosen[numbers]]), rng)
@@ -279,8 +291,15 @@ def _samples(images: Data, settings: Settings) -> Samples:
             labels = smoothed(labels, settings.classes, settings.label_smoothing)
         return images.normalise(raw, settings.mean, settings.std), labels
 
-    normalised = images.normalise(np.asarray(held.images[:]), settings.mean, settings.std)
-    return Samples(len(chosen), draw, (normalised, held.labels))
+    normalised = images.normalise(np.asarray(held.images[judging]), settings.mean, settings.std)
+    return Samples(len(chosen), draw, (normalised, held.labels[judging]), GOALS[images.task])
+
+
+def _chosen(count: int, wanted: int | None, seed: int) -> np.ndarray:
+    """Numbers of `wanted` images of `count`, drawn by the seed, in order; None: all."""
+    if wanted is None:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).permutation(count)[:wanted])
 
 
 def _loop(
@@ -328,7 +347,6 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
     with placed(Place()):
         teacher = FloatNet(job.graph).eval()  # on the CPU in float32, wherever training was
     test = images.test()
-    pictures: Any = test.images  # an ndarray, or files that are decoded batch by batch
     semantics = Semantics(integer(graph, plan, tensors), settings.threads)
 
     def prepare(x: np.ndarray) -> np.ndarray:
@@ -336,14 +354,14 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
 
     def run_float(x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            outputs: np.ndarray = teacher(torch.from_numpy(x)).numpy()
-            return outputs
+            parts = [teacher(part).flatten(1).numpy() for part in torch.from_numpy(x).split(at_once(job.graph))]
+        return np.concatenate(parts)
 
     def check(_done: int) -> None:
         job.loop.check()
 
-    before = accuracy(run_float, pictures, test.labels, prepare=prepare, progress=check)
-    after = accuracy(semantics.run, pictures, test.labels, prepare=prepare, progress=check)
+    before = accuracy(run_float, test.images, test.labels, prepare=prepare, progress=check, task=images.task)
+    after = accuracy(semantics.run, test.images, test.labels, prepare=prepare, progress=check, task=images.task)
     meta = {
         "model": settings.model, "in_shape": list(settings.in_shape), "classes": settings.classes,
         "mean": list(settings.mean), "std": list(settings.std), "labels": list(labels),
@@ -355,7 +373,8 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
         "method": settings.method, "mode": settings.mode or None, "bits": settings.bits or None,
         "precision": settings.filters or None, "restrict": settings.restrict or None,
         "stages_of": settings.stages_of if settings.method == "two-stage" else None,
-        "baseline_top1": before.top1, "top1": after.top1, "top5": after.top5, "n": after.n,
+        "baseline_top1": before.top1, "baseline_top5": before.top5, "baseline_iou": before.iou,
+        "top1": after.top1, "top5": after.top5, "iou": after.iou, "n": after.n,
         "predictions_sha256": after.sha256, "bops": totals.bops, "bops_fp32": totals.bops_fp32,
         "bops_ratio": totals.bops_ratio, "bops_convention": totals.bops_convention,
         "weight_bytes": totals.weight_bytes, "fp32_bytes": totals.fp32_bytes, "latency": figures.get("latency"),

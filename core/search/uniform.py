@@ -11,7 +11,7 @@ from ..job import Schedule
 from ..supernet import SuperNet
 from ..supernet_starts import fit
 from ..train import Job
-from ..train_gates import CALIBRATION_BATCHES, FINETUNE_COST, finetuned, settled
+from ..train_gates import FINETUNE_COST, finetuned, settled
 
 
 def search(job: Job) -> SuperNet:
@@ -20,7 +20,7 @@ def search(job: Job) -> SuperNet:
     if "uniform" in loop.carry:
         net.load_state_dict(loop.carry["uniform"])
     else:
-        fit(net, job.batches(CALIBRATION_BATCHES))
+        fit(net, job.calibration())
         settled(job, net, largest(job.space))
         loop.finish("uniform", net.state_dict())
     return finetuned(job, net)
