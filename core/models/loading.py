@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +138,37 @@ LIBRARIES: Mapping[str, Callable[[str, str, int | None, Shape | None], _Made]] =
 
 
 def _library(name: str, spec: str) -> Any:
+    missing = f"{spec} needs {name.partition('.')[0]}, which cannot be imported"
+    try:
+        return _imported(name)
+    except (ImportError, RuntimeError) as error:
+        raise EnvironmentMissing(f"{missing} ({_first_line(error)}): pip install 'bitpress[vision]'") from error
+
+
+def _imported(name: str) -> Any:
+    """The library; beside a torch that cannot load torchvision's compiled operators, without these.
+
+    torchvision registers fake forms of two operators that its compiled part declares, and fails where that part does
+    not load; declared by us they are never run, since no classifier needs them.
+    """
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise EnvironmentMissing(
-            f"{spec} needs {name.partition('.')[0]}, which cannot be imported ({error}): pip install 'bitpress[vision]'"
-        ) from error
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    for part in [part for part in sys.modules if part.partition(".")[0] in ("torchvision", name.partition(".")[0])]:
+        del sys.modules[part]
+    _declare_operators()
+    return importlib.import_module(name)
+
+
+@cache
+def _declare_operators() -> torch.library.Library:
+    """Kept, since what a library declares lives as long as it."""
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
 
 
 def _built(spec: str, make: Callable[[], nn.Module]) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..network import Triple
 from .digits_cnn import digits_cnn
+from .efficientnet_lite import efficientnet_lite0
 from .mobilenet_v1 import mobilenet_v1, mobilenet_v1_075
 from .mobilenet_v2 import mobilenet_v2
 from .mobilenet_v2_tf import mobilenet_v2_tf, without_background
@@ -58,6 +59,7 @@ _ROWS = (
     Entry("mobilenet_v1", mobilenet_v1, 1000, (3, 224, 224), *TENSORFLOW),
     Entry("mobilenet_v1_075", mobilenet_v1_075, 1000, (3, 224, 224), *TENSORFLOW),
     Entry("mobilenet_v2", mobilenet_v2, 1000, (3, 224, 224), *IMAGENET),
+    Entry("efficientnet_lite0", efficientnet_lite0, 1000, (3, 224, 224), *IMAGENET),
     Entry("mobilenet_v2_tf", mobilenet_v2_tf, 1000, (3, 224, 224), *TENSORFLOW, adapt=without_background),
     Entry("skynet", skynet, 10, (3, 160, 320), (0.5,) * 3, (0.25,) * 3),  # 10 values a place: two anchors
 )

@@ -323,7 +323,7 @@ ZOO_SHAPES = {
     "digits_cnn": (1, 8, 8), "resnet20": (3, 32, 32), "resnet56": (3, 16, 16), "preresnet20": (3, 32, 32),
     "preresnet56": (3, 16, 16), "vgg7": (3, 16, 16), "resnet18": (3, 32, 32), "resnet50": (3, 32, 32),
     "mobilenet_v1": (3, 32, 32), "mobilenet_v1_075": (3, 32, 32), "mobilenet_v2": (3, 32, 32),
-    "mobilenet_v2_tf": (3, 32, 32), "skynet": (3, 32, 48),
+    "mobilenet_v2_tf": (3, 32, 32), "skynet": (3, 32, 48), "efficientnet_lite0": (3, 32, 32),
 }  # fmt: skip
 HEAVY = {
     "resnet50",
@@ -333,6 +333,7 @@ HEAVY = {
     "resnet56",
     "preresnet56",
     "mobilenet_v2_tf",
+    "efficientnet_lite0",
 }  # run five times in numpy
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +20,7 @@ from bitpress.core.models import ZOO, load  # noqa: E402
 
 NAMES = (
     "digits_cnn", "resnet20", "resnet56", "preresnet20", "preresnet56", "vgg7", "resnet18", "resnet50", "mobilenet_v1",
-    "mobilenet_v2", "skynet",
+    "mobilenet_v2", "skynet", "efficientnet_lite0",
 )  # fmt: skip
 
 
@@ -33,7 +35,7 @@ def test_the_zoo_has_the_promised_names_and_classes() -> None:
     assert set(NAMES) <= set(ZOO)
     assert {ZOO[n].classes for n in ("digits_cnn", "resnet20", "resnet56", "vgg7")} == {10}
     assert {ZOO[n].classes for n in ("preresnet20", "preresnet56")} == {100}
-    assert {ZOO[n].classes for n in ("resnet18", "resnet50", "mobilenet_v1", "mobilenet_v2")} == {1000}
+    assert {ZOO[n].classes for n in ("resnet18", "mobilenet_v1", "efficientnet_lite0")} == {1000}
     assert load("skynet", in_shape=(3, 32, 32)).classes == 10  # values a place
     assert (ZOO["digits_cnn"].mean, ZOO["digits_cnn"].std) == ((0.0,), (1.0,))
     assert ZOO["resnet20"].mean == (0.485, 0.456, 0.406)
@@ -273,6 +275,55 @@ def test_libraries_are_asked_for_networks_without_weights(monkeypatch: pytest.Mo
     assert load("torchvision:resnet18", classes=9).classes == 9
     with pytest.raises(UsageError, match="Unknown model"):
         load("timm:nix")
+
+
+HALF_A_LIBRARY = """
+import torch
+try:
+    torch.ops.torchvision.nms, torch.ops.torchvision.qnms
+except AttributeError:
+    raise RuntimeError("operator torchvision::nms does not exist") from None
+"""
+
+
+def test_a_library_whose_operators_do_not_load_is_used_without_them(tmp_path: Path) -> None:
+    """In a process of its own: operators stay declared."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(HALF_A_LIBRARY)
+    (tmp_path / "torchvision" / "models.py").write_text(
+        "from torch import nn\n"
+        "get_model = lambda name, weights: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 7))\n"
+    )
+    code = "from bitpress.core.models import load; print(load('torchvision:small').classes)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("7\n", 0), done.stderr
+
+
+def test_a_library_that_fails_otherwise_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "timm.py").write_text("raise RuntimeError('built for another torch\\nand more')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(
+        EnvironmentMissing, match=r"imported \(built for another torch\): pip install 'bitpress\[vision"
+    ):
+        load("timm:small")
+
+
+def test_efficientnet_lite0_is_the_one_of_timm() -> None:
+    module = ZOO["efficientnet_lite0"].factory(1000, (3, 224, 224)).eval()
+    assert sum(p.numel() for p in module.parameters()) == 4_652_008  # as published: 4.65 M
+    try:
+        other = load("timm:efficientnet_lite0", in_shape=(3, 32, 32)).module
+    except EnvironmentMissing as missing:
+        pytest.skip(str(missing))
+    assert list(other.state_dict()) == list(module.state_dict())
+    module.load_state_dict(other.state_dict())
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(module(x), other(x))
 
 
 def test_the_folded_mobilenet_is_the_other_one_without_batch_norms(tmp_path: Path) -> None:
