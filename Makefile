@@ -36,7 +36,7 @@ test-aarch64: setup ## the build for 64-bit Arm, run by qemu; needs g++-aarch64-
 
 # Two processes: TRITON_INTERPRET turns triton's own library into interpreted functions, which no longer compile.
 test-gpu: setup .venv/.gpu ## Triton kernels without a GPU: values by the interpreter, machine code for four chips
-	TRITON_INTERPRET=1 $(BIN)/pytest -n auto tests/gpu/test_interpret.py
+	TRITON_INTERPRET=1 $(BIN)/pytest -n auto tests/gpu/test_interpret*.py
 	$(BIN)/pytest -n auto tests/gpu/test_aot.py
 
 test-all: setup ## all tests but those of test-gpu

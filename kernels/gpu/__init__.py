@@ -1,6 +1,7 @@
 """Triton kernels, one family a file, behind a face that loads neither triton nor torch before something is computed.
 
-`load` puts a layer on a device, `linear` and `conv2d` run it. Without triton or a GPU they raise EnvironmentMissing,
+`load` puts a layer on a device, `linear`, `conv2d` and `depthwise2d` run it; `load_pool` does so for `average_pool` and
+`global_average_pool`, and `max_pool` needs nothing. Without triton or a GPU they raise EnvironmentMissing,
 one sentence with the remedy; `missing` is that sentence for `doctor`. docs/gpu.md says what exists and what is checked.
 """
 
@@ -17,9 +18,13 @@ from .window import Window
 if TYPE_CHECKING:
     import torch
 
-    from .call import Layer
+    from .call import Layer, Out
+    from .pool import Pool
 
-__all__ = ["Storage", "Weights", "Window", "arrange", "conv2d", "linear", "load", "missing", "packed"]
+__all__ = [
+    "Storage", "Weights", "Window", "arrange", "average_pool", "conv2d", "depthwise2d", "global_average_pool", "linear",
+    "load", "load_pool", "max_pool", "missing", "packed",
+]  # fmt: skip
 
 DEVICES = ("/dev/nvidia0", "/dev/kfd")
 
@@ -42,24 +47,92 @@ def load(weights: Weights, **constants: Any) -> Layer:
     return call.load(weights, **constants)
 
 
-def linear(x: torch.Tensor, layer: Layer, *, residual: torch.Tensor | None = None) -> torch.Tensor:
-    """x [..., K] as the layer's `act` stores it -> [..., rows] as its `out` does, by the family that suits."""
+def load_pool(source: Out, channels: int, **constants: Any) -> Pool:
+    """A sum over windows on a device: see `pool.load`. Of one pixel it requantises, from "f32" it quantises."""
+    need()
+    from . import pool
+
+    return pool.load(source, channels, **constants)
+
+
+def linear(
+    x: torch.Tensor, layer: Layer, *, residual: torch.Tensor | None = None, into: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x [..., K] as the layer's `act` stores it -> [..., rows] as its `out` does, by the family that suits.
+
+    `into`, here and below: the result, where the layer was loaded with `columns` and writes some of its channels.
+    """
     need()
     from . import gemm, gemv
 
     pixels = x.numel() // max(1, x.shape[-1])
     family = gemv if gemv.suits(layer.form, pixels) else gemm
-    return family.launch(x, layer, residual=residual)
+    return family.launch(x, layer, residual=residual, into=into)
 
 
-def conv2d(x: torch.Tensor, layer: Layer, window: Window, *, residual: torch.Tensor | None = None) -> torch.Tensor:
+def conv2d(
+    x: torch.Tensor,
+    layer: Layer,
+    window: Window,
+    *,
+    residual: torch.Tensor | None = None,
+    into: torch.Tensor | None = None,
+) -> torch.Tensor:
     """x [N, H, W, C] as the layer's `act` stores it -> [N, H', W', rows] as its `out` does."""
     need()
     from . import conv
 
     if window == Window():  # every pixel by itself
-        return linear(x, layer, residual=residual)
-    return conv.launch(x, layer, window, residual=residual)
+        return linear(x, layer, residual=residual, into=into)
+    return conv.launch(x, layer, window, residual=residual, into=into)
+
+
+def depthwise2d(
+    x: torch.Tensor,
+    layer: Layer,
+    window: Window,
+    *,
+    residual: torch.Tensor | None = None,
+    into: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x [N, H, W, C] as the layer's `act` stores it -> [N, H', W', C]; its weights were arranged as depthwise."""
+    need()
+    from . import depthwise
+
+    return depthwise.launch(x, layer, window, residual=residual, into=into)
+
+
+def max_pool(x: torch.Tensor, source: Out, channels: int, window: Window) -> torch.Tensor:
+    """x [N, H, W, channels] as `source` stores it, a Storage or "f32" -> [N, H', W', channels], stored alike."""
+    need()
+    from . import pool
+
+    return pool.launch_max(x, source, channels, window)
+
+
+def average_pool(
+    x: torch.Tensor,
+    pool: Pool,
+    window: Window,
+    *,
+    residual: torch.Tensor | None = None,
+    into: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x [N, H, W, C] as the pool reads it -> [N, H', W', C] as its `out` does; the divisor is in its m."""
+    need()
+    from .pool import launch_average
+
+    return launch_average(x, pool, window, residual=residual, into=into)
+
+
+def global_average_pool(
+    x: torch.Tensor, pool: Pool, *, residual: torch.Tensor | None = None, into: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x [N, H, W, C] as the pool reads it -> [N, 1, 1, C] as its `out` does; the divisor is in its m."""
+    need()
+    from .pool import launch_global
+
+    return launch_global(x, pool, residual=residual, into=into)
 
 
 def need() -> None:

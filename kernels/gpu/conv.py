@@ -21,17 +21,20 @@ from .call import Layer
 from .fields import multiply, operands
 from .finish import finish
 from .layout import Form
+from .taps import moved, origin
 from .tiles import Tile, choose
 from .window import Window
 
 
 @triton.jit
 def conv(
-    x, w, o, m, b, correction, windows, residual, m_r, lo, hi, fill, IMAGES, IH, IW, OH, OW, N, TURNS,
+    x, w, o, m, b, correction, windows, columns, residual, m_r, lo, hi, fill,
+    IMAGES, IH, IW, OH, OW, N, TURNS, WIDTH,
     W_BITS: tl.constexpr, A_BITS: tl.constexpr, A_SIGNED: tl.constexpr,
     HALF: tl.constexpr, ZERO: tl.constexpr, SHIFT: tl.constexpr, DOUBLED: tl.constexpr, RUN: tl.constexpr,
     OUT: tl.constexpr, OUT_ZERO: tl.constexpr, OUT_BITS: tl.constexpr, OUT_RUN: tl.constexpr,
-    RESIDUAL: tl.constexpr, RESIDUAL_ZERO: tl.constexpr, SWAP: tl.constexpr, ASM: tl.constexpr,
+    RESIDUAL: tl.constexpr, RESIDUAL_ZERO: tl.constexpr, SCATTERED: tl.constexpr,
+    SWAP: tl.constexpr, ASM: tl.constexpr,
     C: tl.constexpr, RUNS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     TOP: tl.constexpr, LEFT: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -42,17 +45,15 @@ def conv(
     """
     PARTS: tl.constexpr = 8 // W_BITS
     PACKED: tl.constexpr = A_BITS < 8
-    WIDTH: tl.constexpr = RUNS // PARTS * RUN if PACKED else C  # bytes of one pixel
+    BYTES: tl.constexpr = RUNS // PARTS * RUN if PACKED else C  # of one pixel
     # Whether a run may end past the channels of its tap, or past the last tap.
     RAGGED: tl.constexpr = not PACKED and (C % RUN != 0 or KH * KW * RUNS % PARTS != 0)
     M = IMAGES * OH * OW
     down = tl.cdiv(N, BN)
     rows = tl.program_id(0) % down * BN + tl.arange(0, BN)
     pixels = tl.program_id(0) // down * BM + tl.arange(0, BM)
-    reads = tl.minimum(pixels, M - 1)
-    top = reads // OW % OH * SH - TOP
-    left = reads % OW * SW - LEFT
-    base = ((reads // (OH * OW) * IH + top) * IW + left) * WIDTH
+    start, top, left = origin(pixels, M, IH, IW, OH, OW, SH, SW, TOP, LEFT)
+    base = start * BYTES
     j = tl.arange(0, RUN)
     known = tl.minimum(rows, N - 1)
     if SWAP:
@@ -67,7 +68,7 @@ def conv(
             # every field of a byte belongs to the same tap
             tap = turn // (RUNS // PARTS)
             codes = window(x, fill, base, top, left, tap, turn % (RUNS // PARTS) * RUN, j, IH, IW,
-                           WIDTH, 0, False, WIDTH, KH, KW, DH, DW, SWAP)  # fmt: skip
+                           BYTES, 0, False, BYTES, KH, KW, DH, DW, SWAP)  # fmt: skip
             xs = operands(codes, A_BITS, A_SIGNED, 0, ASM)
         for s in tl.static_range(PARTS):
             if PACKED:
@@ -75,19 +76,19 @@ def conv(
             else:
                 run = turn * PARTS + s
                 a = window(x, fill, base, top, left, run // RUNS, run % RUNS * RUN, j, IH, IW,
-                           WIDTH, ZERO, RAGGED, C, KH, KW, DH, DW, SWAP)  # fmt: skip
+                           BYTES, ZERO, RAGGED, C, KH, KW, DH, DW, SWAP)  # fmt: skip
             acc = multiply(ws[s], a, acc, SWAP)
         wp += RUN
     finish(
-        acc, rows, pixels, o, m, b, correction, windows, residual, m_r, lo, hi, N, M,
-        ZERO, SHIFT, DOUBLED, OUT, OUT_ZERO, OUT_BITS, OUT_RUN, RESIDUAL, RESIDUAL_ZERO, SWAP,
+        acc, rows, pixels, o, m, b, correction, windows, columns, residual, m_r, lo, hi, N, M, WIDTH,
+        ZERO, SHIFT, DOUBLED, OUT, OUT_ZERO, OUT_BITS, OUT_RUN, RESIDUAL, RESIDUAL_ZERO, SCATTERED, SWAP,
     )  # fmt: skip
 
 
 @triton.jit
 def window(
     x, fill, base, top, left, tap, first, j, IH, IW,
-    WIDTH: tl.constexpr, ZERO: tl.constexpr, RAGGED: tl.constexpr, C: tl.constexpr,
+    BYTES: tl.constexpr, ZERO: tl.constexpr, RAGGED: tl.constexpr, C: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, SWAP: tl.constexpr,
 ):  # fmt: skip
     """Bytes first + j of every pixel moved by `tap`: int8 [j, pixels] where SWAP, else [pixels, j].
@@ -95,11 +96,8 @@ def window(
     Copies that bypass registers can fill with 0 only. Where level 0 is another operand, pixels outside the image are
     read from `fill`, RUN bytes of it: a select of addresses instead of one of every byte.
     """
-    dy = tap // KW * DH
-    dx = tap % KW * DW
-    y, z = top + dy, left + dx
-    there = (y >= 0) & (y < IH) & (z >= 0) & (z < IW)
-    at = base + ((dy * IW + dx) * WIDTH + first)
+    further, there = moved(top, left, tap, IH, IW, KW, DH, DW)
+    at = base + (further * BYTES + first)
     real = (first + j < C) & (tap + j * 0 < KH * KW)
     if SWAP:
         at, there, real, j = at[None, :], there[None, :], real[:, None], j[:, None]
@@ -113,7 +111,9 @@ def window(
     return a
 
 
-SCALARS = {"IMAGES": "i32", "IH": "i32", "IW": "i32", "OH": "i32", "OW": "i32", "N": "i32", "TURNS": "i32"}
+SCALARS = {
+    "IMAGES": "i32", "IH": "i32", "IW": "i32", "OH": "i32", "OW": "i32", "N": "i32", "TURNS": "i32", "WIDTH": "i32",
+}  # fmt: skip
 
 
 def constants(form: Form, window: Window, tile: Tile) -> dict[str, Any]:
@@ -126,9 +126,17 @@ def constants(form: Form, window: Window, tile: Tile) -> dict[str, Any]:
 
 
 def launch(
-    x: torch.Tensor, layer: Layer, window: Window, *, residual: torch.Tensor | None = None, tile: Tile | None = None
+    x: torch.Tensor,
+    layer: Layer,
+    window: Window,
+    *,
+    residual: torch.Tensor | None = None,
+    into: torch.Tensor | None = None,
+    tile: Tile | None = None,
 ) -> torch.Tensor:
-    """x as layer.form.act stores it, [N, H, W, C] -> [N, H, W, rows] as layer.out stores it.
+    """x as layer.form.act stores it, [N, H, W, C] -> [N, H', W', rows] as the epilogue stores it.
+
+    `into`: the result, of which the layer writes its channels, where it has `columns`.
 
     UsageError, EnvironmentMissing, UnsupportedError: see `call.check`.
     """
@@ -139,20 +147,19 @@ def launch(
             f"a convolution takes [N, H, W, C], and this layer has {form.taps} taps"
         )
     images, high, wide, _ = x.shape
-    shape = (images, *window.out(high, wide), form.rows)
+    shape = (images, *window.out(high, wide), layer.epilogue.width)
     target = call.check(x, layer, residual, shape)
-    out = call.output(layer, shape, x.device)
+    out = call.destination(layer.epilogue, shape, into)
     pixels = math.prod(shape[:-1])
     if pixels == 0:
         return out
     windows = layer.correction if layer.ones is None else launch(x, layer.ones, window)
-    tile = call.fit(tile or choose(target, pixels), layer.out)
+    tile = call.fit(tile or choose(target, pixels), layer.epilogue.out)
     conv[(triton.cdiv(pixels, tile.pixels) * triton.cdiv(form.rows, tile.rows),)](
-        x, layer.fields, out, layer.m, layer.b, layer.correction, windows,
-        out if residual is None else residual,
-        layer.m_r, layer.lo, layer.hi, layer.fill, images, high, wide, shape[1], shape[2], form.rows,
-        form.bytes // form.run,
-        **call.constants(form, layer.out, layer.residual, target, assembly=not call.INTERPRETED),
+        x, layer.fields, out, correction=layer.correction, windows=windows, fill=layer.fill,
+        IMAGES=images, IH=high, IW=wide, OH=shape[1], OW=shape[2], N=form.rows, TURNS=form.bytes // form.run,
+        **call.arguments(layer.epilogue, out, residual),
+        **call.constants(form, target, assembly=not call.INTERPRETED), **call.result(layer.epilogue),
         **constants(form, window, tile), **call.options(tile),
     )  # fmt: skip
     return out

@@ -17,17 +17,18 @@ SUMS, FLOATS, BYTES, FIELDS = (tl.constexpr(kind) for kind in range(4))
 
 @triton.jit
 def finish(
-    acc, rows, pixels, o, m, b, correction, windows, residual, m_r, lo, hi, N, M,
+    acc, rows, pixels, o, m, b, correction, windows, columns, residual, m_r, lo, hi, N, M, WIDTH,
     ZERO: tl.constexpr, SHIFT: tl.constexpr, DOUBLED: tl.constexpr,
     OUT: tl.constexpr, OUT_ZERO: tl.constexpr, OUT_BITS: tl.constexpr, OUT_RUN: tl.constexpr,
-    RESIDUAL: tl.constexpr, RESIDUAL_ZERO: tl.constexpr, SWAP: tl.constexpr,
+    RESIDUAL: tl.constexpr, RESIDUAL_ZERO: tl.constexpr, SCATTERED: tl.constexpr, SWAP: tl.constexpr,
 ):  # fmt: skip
     """Stores the block `acc` of sums of operands, int32 [rows, pixels] where SWAP, else [pixels, rows].
 
     `rows` int32 [BN], `pixels` int32 [BM]: numbers of the block's output channels and pixels, of N and M in all. Output
     and residual are [M, N], channels contiguous; FIELDS are int8 [M, blocks * OUT_RUN], see kernels/gpu/layout.py.
+    Where SCATTERED they are [M, WIDTH], and row r is channel columns[r] of them, int32 [N]; never with FIELDS.
     m, b float32 [N]; correction int32 [N]; windows int32 [M], read where DOUBLED; bounds and m_r float32. Steps 5 and 6
-    of the law change places, as it allows.
+    of the law change places, as it allows. `acc` may be float32 where there is nothing to shift or correct.
     """
     if SWAP:
         r, p = rows[:, None], pixels[None, :]
@@ -35,11 +36,16 @@ def finish(
         r, p = rows[None, :], pixels[:, None]
     known = r < N
     inside = known & (p < M)
-    at = p * N + r
-    if DOUBLED:  # noqa: SIM108
-        sums = acc * 2 + tl.load(windows + p, mask=p < M, other=0)
+    if SCATTERED:  # noqa: SIM108
+        at = p * WIDTH + tl.load(columns + r, mask=known, other=0)
     else:
+        at = p * N + r
+    if DOUBLED:
+        sums = acc * 2 + tl.load(windows + p, mask=p < M, other=0)
+    elif SHIFT != 0:
         sums = acc >> SHIFT
+    else:
+        sums = acc
     if ZERO != 0:
         sums += tl.load(correction + r, mask=known, other=0)
     if OUT == SUMS:

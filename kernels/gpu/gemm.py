@@ -27,11 +27,12 @@ from .tiles import Tile, choose
 
 @triton.jit
 def gemm(
-    x, w, o, m, b, correction, windows, residual, m_r, lo, hi, M, N, K,
+    x, w, o, m, b, correction, windows, columns, residual, m_r, lo, hi, M, N, K, WIDTH,
     W_BITS: tl.constexpr, A_BITS: tl.constexpr, A_SIGNED: tl.constexpr,
     HALF: tl.constexpr, ZERO: tl.constexpr, SHIFT: tl.constexpr, DOUBLED: tl.constexpr, RUN: tl.constexpr,
     OUT: tl.constexpr, OUT_ZERO: tl.constexpr, OUT_BITS: tl.constexpr, OUT_RUN: tl.constexpr,
-    RESIDUAL: tl.constexpr, RESIDUAL_ZERO: tl.constexpr, SWAP: tl.constexpr, ASM: tl.constexpr,
+    RESIDUAL: tl.constexpr, RESIDUAL_ZERO: tl.constexpr, SCATTERED: tl.constexpr,
+    SWAP: tl.constexpr, ASM: tl.constexpr,
     EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCKS: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     """x int8 [M, K] or fields [M, bytes]; w fields int8 [N, bytes]; EVEN: K is a whole number of turns.
@@ -89,13 +90,13 @@ def gemm(
         wp += STEP
         xp += STEP if PACKED else STEP * PARTS
     finish(
-        acc, rows, pixels, o, m, b, correction, windows, residual, m_r, lo, hi, N, M,
-        ZERO, SHIFT, DOUBLED, OUT, OUT_ZERO, OUT_BITS, OUT_RUN, RESIDUAL, RESIDUAL_ZERO, SWAP,
+        acc, rows, pixels, o, m, b, correction, windows, columns, residual, m_r, lo, hi, N, M, WIDTH,
+        ZERO, SHIFT, DOUBLED, OUT, OUT_ZERO, OUT_BITS, OUT_RUN, RESIDUAL, RESIDUAL_ZERO, SCATTERED, SWAP,
     )  # fmt: skip
 
 
 BAND = 8
-SCALARS = {"M": "i32", "N": "i32", "K": "i32"}
+SCALARS = {"M": "i32", "N": "i32", "WIDTH": "i32", "K": "i32"}
 
 
 def constants(form: Form, tile: Tile) -> dict[str, Any]:
@@ -106,28 +107,32 @@ def constants(form: Form, tile: Tile) -> dict[str, Any]:
 
 
 def launch(
-    x: torch.Tensor, layer: Layer, *, residual: torch.Tensor | None = None, tile: Tile | None = None
+    x: torch.Tensor,
+    layer: Layer,
+    *,
+    residual: torch.Tensor | None = None,
+    into: torch.Tensor | None = None,
+    tile: Tile | None = None,
 ) -> torch.Tensor:
-    """x as layer.form.act stores it, [..., K] -> [..., N] as layer.out stores it.
+    """x as layer.form.act stores it, [..., K] -> [..., rows] as the epilogue stores it.
 
     UsageError, EnvironmentMissing, UnsupportedError: see `call.check`.
     """
     form = layer.form
-    shape = (*x.shape[:-1], form.rows)
+    shape = (*x.shape[:-1], layer.epilogue.width)
     target = call.check(x, layer, residual, shape)
     if form.taps != 1:
         raise UsageError(f"the layer has {form.taps} taps: it is a convolution, not a matrix product")
-    out = call.output(layer, shape, x.device)
+    out = call.destination(layer.epilogue, shape, into)
     pixels = math.prod(shape[:-1])
     if pixels == 0:
         return out
     windows = layer.correction if layer.ones is None else launch(x, layer.ones)
-    tile = call.fit(tile or choose(target, pixels), layer.out)
+    tile = call.fit(tile or choose(target, pixels), layer.epilogue.out)
     gemm[(triton.cdiv(pixels, tile.pixels) * triton.cdiv(form.rows, tile.rows),)](
-        x, layer.fields, out, layer.m, layer.b, layer.correction, windows,
-        out if residual is None else residual,
-        layer.m_r, layer.lo, layer.hi, pixels, form.rows, form.channels,
-        **call.constants(form, layer.out, layer.residual, target, assembly=not call.INTERPRETED),
+        x, layer.fields, out, correction=layer.correction, windows=windows,
+        M=pixels, N=form.rows, K=form.channels, **call.arguments(layer.epilogue, out, residual),
+        **call.constants(form, target, assembly=not call.INTERPRETED), **call.result(layer.epilogue),
         **constants(form, tile), **call.options(tile),
     )  # fmt: skip
     return out

@@ -28,11 +28,12 @@ MAX_PIXELS = 2  # beyond, instructions and no longer bytes would bound 2-bit wei
 
 @triton.jit
 def gemv(
-    x, w, o, m, b, correction, windows, residual, m_r, lo, hi, M, N, K,
+    x, w, o, m, b, correction, windows, columns, residual, m_r, lo, hi, M, N, K, WIDTH,
     W_BITS: tl.constexpr, A_BITS: tl.constexpr, A_SIGNED: tl.constexpr,
     HALF: tl.constexpr, ZERO: tl.constexpr, SHIFT: tl.constexpr, DOUBLED: tl.constexpr, RUN: tl.constexpr,
     OUT: tl.constexpr, OUT_ZERO: tl.constexpr, OUT_BITS: tl.constexpr, OUT_RUN: tl.constexpr,
-    RESIDUAL: tl.constexpr, RESIDUAL_ZERO: tl.constexpr, SWAP: tl.constexpr, ASM: tl.constexpr,  # noqa: ARG001
+    RESIDUAL: tl.constexpr, RESIDUAL_ZERO: tl.constexpr, SCATTERED: tl.constexpr,
+    SWAP: tl.constexpr, ASM: tl.constexpr,  # noqa: ARG001
     EVEN: tl.constexpr, BN: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """x int32 [M, K / 4] or words of fields; w words of fields, int32 [N, bytes / 4]; EVEN: whole turns.
@@ -71,12 +72,13 @@ def gemv(
         wp += STEP
         xp += STEP if PACKED else STEP * PARTS
     finish(
-        tl.sum(acc, 1)[:, None], rows, pixels, o, m, b, correction, windows, residual, m_r, lo, hi, N, M,
-        ZERO, SHIFT, DOUBLED, OUT, OUT_ZERO, OUT_BITS, OUT_RUN, RESIDUAL, RESIDUAL_ZERO, True,
+        tl.sum(acc, 1)[:, None], rows, pixels, o, m, b, correction, windows, columns, residual, m_r, lo, hi,
+        N, M, WIDTH,
+        ZERO, SHIFT, DOUBLED, OUT, OUT_ZERO, OUT_BITS, OUT_RUN, RESIDUAL, RESIDUAL_ZERO, SCATTERED, True,
     )  # fmt: skip
 
 
-SCALARS = {"M": "i32", "N": "i32", "K": "i32"}
+SCALARS = {"M": "i32", "N": "i32", "WIDTH": "i32", "K": "i32"}
 
 
 def constants(form: Form, tile: Tile) -> dict[str, Any]:
@@ -92,14 +94,19 @@ def suits(form: Form, pixels: int) -> bool:
 
 
 def launch(
-    x: torch.Tensor, layer: Layer, *, residual: torch.Tensor | None = None, tile: Tile | None = None
+    x: torch.Tensor,
+    layer: Layer,
+    *,
+    residual: torch.Tensor | None = None,
+    into: torch.Tensor | None = None,
+    tile: Tile | None = None,
 ) -> torch.Tensor:
-    """x as layer.form.act stores it, [..., K] -> [..., N] as layer.out stores it; as gemm.launch, and exactly equal.
+    """x as layer.form.act stores it, [..., K] -> [..., rows] as the epilogue stores it, equal to gemm.launch.
 
     UsageError where rows are no whole 32-bit words; others: see `call.check`. `suits` says where it is worth while.
     """
     form = layer.form
-    shape = (*x.shape[:-1], form.rows)
+    shape = (*x.shape[:-1], layer.epilogue.width)
     target = call.check(x, layer, residual, shape)
     pixels = math.prod(shape[:-1])
     if form.taps != 1 or x.shape[-1] % 4 or pixels > MAX_GRID:
@@ -107,15 +114,15 @@ def launch(
             f"x {list(x.shape)}, {form.taps} taps: a matrix-vector product reads at most {MAX_GRID} rows of whole "
             f"32-bit words; use gemm"
         )
-    out = call.output(layer, shape, x.device)
+    out = call.destination(layer.epilogue, shape, into)
     if pixels == 0:
         return out
     windows = layer.correction if layer.ones is None else launch(x, layer.ones)
-    tile = call.fit(tile or VECTOR, layer.out)
+    tile = call.fit(tile or VECTOR, layer.epilogue.out)
     gemv[(triton.cdiv(form.rows, tile.rows), pixels)](
-        x.view(torch.int32), layer.fields.view(torch.int32), out, layer.m, layer.b, layer.correction,
-        windows, out if residual is None else residual, layer.m_r, layer.lo, layer.hi, pixels, form.rows, form.channels,
-        **call.constants(form, layer.out, layer.residual, target, assembly=not call.INTERPRETED),
+        x.view(torch.int32), layer.fields.view(torch.int32), out, correction=layer.correction, windows=windows,
+        M=pixels, N=form.rows, K=form.channels, **call.arguments(layer.epilogue, out, residual),
+        **call.constants(form, target, assembly=not call.INTERPRETED), **call.result(layer.epilogue),
         **constants(form, tile), **call.options(tile),
     )  # fmt: skip
     return out

@@ -135,6 +135,8 @@ class Form:
     `half`: half a step of an odd grid in units of the operand, else 0; `shift`: log2 of sums of operands / of levels.
     `doubled`: o8, whose levels int8 cannot hold: operands are (level - 1) / 2, and a sum of levels is twice that of
     the operands and the sum of the window's activations.
+    `depthwise`: a row reads the channel that it writes, so `channels` is 1; fields lie tap by tap, the rows of a tap as
+    channels do elsewhere, and operands are the levels themselves, int32: `half` is 1 on an odd grid.
     """
 
     encoding: Encoding
@@ -146,6 +148,7 @@ class Form:
     half: int
     shift: int
     doubled: bool = False
+    depthwise: bool = False
 
     @property
     def depth(self) -> int:
@@ -160,29 +163,37 @@ class Form:
 
     @property
     def bytes(self) -> int:
-        """Bytes of one row of fields."""
-        return -(-self.taps * self.runs // (8 // self.encoding.bits)) * self.run
+        """Bytes of one row of fields; depthwise: of one tap."""
+        runs = -(-self.rows // self.run) if self.depthwise else self.taps * self.runs
+        return -(-runs // (8 // self.encoding.bits)) * self.run
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights of one layer as the families read them: `fields` int8 [rows, form.bytes], `correction` int32 [rows]."""
+    """Weights of one layer as the families read them: `fields` int8 [rows, form.bytes], of a depthwise layer
+    [taps, form.bytes]; `correction` int32 [rows]."""
 
     form: Form
     fields: np.ndarray
     correction: np.ndarray
 
 
-def form_of(shape: tuple[int, int, int], encoding: Encoding, act: Storage) -> Form:
+def form_of(shape: tuple[int, int, int], encoding: Encoding, act: Storage, *, depthwise: bool = False) -> Form:
     """The form of weights [rows, taps, channels]; UnsupportedError: a pair of widths or a grid that no family has."""
     rows, taps, channels = shape
     bits = encoding.bits
     if min(shape) < 1:
         raise UsageError(f"weights are empty: [rows, taps, channels] = {list(shape)}")
-    if (bits, act.bits) not in PAIRS:
-        known = ", ".join(f"w{w}a{a}" for w, a in PAIRS)
-        raise UnsupportedError(f"the GPU has no kernel for w{bits}a{act.bits}; it has {known}")
+    if depthwise and channels != 1:
+        raise UsageError(f"a depthwise layer has weights [rows, taps, 1], not {list(shape)}")
+    pairs = [(w, a) for w, a in PAIRS if a == 8 or not depthwise]
+    if (bits, act.bits) not in pairs:
+        known = ", ".join(f"w{w}a{a}" for w, a in pairs)
+        kind = "depthwise kernel" if depthwise else "kernel"
+        raise UnsupportedError(f"the GPU has no {kind} for w{bits}a{act.bits}; it has {known}")
     odd = _odd(encoding)
+    if depthwise:
+        return Form(encoding, act, rows, taps, channels, min(RUNS), half=odd, shift=0, depthwise=True)
     run = act.run if act.packed else _run(8 // bits, taps, channels)
     if bits == 8:
         return Form(encoding, act, rows, taps, channels, run, half=0, shift=0, doubled=odd > 0)
@@ -190,31 +201,37 @@ def form_of(shape: tuple[int, int, int], encoding: Encoding, act: Storage) -> Fo
     return Form(encoding, act, rows, taps, channels, run, half=odd << up, shift=up + act.shift)
 
 
-def arrange(levels: np.ndarray, encoding: Encoding, act: Storage) -> Weights:
-    """Levels (integers) [rows, taps, channels] -> Weights.
+def arrange(levels: np.ndarray, encoding: Encoding, act: Storage, *, depthwise: bool = False) -> Weights:
+    """Levels (integers) [rows, taps, channels] -> Weights; of a depthwise layer [rows, taps, 1].
 
     UnsupportedError as of `form_of`, and where sums of operands could leave int32.
     """
     rows, taps, channels = levels.shape
-    form = form_of((rows, taps, channels), encoding, act)
+    form = form_of((rows, taps, channels), encoding, act, depthwise=depthwise)
     bits, odd = encoding.bits, _odd(encoding)
     field = (levels.astype(np.int64) - odd) >> odd
     wide = levels.astype(np.int64)
     operand = field if form.doubled else wide << (form.shift - act.shift)
     _check_sums(np.abs(wide).sum(axis=(1, 2)), np.abs(operand).sum(axis=(1, 2)), act)
     whole = 2 * field if form.doubled else wide
-    codes = np.pad((field & (2**bits - 1)).astype(np.uint8), ((0, 0), (0, 0), (0, form.runs * form.run - channels)))
-    fields = slices(codes.reshape(rows, -1), bits, form.run).view(np.int8)
+    codes = (field & (2**bits - 1)).astype(np.uint8)
+    if depthwise:
+        codes = np.ascontiguousarray(codes[:, :, 0].T)
+    else:
+        codes = np.pad(codes, ((0, 0), (0, 0), (0, form.runs * form.run - channels))).reshape(rows, -1)
+    fields = slices(codes, bits, form.run).view(np.int8)
     return Weights(form, fields, (act.zero * whole.sum(axis=(1, 2))).astype(np.int32))
 
 
 def restore(form: Form, fields: np.ndarray) -> np.ndarray:
     """Inverse of `arrange`: levels int64 [rows, taps, channels]."""
     bits = form.encoding.bits
-    codes = unslice(fields.view(np.uint8), bits, form.run)[:, : form.taps * form.runs * form.run].astype(np.int64)
+    kept = form.rows if form.depthwise else form.taps * form.runs * form.run
+    codes = unslice(fields.view(np.uint8), bits, form.run)[:, :kept].astype(np.int64)
     field = (codes ^ 1 << (bits - 1)) - (1 << (bits - 1))
     odd = _odd(form.encoding)
-    return ((field << odd) + odd).reshape(form.rows, form.taps, -1)[:, :, : form.channels]
+    levels = (field << odd) + odd
+    return levels.T[:, :, None] if form.depthwise else levels.reshape(form.rows, form.taps, -1)[:, :, : form.channels]
 
 
 def _odd(encoding: Encoding) -> int:

@@ -122,20 +122,8 @@ def by_triton(
     from . import call
 
     form, out, kept = read(spec)
-    made = call.Layer(
-        form,
-        out,
-        kept,
-        fields,
-        correction,
-        m,
-        b,
-        call.fill(form, x.device),
-        m_r,
-        lo,
-        hi,
-        ones=call.ones(form, x.device),
-    )
+    end = call.Epilogue(out, kept, m, b, m_r, lo, hi, width=form.rows)
+    made = call.Layer(form, end, fields, correction, call.fill(form, x.device), ones=call.ones(form, x.device))
     geo = geometry(window)
     if geo == Window():
         return linear(x, made, residual=residual)

@@ -71,15 +71,30 @@ def convolution(kind: tuple[str, str, bool], shape: tuple[int, int, int, int], n
     channels = shape[-1]
     w, x = levels(rng, kind[0], (n, g.kernel[0] * g.kernel[1], channels)), levels(rng, kind[1], shape)
     act = storage(kind[1], channels, kind[2])
-    high, wide = g.out(*shape[1:3])
+    sums = sum(there @ w[:, tap].T for tap, there in enumerate(seen(x, g)))
+    return Case(w, x, act, arrange(w, parse(kind[0]), act), sums)
+
+
+def depthwise(kind: tuple[str, str, bool], shape: tuple[int, int, int, int], g: Window) -> Case:
+    """x [N, H, W, C], w [C, taps, 1]."""
+    rng = np.random.default_rng(zlib.crc32(repr((kind, shape, g)).encode()))
+    w, x = levels(rng, kind[0], (shape[-1], g.kernel[0] * g.kernel[1], 1)), levels(rng, kind[1], shape)
+    act = storage(kind[1], shape[-1], kind[2])
+    sums = sum(there * w[:, tap, 0] for tap, there in enumerate(seen(x, g)))
+    return Case(w, x, act, arrange(w, parse(kind[0]), act, depthwise=True), sums)
+
+
+def seen(x: np.ndarray, g: Window, outside: int = 0) -> list[np.ndarray]:
+    """What every tap of the window sees at every output pixel, [N, H', W', C] each."""
+    high, wide = g.out(*x.shape[1:3])
     top, left, bottom, right = g.padding
-    framed = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
-    sums = np.zeros((shape[0], high, wide, n), np.int64)
-    for tap in range(w.shape[1]):
+    framed = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=outside)
+    views = []
+    for tap in range(g.kernel[0] * g.kernel[1]):
         y, z = tap // g.kernel[1] * g.dilation[0], tap % g.kernel[1] * g.dilation[1]
         rows = framed[:, y : y + (high - 1) * g.stride[0] + 1 : g.stride[0]]
-        sums += rows[:, :, z : z + (wide - 1) * g.stride[1] + 1 : g.stride[1]] @ w[:, tap].T
-    return Case(w, x, act, arrange(w, parse(kind[0]), act), sums)
+        views.append(rows[:, :, z : z + (wide - 1) * g.stride[1] + 1 : g.stride[1]])
+    return views
 
 
 def spelled(codes: np.ndarray, bits: int, run: int) -> np.ndarray:

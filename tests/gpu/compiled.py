@@ -19,9 +19,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bitpress.core.encoding import parse
-from bitpress.kernels.gpu import call, gemv
+from bitpress.kernels.gpu import call, depthwise, gemv, pool
 from bitpress.kernels.gpu.layout import form_of
-from bitpress.kernels.gpu.tiles import VECTOR, Tile, choose
+from bitpress.kernels.gpu.tiles import PLANAR, VECTOR, Tile, choose
 from bitpress.kernels.gpu.window import Window
 
 from .cases import storage
@@ -34,10 +34,11 @@ TARGETS = {
 }
 POINTERS = {
     "x": "*i8", "w": "*i8", "m": "*fp32", "b": "*fp32", "correction": "*i32", "windows": "*i32", "fill": "*i8",
+    "columns": "*i32",
     "m_r": "fp32", "lo": "fp32", "hi": "fp32",
 }  # fmt: skip
 # As a launch finds them: what torch allocates lies at multiples of 16, and so do the sizes of even layers.
-ALIGNED = ("x", "w", "o", "m", "b", "correction", "windows", "residual", "fill", "N", "K")
+ALIGNED = ("x", "w", "o", "m", "b", "correction", "windows", "residual", "fill", "columns", "N", "K", "WIDTH")
 TENSOR_CORE = re.compile(r"IGMMA|IMMA|v_mfma_i32")
 LOAD = re.compile(r"LDG|global_load|buffer_load")
 
@@ -76,32 +77,92 @@ def build(
     tile: Tile | None = None,
     out: call.Out = "f32",
     residual: call.Out | None = None,
+    columns: bool = False,
     even: bool = True,
 ) -> Code:
     """The family's kernel as `launch` would compile it for such a layer; `even`: sizes are multiples of 16."""
     taps = window.kernel[0] * window.kernel[1] if window else 1
-    form = form_of((rows, taps, channels), parse(kind[0]), storage(kind[1], channels, kind[2]))
-    tile = call.fit(tile or (VECTOR if family is gemv else choose(target, 4096)), out)
-    special = family.constants(form, window, tile) if window else family.constants(form, tile)
-    constants = {**call.constants(form, out, residual, target, assembly=True), **special}
-    kinds: dict[Any, str] = {"f32": "*fp32", "i32": "*i32"}
-    types = {**POINTERS, **family.SCALARS, "o": kinds.get(out, "*i8"), "residual": kinds.get(residual, "*i8")}
+    flat = family is depthwise
+    form = form_of(
+        (rows, taps, 1 if flat else channels),
+        parse(kind[0]),
+        storage(kind[1], channels, kind[2]),
+        depthwise=flat,
+    )
+    usual = {gemv: VECTOR, depthwise: PLANAR}
+    tile = call.fit(tile or usual.get(family) or choose(target, 4096), out)
+    constants = family.constants(form, window, tile) if window else family.constants(form, tile)
+    if not flat:
+        constants |= call.constants(form, target, assembly=True)
+    types = dict(family.SCALARS)
     if family is gemv:
         types |= {"x": "*i32", "w": "*i32"}
     function = getattr(family, family.__name__.rpartition(".")[2])
+    constants |= result(out, residual, columns)
+    need = LOAD if family in (gemv, depthwise) else TENSOR_CORE
+    return compile_(function, constants, types, target, tile, need, out=out, residual=residual, even=even)
+
+
+def build_pool(
+    kernel: str,
+    source: call.Out,
+    target: str,
+    *,
+    window: Window | None = None,
+    out: call.Out = "f32",
+    residual: call.Out | None = None,
+    columns: bool = False,
+    even: bool = True,
+) -> Code:
+    """A kernel of the pools as its launch would compile it."""
+    tile = call.fit(PLANAR, source if kernel == "max_pool" else out)
+    constants = pool.reading(source)
+    if kernel == "max_pool":
+        constants |= {"LEAST": pool.least(source)}
+        out = source
+    else:
+        constants |= result(out, residual, columns)
+    constants |= pool.constants(window, tile) if window else {"BM": tile.pixels, "BN": tile.rows}
+    types = {**pool.SCALARS, "x": KINDS.get(source, "*i8")}
+    return compile_(getattr(pool, kernel), constants, types, target, tile, LOAD, out=out, residual=residual, even=even)
+
+
+KINDS: dict[Any, str] = {"f32": "*fp32", "i32": "*i32"}
+
+
+def result(out: call.Out, residual: call.Out | None, columns: bool) -> dict[str, Any]:
+    """What an epilogue of these kinds gives a kernel at compile time."""
+    nothing: Any = None
+    end = call.Epilogue(out, residual, nothing, nothing, 0, 0, 0, width=0, columns=nothing)
+    return {**call.result(end), "SCATTERED": columns}
+
+
+def compile_(
+    function: Any,
+    constants: dict[str, Any],
+    types: dict[str, str],
+    target: str,
+    tile: Tile,
+    need: re.Pattern[str],
+    *,
+    out: call.Out,
+    residual: call.Out | None,
+    even: bool,
+) -> Code:
+    """`types`: of the arguments that are no constants, beside POINTERS; `need`: what the loop that counts holds."""
+    types = {**POINTERS, "o": KINDS.get(out, "*i8"), "residual": KINDS.get(residual, "*i8"), **types}
     names = function.arg_names
     source = ASTSource(
         fn=function,
         signature={name: "constexpr" if name in constants else types[name] for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
+        constexprs={(names.index(name),): constants[name] for name in names if name in constants},
         attrs={
             (names.index(name),): [["tt.divisibility", 16]]
             for name in ALIGNED
-            if name in names and (even or name not in ("N", "K"))
+            if name in names and (even or name not in ("N", "K", "WIDTH"))
         },
     )
     made = triton.compile(source, target=TARGETS[target], options=call.options(tile))
-    need = LOAD if family is gemv else TENSOR_CORE
     return _amd(made, need) if target.startswith("gfx") else _nvidia(made, need)
 
 

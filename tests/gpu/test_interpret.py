@@ -6,12 +6,9 @@ comparison would see one. What the interpreter cannot see (assembly, alignment, 
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -36,10 +33,10 @@ from bitpress.kernels.gpu.tiles import Tile
 
 from ..kernels import oracle
 from ..kernels.oracle import Window
-from . import cases
 from .cases import KINDS, PAIRS, Case, assert_same, convolution, name, product
+from .law import STORED, check_epilogue, geometry, stored
 
-pytestmark = pytest.mark.triton_interpret
+pytestmark = [pytest.mark.triton_interpret, pytest.mark.usefixtures("poisoned")]
 
 SMALL = Tile(pixels=16, rows=32, blocks=1, warps=4, stages=2)
 DEEP = replace(SMALL, blocks=2)
@@ -59,39 +56,10 @@ CONVOLUTIONS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results start as values that none has, so that one never written is seen."""
-    made = call.output
-
-    def output(*arguments: object) -> torch.Tensor:
-        out = made(*arguments)
-        return out.fill_(float("nan") if out.dtype == torch.float32 else -77)
-
-    monkeypatch.setattr(call, "output", output)
-
-
-@pytest.fixture(params=["sm90", "gfx942"])
-def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Operands swapped, as for NVIDIA, and in plain order, as for AMD."""
-    monkeypatch.setattr(call, "target_of", lambda _device: request.param)
-    return request.param
-
-
-def stored(case: Case) -> torch.Tensor:
-    """The case's input as the kernels read it."""
-    return torch.from_numpy(case.act.store(case.x))
-
-
 def sums(family: ModuleType, case: Case, *window: object, tile: Tile = SMALL) -> np.ndarray:
     """What the family makes of it, without an epilogue, int64."""
     layer = call.load(case.weights, device="cpu")
     return family.launch(stored(case), layer, *window, tile=tile).numpy().astype(np.int64)
-
-
-def geometry(g: Window) -> conv.Window:
-    """The package's word for the oracle's."""
-    return conv.Window(g.kernel, g.stride, g.padding, g.dilation)
 
 
 @pytest.mark.usefixtures("target")
@@ -141,65 +109,6 @@ def test_the_deepest_sums_that_fit_are_exact(weight: str, act: str, depth: int) 
     assert_same(x @ w[:, 0].T, out.numpy().astype(np.int64))
 
 
-STORED = {
-    "u8": Storage(parse("u8")), "i8": Storage(parse("i8")), "u4": Storage(parse("u4")), "i3": Storage(parse("i3")),
-    "u4 fields": packed(parse("u4"), 41), "i4 fields": packed(parse("i4"), 41), "u2 fields": packed(parse("u2"), 41),
-    "i2 fields": packed(parse("i2"), 200), "u4 wide fields": packed(parse("u4"), 200),
-}  # fmt: skip
-
-
-def expected(case: Case, layer: call.Layer, kept: np.ndarray | None) -> np.ndarray:
-    """The law on exact sums; levels or float32, channels last."""
-    m, b = layer.m.numpy(), layer.b.numpy()
-    if isinstance(layer.out, Storage):
-        return quant.requantize(
-            case.sums.astype(np.int32),
-            m,
-            b,
-            lo=int(layer.lo),
-            hi=int(layer.hi),
-            residual=kept,
-            m_r=np.float32(layer.m_r),
-        )
-    t = quant.affine(case.sums.astype(np.int32), m, b, residual=kept, m_r=np.float32(layer.m_r))
-    return np.clip(t, np.float32(layer.lo), np.float32(layer.hi))
-
-
-def check_epilogue(case: Case, out: call.Out, residual: call.Out | None, run: Callable[..., torch.Tensor]) -> None:
-    """Random constants of the size that spreads sums over the range, and over its ends; fields have no 0 in bounds."""
-    rng = np.random.default_rng(7)
-    rows = case.sums.shape[-1]
-    lo, hi = quant.act_bounds(out.encoding) if isinstance(out, Storage) else (-100, 1e6)
-    if isinstance(out, Storage) and out.packed:
-        lo = 1  # so that codes past the last channel are not 0 by themselves
-    spread = np.float32(1.5 * max(abs(lo), hi if isinstance(out, Storage) else 1) / max(1, np.abs(case.sums).max()))
-    m = (rng.uniform(0.3, 1, rows) * spread).astype(np.float32)
-    m[::5] *= -1
-    b = rng.normal(0, 3, rows).astype(np.float32)
-    m[1::7], b[1::7] = 0.5, 0  # ties
-    kept = held = None
-    if isinstance(residual, Storage):
-        kept = cases.levels(rng, residual.encoding.name, case.sums.shape)
-        held = torch.from_numpy(residual.store(kept))
-    elif residual:
-        kept = rng.normal(0, 5, case.sums.shape).astype(np.float32)
-        held = torch.from_numpy(kept)
-    layer = call.load(
-        case.weights, device="cpu", out=out, m=m, b=b, lo=lo, hi=hi, residual=residual, m_r=0.3 if residual else 0.0
-    )
-    got = run(stored(case), layer, residual=held).numpy()
-    want = expected(case, layer, kept)
-    if not isinstance(out, Storage):
-        assert_same(want.view(np.int32), got.view(np.int32))
-        return
-    assert_same(want, out.load(got, rows))
-    if out.packed:  # past the last channel codes are 0, and all lie as the document says
-        flat = want.reshape(-1, rows)
-        assert_same(
-            cases.spelled(out.encoding.encode(flat), out.bits, out.run), got.view(np.uint8).reshape(len(flat), -1)
-        )
-
-
 @pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("out", STORED, ids=str)
 @pytest.mark.parametrize("kind", PAIRS, ids=name)
@@ -209,7 +118,10 @@ def test_stored_levels_follow_the_law(kind: tuple[str, str, bool], out: str) -> 
     residual = {"u8": STORED["u8"], "i8": STORED["i3"], "u4": "f32", "u2 fields": STORED["u8"]}.get(out)
     tile = replace(SMALL, rows=64)
     check_epilogue(
-        case, STORED[out], residual, lambda x, layer, **k: gemm.launch(x, layer, tile=call.fit(tile, layer.out), **k)
+        case,
+        STORED[out],
+        residual,
+        lambda x, layer, **k: gemm.launch(x, layer, tile=call.fit(tile, layer.epilogue.out), **k),
     )
 
 
@@ -317,32 +229,8 @@ FAULTS = {
     "a convolution's fields in the wrong order": ("conv", "multiply(ws[s],", "multiply(ws[PARTS - 1 - s],"),
     "the last taps dropped": ("conv", "range(0, TURNS)", "range(0, TURNS - 1)"),
     "padding that is no level 0": ("conv", "fill + j", "x + j"),
-    "rows of taps and columns exchanged": ("conv", "dy = tap // KW * DH", "dy = tap % KW * DH"),
     "a dot product's last word dropped": ("gemv", "* PARTS - s * WORDS, other=0", "* PARTS - s * WORDS - 1, other=0"),
 }
-
-
-@pytest.fixture
-def planted(tmp_path: Path) -> Iterator[Callable[[str, str, str], ModuleType]]:
-    """A family as a module of its own, one piece of its source exchanged."""
-    made: list[str] = []
-
-    def plant(family: str, old: str, new: str) -> ModuleType:
-        source = Path(importlib.util.find_spec(f"bitpress.kernels.gpu.{family}").origin).read_text(encoding="utf-8")
-        assert source.count(old) == 1, f"{family}.py holds {old!r} {source.count(old)} times"
-        path = tmp_path / f"{family}.py"
-        path.write_text(source.replace(old, new), encoding="utf-8")
-        label = f"bitpress.kernels.gpu.planted_{family}"
-        spec = importlib.util.spec_from_file_location(label, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[label] = module
-        made.append(label)
-        spec.loader.exec_module(module)
-        return module
-
-    yield plant
-    for label in made:
-        del sys.modules[label]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
@@ -355,6 +243,13 @@ def test_a_planted_fault_is_seen(fault: str, planted: Callable[[str, str, str], 
 @pytest.mark.parametrize("family", ["gemm", "gemv", "conv"])
 def test_nothing_is_seen_where_nothing_is_planted(family: str, planted: Callable[[str, str, str], ModuleType]) -> None:
     run_all(planted(family, "from __future__", "from __future__ "), family)
+
+
+def test_a_fault_in_the_geometry_is_seen(planted: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and columns of taps exchanged."""
+    monkeypatch.setattr(conv, "moved", planted("taps", "dy = tap // KW * DH", "dy = tap % KW * DH").moved)
+    with pytest.raises(AssertionError, match=r"\d+ of \d+ differ"):
+        run_all(conv, "conv")
 
 
 def run_all(module: ModuleType, family: str) -> None:
