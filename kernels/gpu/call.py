@@ -32,8 +32,8 @@ Out = Storage | str
 class Epilogue:
     """Constants of docs/numerics.md 5 on one device, and where results go.
 
-    `out`: how the result is stored, levels, "f32", or "i32" (the sums themselves); `residual`: how a residual is stored,
-    int8 levels or "f32", None without. m, b float32 [rows]; `width`: channels of the result;
+    `out`: how the result is stored, levels, "f32", or "i32" (the sums themselves); `residual`: how a residual is
+    stored, int8 levels or "f32", None without. m, b float32 [rows]; `width`: channels of the result;
     columns int32 [rows]: which of them each row is, None where rows are all channels in order.
     """
 
