@@ -77,6 +77,11 @@ def padded(step: Step, in_shape: tuple[int, int, int], kernel: Kernel) -> Padded
     if kernel.family == "bitserial":
         depth = -(-depth // kernel.group) * kernel.group
         return Padded(rows, depth, rows * depth * step.weight.encoding.bits // 8)
+    if kernel.family == "gemv":
+        bits = step.weight.encoding.bits
+        chunk = 32 * kernel.lanes // bits  # elements of a vector of fields, four bytes a lane
+        depth = -(-depth // chunk) * chunk
+        return Padded(rows, depth, rows * depth * bits // 8)
     if kernel.family == "depthwise":
         return Padded(rows, depth, 4 * rows * depth)
     depth = depth // run * -(-run // kernel.group) * kernel.group

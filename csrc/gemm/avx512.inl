@@ -62,6 +62,21 @@ struct Block {
   static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
 };
 
+// Fields of weights that stay packed; how they are multiplied is left to the instruction set.
+struct Packed {
+  static constexpr uint32_t kLanes = 16;
+  static constexpr size_t kBytes = 64;
+  using Vec = __m512i;
+  static BITPRESS_INLINE Vec zero() { return _mm512_setzero_si512(); }
+  static BITPRESS_INLINE Vec load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  template <int kBits, int s>
+  static BITPRESS_INLINE Vec field(Vec v) {
+    return _mm512_and_si512(_mm512_srli_epi16(v, s * kBits), _mm512_set1_epi8((1 << kBits) - 1));
+  }
+  static BITPRESS_INLINE int32_t total(Vec v) { return _mm512_reduce_add_epi32(v); }
+  static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
+};
+
 // Bit planes; how bits are counted is left to the instruction set.
 struct Planes {
   static constexpr uint32_t kLanes = 16;

@@ -5,7 +5,7 @@
 //   acc[r, x] = sum over the window of w[r, k] * a[x, k], an exact int32; padding is level 0;
 //   out[r, x] = clamp(half_to_even(acc * m[r] + b[r] + residual * m_r)), each float32 operation rounded on its own;
 //               no rounding to an integer where floats are stored.
-// Five families compute acc.
+// Six families compute acc.
 //   i8dot      w = 2^shift * v + factor with v a signed byte (or int16), a = byte - zero with an unsigned byte:
 //              acc = 2^shift * dot(v, byte) + factor * sum(byte) + bias[r]
 //              bias[r] = -zero * (2^shift * sum(v) + factor * K): the border holds `zero` too, so it is one constant.
@@ -16,15 +16,17 @@
 //   lut        dot(v, byte) of i8dot, for bytes below 4 and at most four v: in twos or threes (the row's group), from a
 //              table of all 16 x 16 or 64 x 64 sums of so many products, each with a constant that makes it unsigned;
 //              bias[r] takes that back too.
+//   gemv       i8dot for few pixels: weights stay in fields of 1, 2, 4 or 8 bits, w = 2^shift * field + factor with an
+//              unsigned field (of eight bits a signed one, as i8dot's).
 //   bitsliced  a vector holds one bit of many pixels, a weight is no data but a list: w = v, or w = 2 * v + 1 where no
 //              level is 0, v a sum of signed powers of two, and there is a list of elements for each power. Counters
 //              are bit planes. To take a byte away is to add 2^a_bits - 1 - byte, so that they are never negative;
 //              bias[r] takes that back too. Of 2 * v + 1, the sum of the window is added once for all rows.
 //
 // Rules for all of them. Kernels are single-threaded, do not allocate, throw, keep anything or call anything but
-// memcpy; two calls may run at once if they write different rows or pixels and have scratch memory of their own. No
-// argument overlaps what is written. Vectors are read past the end of a run: every input needs kSlack readable bytes
-// behind it (their value does not matter). Floating point: the default rounding mode, no flushing of denormals.
+// memcpy and memset; two calls may run at once if they write different rows or pixels and have scratch memory of their
+// own. No argument overlaps what is written. Vectors are read past the end of a run: every input needs kSlack readable
+// bytes behind it (their value does not matter). Floating point: the default rounding mode, no flushing of denormals.
 #pragma once
 
 #include <cstddef>
@@ -41,6 +43,8 @@ constexpr uint32_t kMaxLanes = 16;  // constants of rows are padded with zeros t
 constexpr int32_t kSlicePad = 4, kSliceBlock = 16;
 constexpr uint32_t kSliceChannels = 16;
 constexpr uint32_t kSliceCarry[] = {0, 4, 6, 7, 8};
+
+constexpr uint32_t kGemvPixels = 4;  // that share an unpacked weight
 
 enum class Storage : uint8_t { kU8, kI8, kF32 };
 
@@ -97,9 +101,10 @@ struct Conv {
   uint32_t stored_bits;
   const uint32_t* thresholds;
   const uint32_t* falling;  // [rows] mask
-  // bitserial, aligned to 64: kStrip * (K rounded up to 64, and 64 more) bytes, then kStrip * a_bits * (words, made
-  // even) words. lut: codes of all bytes from `in` to the last window's, and 64 more. bitsliced, aligned to 64: planes
-  // of lines, of a chunk's elements, and sums, as csrc/gemm/bitsliced.inl cuts it
+  // gemv: kGemvPixels windows, each filled up to whole chunks. bitserial, aligned to 64: kStrip * (K rounded up to 64,
+  // and 64 more) bytes, then kStrip * a_bits * (words, made even) words. lut: codes of all bytes from `in` to the last
+  // window's, and 64 more. bitsliced, aligned to 64: planes of lines, of a chunk's elements, and sums, as
+  // csrc/gemm/bitsliced.inl cuts it
   uint8_t* scratch;
   Output out;
 };
@@ -108,6 +113,7 @@ struct Conv {
 // for the generic row [rows][taps * run] int16. Weights of bitserial rows: uint32 [blocks][w_bits][words][lanes].
 // Weights of lut rows: codes of groups [blocks][taps][ceil(valid / group)][lanes]; lane 2i is channel i of the block,
 // lane 2i + 1 is channel lanes / 2 + i.
+// Weights of gemv rows: [blocks][lanes][chunks] vectors of fields, as csrc/gemm/gemv.inl cuts them; the rest is zero.
 // Lists of bitsliced rows, of uint16, one for each digit: n, a multiple of kSlicePad; how many counters above the
 // digit's it can reach; n places in the planes of the chunk, in bytes. An element has 2 * a_bits vectors there, the
 // second half to be taken away. The row behind the last has one list, of every element.

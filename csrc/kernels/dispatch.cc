@@ -123,7 +123,7 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // kPair. lut codes every pixel once, kPixel, and widens sums of 16 bits, kWiden an output. Picoseconds, fitted on the
 // machine of kernels.def to within a quarter over w1a1 .. w4a4 of ResNet-20 and ResNet-18 (lut: and 1x1). bitsliced
 // makes planes of every element of a window, kSlice a bit of one, and its last vector is full whatever is in it.
-double estimate(const Row& r, const Problem& p) {
+double arithmetic(const Row& r, const Problem& p) {
   constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6;
   const double pixels = static_cast<double>(p.pixels), groups = static_cast<double>(p.groups);
   if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
@@ -142,6 +142,22 @@ double estimate(const Row& r, const Problem& p) {
   return ((r.cost * planes * depth + kPair * planes + kOutput) * rows + pack) * pixels * 1e-6;
 }
 
+// Bytes of a convolution's weights as a row holds them, without what it pads.
+double layout_bytes(const Row& r, const Problem& p) {
+  const double weights = static_cast<double>(p.rows * p.depth);
+  if (p.op != Op::kConv2d || r.sliced()) return 0;  // lists are as long as the weights have digits
+  if (r.lut()) return weights / r.group;
+  if (r.bitserial() || r.packed()) return weights * p.weight.bits / 8;
+  return weights * (r.group < 4 ? 2 : 1);
+}
+
+// The same, or what weights beyond the second cache take to come, kByte each, once an image.
+double estimate(const Row& r, const Problem& p) {
+  constexpr double kNear = 512 << 10, kByte = 40;
+  const double bytes = layout_bytes(r, p);
+  return std::max(arithmetic(r, p), bytes > kNear ? bytes * kByte * 1e-6 : 0.0);
+}
+
 std::string number(double x) {
   char text[32];
   std::snprintf(text, sizeof text, x < 10 ? "%.2g" : "%.0f", x);
@@ -152,6 +168,7 @@ std::string number(double x) {
 
 bool Row::lut() const { return std::strcmp(family, "lut") == 0; }
 bool Row::sliced() const { return std::strcmp(family, "bitsliced") == 0; }
+bool Row::packed() const { return std::strcmp(family, "gemv") == 0; }
 bool Row::delayed() const { return std::strcmp(family, "i8dot16") == 0; }
 bool Row::flips() const { return std::strcmp(family, "s8dot") == 0; }
 
@@ -223,6 +240,12 @@ Split split_for_lut(const Encoding& w, bool zero) {
   for (uint32_t code = 0; code < 1u << w.bits; ++code) has |= w.level(code) == 0;
   if (has || !zero) return {0, 0, std::max(std::abs(w.lo()), std::abs(w.hi()))};
   return {1, 1, std::max(std::abs((w.lo() - 1) / 2), std::abs((w.hi() - 1) / 2))};
+}
+
+Split split_for_fields(const Encoding& w) {
+  if (w.bits == 8) return split_weight(w);
+  const int32_t step = w.level(1) - w.level(0), shift = step % 2 == 0 && (w.hi() - w.lo()) % 2 == 0 ? 1 : 0;
+  return {shift, w.lo(), (w.hi() - w.lo()) >> shift};
 }
 
 Split split_for_slices(const Encoding& w) {

@@ -34,6 +34,7 @@ struct Row {
   bool delayed() const;  // sums products in int16
   bool lut() const;      // looks sums of two or three products up
   bool sliced() const;   // adds planes of pixels
+  bool packed() const;   // leaves weights in their fields
   bool flips() const;    // multiplies bytes less 128
 };
 
@@ -53,6 +54,8 @@ Split split_weight(const Encoding& weight);
 // The same for look-ups; `zero`: some v is 0, because groups may hold activations of no element; levels without a 0 are
 // 2 * v + 1 then, half as wide, which pairs want anyway: more of them fit a byte.
 Split split_for_lut(const Encoding& weight, bool zero);
+// The same for fields that stay packed: unsigned, but of eight bits.
+Split split_for_fields(const Encoding& weight);
 // The same for slices: levels without a 0 are 2 * v + 1.
 Split split_for_slices(const Encoding& weight);
 // v as a sum of powers of two and their negatives, as few as can be: [i] is -1, 0 or 1 times 2^i. |v| <= 128.

@@ -145,6 +145,35 @@ struct Tables {
   static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
 };
 
+// Fields of weights that stay packed; products as those of Delayed, of eight bits as those of Words.
+struct Fields {
+  static constexpr uint32_t kLanes = 8;
+  static constexpr size_t kBytes = 32;
+  static constexpr bool kExact = false;
+  using Vec = __m256i;
+  static BITPRESS_INLINE Vec zero() { return _mm256_setzero_si256(); }
+  static BITPRESS_INLINE Vec load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  template <int kBits, int s>
+  static BITPRESS_INLINE Vec field(Vec v) {
+    return _mm256_and_si256(_mm256_srli_epi16(v, s * kBits), _mm256_set1_epi8((1 << kBits) - 1));
+  }
+  static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) { acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(a, w)); }
+  static BITPRESS_INLINE void dot8(Vec& sum, Vec a, Vec w) {
+    const Vec none = zero(), sign = _mm256_cmpgt_epi8(none, w);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_unpacklo_epi8(a, none), _mm256_unpacklo_epi8(w, sign)));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_unpackhi_epi8(a, none), _mm256_unpackhi_epi8(w, sign)));
+  }
+  static BITPRESS_INLINE void widen(Vec& sum, Vec acc) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(acc, _mm256_set1_epi16(1)));
+  }
+  static BITPRESS_INLINE int32_t total(Vec v) {
+    const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    const __m128i pair = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(pair, _mm_shuffle_epi32(pair, 0xB1)));
+  }
+  static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
+};
+
 // One int16 product a lane; the weights' high halves are zero.
 struct Dots : Words {
   template <bool kSigned>
@@ -159,6 +188,7 @@ struct Dots : Words {
 #include "../gemm/finish.inl"
 #include "../gemm/bitserial.inl"
 #include "../gemm/bitsliced.inl"
+#include "../gemm/gemv.inl"
 #include "../gemm/i8dot.inl"
 #include "../gemm/lut.inl"
 #include "../gemm/values.inl"
@@ -170,6 +200,7 @@ void i8dot16_avx2(const Conv& c) { i8dot<Delayed, F>(c); }
 void bitserial_avx2(const Conv& c) { bitserial<Planes, F>(c); }
 void bitsliced_avx2(const Conv& c) { bitsliced<Slices, F>(c); }
 void lut_avx2(const Conv& c) { lut<Tables, F>(c); }
+void gemv_avx2(const Conv& c) { gemv<Fields, F>(c); }
 void depthwise_avx2(const Depthwise& d) { depthwise<Dots, F>(d); }
 void quantize_avx2(const Quantize& q) { quantize<F>(q); }
 void requantize_avx2(const Requantize& r) { requantize<F>(r); }

@@ -17,6 +17,12 @@ struct Dot : Block {
   }
 };
 
+struct Fields : Packed {
+  static constexpr bool kExact = true;
+  static BITPRESS_INLINE void dot(Vec& sum, Vec a, Vec w) { Dot::dot(sum, a, w); }
+  static BITPRESS_INLINE void dot8(Vec& sum, Vec a, Vec w) { Dot::dot(sum, a, w); }
+};
+
 // Two int16 products a lane and their sum in one instruction; the weights' high halves are zero.
 struct Dots : Block {
   template <bool kSigned>
@@ -32,12 +38,14 @@ struct Dots : Block {
 };
 
 #include "../gemm/finish.inl"
+#include "../gemm/gemv.inl"
 #include "../gemm/i8dot.inl"
 #include "../gemm/values.inl"
 
 }  // namespace
 
 void i8dot_avx512vnni(const Conv& c) { i8dot<Dot, F>(c); }
+void gemv_avx512vnni(const Conv& c) { gemv<Fields, F>(c); }
 void depthwise_avx512vnni(const Depthwise& d) { depthwise<Dots, F>(d); }
 
 }  // namespace bitpress::gemm

@@ -131,6 +131,7 @@ void Bound::plan_bands(size_t weight_bytes) {
 
 void Bound::bind_convolution(const Step& s) {
   if (row_->sliced()) return bind_slices(s);
+  if (row_->packed()) return bind_fields(s);
   const bool bits = row_->bitserial(), lut = row_->lut(), wide = row_->group < 4 && !lut;
   Windows& w = windows_;
   w.element = wide ? 2 : 1;
@@ -244,6 +245,38 @@ void Bound::bind_lut(const Step& s, const Split& split) {
                          looks * constant * (1 << split.shift);
     bias_[group * size_t{padded_rows_} + row % per_group] = static_cast<int32_t>(static_cast<uint32_t>(bias));
   }
+}
+
+// Fields of rows in blocks, chunk by chunk; see csrc/gemm/gemv.inl.
+void Bound::bind_fields(const Step& s) {
+  Windows& w = windows_;
+  w.zero = static_cast<uint8_t>(zero_byte(in_.storage));
+  plan_windows(false);
+  const uint32_t lanes = row_->lanes, per_group = s.rows / s.groups, bits = static_cast<uint32_t>(s.weight.bits);
+  const size_t vector = size_t{lanes} * 4, step = vector * 8 / bits, chunks = (s.depth + step - 1) / step;
+  const size_t row_bytes = chunks * vector;
+  blocks_ = (per_group + lanes - 1) / lanes;
+  block_bytes_ = row_bytes * lanes;
+  group_bytes_ = block_bytes_ * blocks_;
+  weights_ = Memory(group_bytes_ * s.groups);
+  const Split split = split_for_fields(s.weight);
+  shift_ = split.shift;
+  factor_ = split.factor;
+  for (uint32_t row = 0; row < s.rows; ++row) {
+    const std::vector<uint8_t> codes = codes_of(s, row);
+    uint8_t* to = weights_.data() + row / per_group * group_bytes_ + row % per_group * row_bytes;
+    int64_t sum = 0;
+    for (size_t k = 0; k < s.depth; ++k) {
+      const int32_t v = (s.weight.level(codes[k]) - split.factor) >> split.shift;
+      const size_t in_step = k % step;
+      to[k / step * vector + in_step % vector] |= static_cast<uint8_t>(v << (in_step / vector * bits));
+      sum += v;
+    }
+    const int64_t bias = -int64_t{w.zero} * (sum * (1 << split.shift) + int64_t{split.factor} * s.depth);
+    bias_[row / per_group * size_t{padded_rows_} + row % per_group] = static_cast<int32_t>(static_cast<uint32_t>(bias));
+  }
+  plan_bands(weights_.size());
+  scratch_ = padded(w.scratch + gemm::kSlack, 64) + gemm::kGemvPixels * row_bytes * 8 / bits;
 }
 
 // Lists of what each weight's digits add or take away, chunk by chunk.

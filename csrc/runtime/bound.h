@@ -92,6 +92,7 @@ class Bound {
   void bind_epilogue(const Step& step, uint32_t per_group);
   void bind_convolution(const Step& step);
   void bind_lut(const Step& step, const Split& split);
+  void bind_fields(const Step& step);
   void bind_slices(const Step& step);
   void bind_thresholds(const Step& step, int64_t most);
   void bind_depthwise(const Step& step);

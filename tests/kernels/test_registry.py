@@ -117,3 +117,14 @@ def test_pairs_are_looked_up_where_maps_are_too_small_for_slices(monkeypatch: py
         except EnvironmentMissing:
             pytest.skip("this host has no AVX2")
         assert found.name == f"{name}_avx2"
+
+
+@pytest.mark.native
+def test_weights_stay_packed_where_memory_is_what_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITPRESS_FORCE_ISA", "avx2")
+    for w, rows, pixels, family in (("i2", 4096, 1, "gemv"), ("i4", 4096, 1, "gemv"), ("i2", 64, 196, "i8dot16")):
+        try:
+            found = registry.find(Problem("conv2d", parse(w), parse("u8"), rows, 4096, pixels))
+        except EnvironmentMissing:
+            pytest.skip("this host has no AVX2")
+        assert found.name == f"{family}_avx2"
