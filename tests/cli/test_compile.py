@@ -20,6 +20,7 @@ from .tool import good, refused
 NETS = Path(__file__).with_name("nets.py")
 CHAIN, STRANGE, BLOBS = f"{NETS}:chain", f"{NETS}:strange", f"{NETS}:blobs"
 PTQ = ("--quantize", "w4a4", "--calibrate", BLOBS)
+MIXED = ("--quantize", "mixed", "--calibrate", BLOBS)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,41 @@ def test_a_plan_may_be_edited_by_hand(made: Path, run: Path, tmp_path: Path) -> 
     assert (tmp_path / "mixed.bpk").read_bytes() != (made / "x.bpk").read_bytes()
 
 
+def test_what_was_asked_for_is_in_the_document_the_run_and_the_file(tmp_path: Path) -> None:
+    terms = ("--act-range", "percentile", "--percentile", "99.9", "--weight-range", "max", "--no-bias-correction",
+             "--equalize", "exact", "--calibration-images", "40")  # fmt: skip
+    run, file = tmp_path / "run", tmp_path / "x.bpk"
+    outcome = good("compile", CHAIN, *MIXED, "--budget", "size=20%", *terms, "--run", run, "-o", file, "--json", "-")
+    known = outcome.document()["calibration"]
+    wanted = {
+        "quantize": "mixed", "images": 40, "act": "percentile", "percentile": 99.9, "weight": "max", "correct": False,
+        "equalize": "exact",
+    }  # fmt: skip
+    assert {key: known[key] for key in wanted} == wanted
+    assert 0.5 < known["used"]["size=20%"] <= 1 and known["budget"] == ["size=20%"] and known["equalized"]["channels"]
+    assert json.loads((run / "run.json").read_text())["calibration"] == known
+    assert good("inspect", file, "--json", "-").document()["calibration"] == known
+    good("compile", run, "-o", tmp_path / "again.bpk")
+    assert (tmp_path / "again.bpk").read_bytes() == file.read_bytes()
+    assert "measure harms, 40 images" in outcome.err and "equalize, 40 images" in outcome.err
+    assert (
+        "20 % used" in good("compile", run, "-o", file).err or "budget size=20%" in good("compile", run, "-o", file).out
+    )
+
+
+def test_the_float_network_of_an_equalized_run_is_the_first(tmp_path: Path) -> None:
+    from bitpress.core.rundir import FLOAT, float_graph, load_run
+
+    run, out = tmp_path / "run", ("-o", tmp_path / "x.bpk")
+    good("compile", CHAIN, *PTQ, "--equalize", "seen", "--run", run, *out)
+    loaded = load_run(run)
+    first = float_graph(loaded)
+    assert any((first.consts[name] != loaded.graph.consts[name]).any() for name in first.consts)
+    good("compile", CHAIN, *PTQ, "--run", run, *out)
+    assert not (run / FLOAT).exists()
+    assert all(np.array_equal(load_run(run).graph.consts[name], first.consts[name]) for name in first.consts)
+
+
 def test_stages_can_be_stopped_after_and_dumped(tmp_path: Path) -> None:
     dump = tmp_path / "dump"
     args = ("compile", CHAIN, "--quantize", "w8a8", "--calibrate", "random:4", "--stop-after", "prune", "--dump", dump)
@@ -127,6 +163,15 @@ def _nan_weights(folder: Path) -> Path:
         (3, [CHAIN, "--quantize", "w3a4", "--calibrate", BLOBS], "3 bits"),
         (3, [CHAIN, "--quantize", "w8a9", "--calibrate", BLOBS], "9 bits"),
         (2, ["net.onnx", *PTQ], "no file net.onnx"),
+        (2, [CHAIN, *MIXED], "needs --budget"),
+        (1, [CHAIN, *MIXED, "--budget", "size=1%"], "the least is"),
+        (2, [CHAIN, *MIXED, "--budget", "macs=9%"], "bops, size"),
+        (2, [CHAIN, *MIXED, "--budget", "latency=1ms"], "--latency-table"),
+        (2, [CHAIN, *PTQ, "--budget", "size=20%"], "go with --quantize mixed"),
+        (2, [CHAIN, *PTQ, "--act-range", "mean"], "mse, percentile, max"),
+        (2, [CHAIN, *PTQ, "--percentile", "99"], "--act-range percentile"),
+        (2, [CHAIN, *PTQ, "--act-range", "percentile", "--percentile", "12"], "from 50 to 100"),
+        (2, [CHAIN, *PTQ, "--equalize", "all"], "off, exact, seen"),
     ],
 )  # fmt: skip
 def test_what_compile_refuses(code: int, args: list[str], says: str, tmp_path: Path) -> None:
@@ -156,6 +201,8 @@ def test_flags_that_contradict_a_run(made: Path, tmp_path: Path) -> None:
     out = ("-o", tmp_path / "x.bpk")
     assert "its plan says the bits" in refused(2, "compile", made / "run", *PTQ, *out)
     assert "--weights" in refused(2, "compile", made / "run", "--weights", "w.pt", *out)
+    assert "--equalize" in refused(2, "compile", made / "run", "--equalize", "exact", *out)
+    assert "--bias-correction" in refused(2, "compile", made / "run", "--no-bias-correction", *out)
     assert "--run keeps" in refused(2, "compile", made / "run", "--run", tmp_path / "r", *out)
     assert "-o X.bpk is missing" in refused(2, "compile", made / "run")
     assert "no folder" in refused(2, "compile", made / "run", "-o", tmp_path / "none" / "x.bpk")

@@ -15,7 +15,6 @@ from bitpress.core.ranges import Ranges
 from bitpress.core.sensitivity import IMAGES, LEAST_USED, choose, measure, mixed, total
 from tests.compiler.nets import NETS, assert_stages_agree, chain, images, residual
 
-
 DEFAULT = Ranges()
 
 
