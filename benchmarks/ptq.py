@@ -120,18 +120,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(weights: Path | None, folders: Mapping[str, str | None]) -> None:
+    from ..cli.progress import duration
+
     if weights is None:
         raise UsageError("run needs --weights DIR, the folder with " + ", ".join(WEIGHTS.values()))
     loaded: dict[str, Images] = {}
     STORE.mkdir(parents=True, exist_ok=True)
     left = [row for row in ROWS if not (STORE / f"{row.name}.json").is_file() and folders[_kind(row.model)]]
+    start = time.perf_counter()
     for i, row in enumerate(left, 1):
         folder = folders[_kind(row.model)]
         assert folder is not None, "such rows are left out"
         images = loaded.setdefault(_kind(row.model), _LOADERS[_kind(row.model)](folder))
         document = measured(row, images, weights / WEIGHTS[row.model], _answers(row))
         write_json(STORE / f"{row.name}.json", document)
-        print(f"{i} of {len(left)}, {row.name}: {document['top1']:.2f} %, {document['seconds']:.0f} s", flush=True)
+        rest = duration((time.perf_counter() - start) / i * (len(left) - i))
+        print(f"{i} of {len(left)}, {row.name}: {document['top1']:.2f} %; {rest} left", flush=True)
 
 
 def _kind(model: str) -> str:

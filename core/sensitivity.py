@@ -129,12 +129,11 @@ def measure(
     the rest of it once more for each width.
     """
     narrow = [bits for bits in space.widths if bits < max(space.widths)]
-    points = [
-        Point(graph.value(name).inputs[0], act_encoding(graph, name, bits), f"{name}.{bits}")
-        for name in space.acts for bits in narrow
-    ]  # fmt: skip
+    encodings = {(name, bits): act_encoding(graph, name, bits) for name in space.acts for bits in narrow}
+    points = [Point(graph.value(name).inputs[0], encodings[name, min(narrow)], name) for name in space.acts]
     seen = magnitudes(graph, images, points, lambda share: progress(0.1 * share))
-    rounding = _Rounding(graph, ranges, {p.clip: (p.encoding, seen[p.clip].clip(p.encoding, ranges)) for p in points})
+    clips = {key: (encoding, seen[key[0]].clip(encoding, ranges)) for key, encoding in encodings.items()}
+    rounding = _Rounding(graph, ranges, clips)
     harms = {(side, name, bits): 0.0 for side, name in _sides(space) for bits in space.widths}
     for start, (share, x) in _from(batches(images)):
         for done, (key, value) in enumerate(_divergences(rounding, x, space, narrow), 1):
@@ -161,7 +160,9 @@ def _from(parts: Iterator[tuple[float, Tensor]]) -> Iterator[tuple[float, tuple[
 class _Rounding(FloatNet):
     """The float network, and single layers with their weights or their input rounded."""
 
-    def __init__(self, graph: Graph, ranges: Ranges, clips: Mapping[str, tuple[Encoding, float]]) -> None:
+    def __init__(
+        self, graph: Graph, ranges: Ranges, clips: Mapping[tuple[LayerId, int], tuple[Encoding, float]]
+    ) -> None:
         super().__init__(graph)
         self.eval()
         self.ranges, self.clips = ranges, clips
@@ -170,7 +171,7 @@ class _Rounding(FloatNet):
     def rounded(self, node: Node, x: Tensor, side: str, bits: int) -> Tensor:
         """Output of a layer with one side at `bits`."""
         if side == "act":
-            encoding, clip = self.clips[f"{node.name}.{bits}"]
+            encoding, clip = self.clips[LayerId(node.name), bits]
             scale, (lo, hi) = act_scale(clip, encoding), act_bounds(encoding)
             return self.compute(node, [torch.clamp(torch.round(x / scale), lo, hi) * scale])
         return TORCH_OPS[node.op](node, {**self.consts(node), "weight": self._weight(node, bits)}, x)
