@@ -39,7 +39,7 @@ CHECKPOINT_VERSION = 1
 # Arithmetic between two checkpoints: about 30 s of one Zen 4 core at 1e10 operations a second. A count, not a clock.
 CHECKPOINT_WORK = 3e11
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
-CALIBRATION_BATCHES, CALIBRATION_PIXELS = 8, 1 << 22  # that ranges and statistics are taken from, at most
+CALIBRATION_BATCHES, CALIBRATION_PIXELS = 8, 1 << 21  # that ranges and statistics are taken from, at most
 EVALUATION_BATCH, EVALUATION_VALUES = 500, 1 << 25  # images at once, and numbers of the largest value, at most
 
 Draw = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
@@ -368,8 +368,7 @@ def evaluate(
 def at_once(graph: Graph) -> int:
     """Images whose largest value fits in memory beside the next."""
     largest = max(math.prod(node.shape) for node in (*graph.inputs, *graph.nodes))
-    return max(1, min(CALIBRATION_BATCHES, CALIBRATION_PIXELS = 8, 1 << 22  # that ranges and statistics are taken from, at most
-EVALUATION_BATCH, EVALUATION_VALUES // largest))
+    return max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // largest))
 
 
 def reestimate(net: FloatNet, batches: Sequence[Tensor]) -> None:
