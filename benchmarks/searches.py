@@ -129,29 +129,18 @@ def keep(name: str, run: Path, *, note: str = "", store: Path = STORE) -> Path:
 
     `note`: what a reader has to know of the run, for the page.
     """
-    from .. import compile as compile_network
-    from .. import evaluate, inspect, verify
-
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
         raise UsageError(f"name {name!r}: lower-case letters, digits, '.', '_' and '-'")
     result, settings = read_json(run / "result.json"), read_json(run / "run.json")
     with tempfile.TemporaryDirectory() as folder:
-        artifact = Path(folder) / "net.bpk"
-        compile_network(str(run), artifact)
-        exact = verify(artifact, against=run, batches=(1, 3))
-        layers = inspect(artifact)["layers"]
-        size = artifact.stat().st_size
-        digests = [evaluate(path, data=settings["data"])["predictions_sha256"] for path in (run, artifact)]
-    used = {b: _used(b, result) for b in result["budget"]}
-    failed = [f"budget {b}: {100 * u:.1f} % used" for b, u in used.items() if u > 1]
-    failed += ["verify is not exact"] if not exact["exact"] else []
-    failed += [f"eval gives {' and '.join(d[:16] for d in digests)}"] if len(set(digests)) > 1 else []
-    failed += ["eval differs from the search"] if digests[0] != result["predictions_sha256"] else []
+        found, failed = checked(run, Path(folder) / "net.bpk", settings["data"], result)
+    shares = {b: used(b, result) for b in result["budget"]}
+    failed = [f"budget {b}: {100 * u:.1f} % used" for b, u in shares.items() if u > 1] + failed
     if failed:
         raise CheckFailed(f"{run}: {'; '.join(failed)}")
     checks = {
         "date": datetime.fromtimestamp((run / "result.json").stat().st_mtime, UTC).date().isoformat(),
-        "predictions_sha256": digests[0], "artifact_bytes": size, "note": note, "used": used, "layers": layers,
+        "note": note, "used": shares, **found,
     }  # fmt: skip
     out = store / name
     out.mkdir(parents=True, exist_ok=True)
@@ -160,11 +149,29 @@ def keep(name: str, run: Path, *, note: str = "", store: Path = STORE) -> Path:
     plan = json.dumps(read_json(run / "plan.json"), separators=(",", ":"), sort_keys=True)
     (out / "plan.json").write_text(plan + "\n", encoding="utf-8")
     (out / "events.jsonl").write_bytes((run / "events.jsonl").read_bytes())
-    print(f"{out}: kept, verified, both evaluations give {digests[0][:16]}")
+    print(f"{out}: kept, verified, both evaluations give {found['predictions_sha256'][:16]}")
     return out
 
 
-def _used(budget: str, result: Mapping[str, Any]) -> float:
+def checked(
+    run: Path, artifact: Path, data: str, result: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    """Digest, bytes and layers of what a RUN compiles to, and what is wrong: not exact, or predicting otherwise."""
+    from .. import compile as compile_network
+    from .. import evaluate, inspect, verify
+
+    compile_network(str(run), artifact)
+    exact = verify(artifact, against=run, batches=(1, 3))["exact"]
+    digests = [evaluate(path, data=data)["predictions_sha256"] for path in (run, artifact)]
+    failed = [] if exact else ["verify is not exact"]
+    failed += [f"eval gives {' and '.join(d[:16] for d in digests)}"] if len(set(digests)) > 1 else []
+    failed += ["eval differs from the search"] if digests[0] != result["predictions_sha256"] else []
+    found = {"predictions_sha256": digests[0], "artifact_bytes": artifact.stat().st_size}
+    return {**found, "layers": inspect(artifact)["layers"]}, failed
+
+
+def used(budget: str, result: Mapping[str, Any]) -> float:
+    """Share of a budget that a result uses."""
     from ..core.cost import parse_budget
 
     found = parse_budget(budget)

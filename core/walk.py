@@ -3,7 +3,7 @@
 The layer controller says which share of a group's channels stays, the channel controller how the filters of a layer
 that stay are spread over the widths. Both speak of ranks: who is first in rank is kept, and wide, first. Ratios are
 clamped so that the rest, at its least, still fits (AMC); widths are walled from the last layer backwards (HAQ); what is
-left is spent. Knows nothing of agents, rewards and torch.
+left is spent, on widths before channels come back. Knows nothing of agents, rewards and torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .cost import Budget, Choice, Costs, largest, smallest
+from .cost import Budget, Choice, Costs, largest, least_within
 from .errors import CheckFailed
 from .graph import Graph, Node
 from .groups import channel_group, is_depthwise
@@ -43,12 +43,13 @@ class Turn:
 
 @dataclass
 class Record:
-    """What became of an episode's decisions: asked and clamped shares of channels, and steps of wall and spending."""
+    """What became of an episode's decisions: asked and clamped shares of channels, steps of all that came after."""
 
     kept: dict[str, tuple[float, float]] = field(default_factory=dict)
     shares: dict[str, list[float]] = field(default_factory=dict)
     walled: int = 0
     spent: int = 0
+    merged: int = 0
 
 
 class Walk:
@@ -57,6 +58,7 @@ class Walk:
     def __init__(self, graph: Graph, costs: Costs, budgets: Sequence[Budget], ranks: Ranks) -> None:
         self.graph, self.costs, self.budgets, self.ranks = graph, costs, tuple(budgets), ranks
         self.space, self.group_of = costs.space, channel_group(graph)
+        self.least = self._least()
         self.widths = tuple(sorted(self.space.widths))
         nodes = [n for n in graph.nodes if n.op in LAYERS]
         self.turns = tuple(self._turns(nodes))
@@ -75,11 +77,29 @@ class Walk:
                 out.append(Turn(CHANNEL, layer, None))
         return out
 
+    def _least(self) -> Choice:
+        """What no decision can go below, within the budgets: the first parts in rank, at the least or fastest widths.
+
+        Where that is too much because a group's last part, which may hold fewer channels, is not among them, it is
+        taken for the most important one.
+        """
+        least = least_within(self.costs, self.budgets)
+        found = self._ranked(least)
+        if self.costs.over(found, self.budgets):
+            last = {g: len(gate.sizes) - 1 for g, gate in self.space.open.items()}
+            parts = {g: [last[g], *(p for p in rank if p != last[g])] for g, rank in self.ranks.parts.items()}
+            self.ranks = replace(self.ranks, parts=parts)
+            found = self._ranked(least)
+        return found
+
+    def _ranked(self, choice: Choice) -> Choice:
+        """As many parts as there are, those that are first in rank."""
+        parts = {g: self._first(g, len(p)) for g, p in choice.parts.items() if g in self.space.open}
+        return replace(choice, parts={**choice.parts, **parts, **self.space.cut})
+
     def begin(self) -> None:
         """Nothing decided."""
-        least = smallest(self.space)
-        parts = {g: self._first(g, len(p)) for g, p in least.parts.items() if g in self.space.open}
-        self.choice = replace(least, parts={**least.parts, **parts, **self.space.cut})
+        self.choice = self.least
         self.at, self.record, self.previous = 0, Record(), dict.fromkeys((LAYER, CHANNEL), 1.0)
 
     @property
@@ -133,6 +153,9 @@ class Walk:
         if self.ended:
             self._wall()
             self._spend()
+            if self._merge():
+                self._spend()
+                self._merge()
 
     # -- decisions ----------------------------------------------------------------------------------------------
 
@@ -143,7 +166,7 @@ class Walk:
         gate = self.space.gates[group]
         least, every = len(gate.sizes) - gate.removable, len(gate.sizes)
         parts = least + round(share * gate.removable)
-        narrow = replace(smallest(self.space), parts=self.choice.parts)  # what widths can do is the wall's business
+        narrow = replace(self.least, parts=self.choice.parts)  # what widths can do is the wall's business
         while parts > least and self.costs.over(self._cut(narrow, group, parts), self.budgets):
             parts -= 1
         self.choice = self._cut(self.choice, group, parts)
@@ -154,12 +177,12 @@ class Walk:
         return tuple(sorted(self.ranks.parts[group][:parts]))
 
     def _cut(self, choice: Choice, group: GroupId, parts: int) -> Choice:
-        """The first `parts` of a group stay; filters that come back do so at the least width."""
+        """The first `parts` of a group stay; filters that come back are as wide as the narrowest."""
         before = {n: self._lined(choice, n) for n in self.space.searched if self.group_of[n] == group}
         choice = replace(choice, parts={**choice.parts, group: self._first(group, parts)})
         for layer, line in before.items():
             kept = len(self._kept(layer, choice))
-            choice = self._set(choice, layer, [*line[:kept], *[self.widths[0]] * (kept - len(line))])
+            choice = self._set(choice, layer, [*line[:kept], *[line[-1]] * (kept - len(line))])
         return choice
 
     def _kept(self, layer: LayerId, choice: Choice | None = None) -> list[int]:
@@ -216,7 +239,10 @@ class Walk:
     # -- budgets ------------------------------------------------------------------------------------------------
 
     def _wall(self) -> None:
-        """From the last layer backwards, again and again: the input a width down, then filters by a bit on average."""
+        """From the last layer backwards, again and again: the input a width down, then filters by a bit on average.
+
+        Time need not fall with widths: where nothing is left to lower, they are the fastest.
+        """
         while self.costs.over(self.choice, self.budgets):
             before = self.record.walled
             for layer in reversed(self.space.searched):
@@ -228,7 +254,10 @@ class Walk:
                         break
                     gone += step
             if self.record.walled == before:
-                raise CheckFailed(f"budgets {', '.join(b.text for b in self.budgets)}: nothing is left to lower")
+                self.choice = replace(self.least, parts=self.choice.parts)
+                break
+        if self.costs.over(self.choice, self.budgets):
+            raise CheckFailed(f"budgets {', '.join(b.text for b in self.budgets)}: nothing is left to lower")
 
     def _lower_input(self, layer: LayerId) -> None:
         """A width down, if a budget that is broken feels it."""
@@ -252,18 +281,41 @@ class Walk:
         return (last - first) * (line[0] - self.widths[at - 1])
 
     def _spend(self) -> None:
-        """What the budgets still allow, round by round: widths rise and parts come back, from the first layer on.
+        """What the budgets still allow, round by round: widths rise, from the first layer on; then parts come back.
 
-        In both, so that no plan ends as pruned as it can be with the widest filters, or whole with the narrowest.
+        In this order, so that what the layer controller gave up stays given up while there are bits to buy.
         """
-        for parts in (NOTCH, 0):
-            while any(
-                [
-                    *(self._raise(layer, parts) for layer in self.space.searched),
-                    *(self._restore(group, parts) for group in self.space.open),
-                ]
-            ):
-                pass
+        for rise in (self._raised, self._restored):
+            for parts in (NOTCH, 0):
+                while rise(parts):
+                    pass
+
+    def _raised(self, parts: int) -> bool:
+        return any([self._raise(layer, parts) for layer in self.space.searched])
+
+    def _restored(self, parts: int) -> bool:
+        return any([self._restore(group, parts) for group in self.space.open])
+
+    def _merge(self) -> bool:
+        """Whether narrow filters joined the next wider ones, where that takes no longer: few fill no block of a kernel.
+
+        Where no machine's times are given nothing says so.
+        """
+        before = self.record.merged
+        for term in self.costs.terms if self.space.target else ():
+            while (joined := self._joined(term.layer)) is not None and not self.costs.over(joined, self.budgets):
+                if self.costs.time_of(joined, term) > self.costs.time_of(self.choice, term):
+                    break
+                self.choice, self.record.merged = joined, self.record.merged + 1
+        return self.record.merged > before
+
+    def _joined(self, layer: LayerId) -> Choice | None:
+        """The choice with a layer's narrowest filters at the next wider width that it holds; None if they are alike."""
+        if layer not in self.choice.filters:
+            return None
+        line = self._lined(self.choice, layer)
+        wider = line[line.index(line[-1]) - 1]
+        return self._set(self.choice, layer, [max(bits, wider) for bits in line])
 
     def _raise(self, layer: LayerId, parts: int) -> bool:
         """A step of the input or of some filters, first of what is narrower; whether anything fitted.
@@ -279,8 +331,10 @@ class Walk:
             first, bits = line.index(line[-1]), self.widths[self.widths.index(line[-1]) + 1]
             some = max(1, len(line) // parts) if parts else 1
             last = min(first + some, len(line)) if self._parted(layer) else len(line)
-            raised = self._set(self.choice, layer, [*line[:first], *[bits] * (last - first), *line[last:]])
-            steps.insert(0 if sum(line) / len(line) <= self.choice.act[layer] else len(steps), raised)
+            ends = {last, len(line)} if self.space.target else {last}  # all may take less time than some
+            lines = [[*line[:first], *[bits] * (end - first), *line[end:]] for end in sorted(ends)]
+            raised = [self._set(self.choice, layer, wider) for wider in lines]
+            steps = [*raised, *steps] if sum(line) / len(line) <= self.choice.act[layer] else [*steps, *raised]
         return any(self._fits(step) for step in steps)
 
     def _restore(self, group: GroupId, parts: int) -> bool:

@@ -84,7 +84,7 @@ def test_a_budget_of_any_kind_is_used_to_a_share() -> None:
         "bops": 10, "bops_fp32": 1000, "weight_bytes": 30, "fp32_bytes": 400, "latency": 0.4,
         "latency_table": {"w8a8": 1.0},
     }  # fmt: skip
-    shares = [searches._used(text, result) for text in ("bops=2%", "size=40B", "latency=50%", "latency=0.5ms")]
+    shares = [searches.used(text, result) for text in ("bops=2%", "size=40B", "latency=50%", "latency=0.5ms")]
     assert shares == pytest.approx([0.5, 0.75, 0.8, 0.8])
 
 
