@@ -12,7 +12,7 @@ CSRC := $(shell find csrc -name '*.cc' -o -name '*.h' -o -name '*.inl')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native demo test test-slow test-gpu test-all test-aarch64 lint fmt types bench bench-gemm golden wheel clean
+.PHONY: help setup native demo test test-slow test-gpu test-ray test-all test-aarch64 lint fmt types bench bench-gemm golden wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,7 +39,10 @@ test-gpu: setup .venv/.gpu ## Triton kernels without a GPU: values by the interp
 	TRITON_INTERPRET=1 $(BIN)/pytest -n auto tests/gpu/test_interpret*.py
 	$(BIN)/pytest -n auto tests/gpu/test_aot.py
 
-test-all: setup ## all tests but those of test-gpu
+test-ray: setup .venv/.ray ## sweeps on Ray; installs ray
+	$(BIN)/pytest tests/search/test_ray.py
+
+test-all: setup ## all tests but those of test-gpu and test-ray
 	$(MAKE) test test-slow
 
 lint: setup ## ruff and clang-format, changing nothing
@@ -79,6 +82,11 @@ clean: ## remove all that make made
 # A gigabyte that only tests/gpu reads: not part of setup.
 .venv/.gpu: .venv/.deps
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt triton
+	touch $@
+
+# 80 MB, 240 MB on disk, that only tests/search/test_ray.py reads: not part of setup.
+.venv/.ray: .venv/.deps
+	$(BIN)/python -m pip install -q -c constraints.txt ray
 	touch $@
 
 .venv/.native: .venv/.deps setup.py $(NATIVE_SOURCES)

@@ -118,12 +118,18 @@ class Data:
         x = x - m.reshape(1, -1, 1, 1)
         return x / s.reshape(1, -1, 1, 1)
 
-    def augment(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A training batch moved by random crops of the padded images and random flips, where the set wants that."""
+    def augment(
+        self, images: np.ndarray, rng: np.random.Generator, *, of: int | None = None, first: int = 0
+    ) -> np.ndarray:
+        """A training batch moved by random crops of the padded images and random flips, where the set wants that.
+
+        `of`, `first`: `images` are those from `first` on of a batch of `of`, which takes its chances as a whole.
+        """
+        of, own = len(images) if of is None else of, slice(first, first + len(images))
         if self.crop:
-            images = _random_crop(images, self.crop, rng)
+            images = _random_crop(images, self.crop, rng.integers(0, 2 * self.crop + 1, (2, of))[:, own])
         if self.flip:
-            mirrored = rng.random(len(images)) < 0.5
+            mirrored = (rng.random(of) < 0.5)[own]
             images = np.where(mirrored[:, None, None, None], images[..., ::-1], images)
         return images
 
@@ -284,12 +290,12 @@ def _read_cifar(
     return records[:, layout.label_bytes :].reshape(-1, 3, 32, 32), labels
 
 
-def _random_crop(images: np.ndarray, pad: int, rng: np.random.Generator) -> np.ndarray:
+def _random_crop(images: np.ndarray, pad: int, at: np.ndarray) -> np.ndarray:
+    """Crops of the padded images that begin `at` rows and columns, [2, n] within 0 .. 2 pad."""
     n, _, h, w = images.shape
     padded = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    y, x = rng.integers(0, 2 * pad + 1, (2, n))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (h, w), axis=(2, 3))
-    return windows[np.arange(n), :, y, x]
+    return windows[np.arange(n), :, at[0], at[1]]
 
 
 # photographs

@@ -11,9 +11,13 @@ from collections.abc import Iterable
 
 
 class BitpressError(Exception):
-    """Base of every deliberate error; `exit_code` is what `bitpress` returns."""
+    """Base of every deliberate error; `exit_code` is what `bitpress` returns.
+
+    `told`: whether another process of the same run says it (core.parallel).
+    """
 
     exit_code = 1
+    told = False
 
 
 class CheckFailed(BitpressError):

@@ -102,6 +102,7 @@ class Settings:
     episodes: int | None = None  # that a search by reward makes plans in
     stages_of: str = "sbs"  # of --stages-of; only two-stage reads it
     held_images: int | None = None  # of the held-out slice, drawn by the seed; None: all
+    processes: int = 1  # that torchrun started, each of which takes its share of a batch
 
     def document(self) -> dict[str, Any]:
         """Flat JSON document of the values."""
@@ -113,11 +114,12 @@ class Settings:
 # What RUNs did that were begun before these settings were recorded.
 _UNSAID: Mapping[str, Any] = {
     "schedule": "cosine", "label_smoothing": 0.0, "device": "cpu", "precision": "fp32", "restrict": "",
-    "convention": "sbs", "filters": "", "episodes": None, "stages_of": "sbs", "held_images": None,
+    "convention": "sbs", "filters": "", "episodes": None, "stages_of": "sbs", "held_images": None, "processes": 1,
 }  # fmt: skip
 _FLAGS = {
     "model": "MODEL", "mode": "--search", "variant": "--sbs-variant", "filters": "--precision mixed|fixed:N",
     "files": "--weights, --latency-table, --data or MODEL (the files differ)",
+    "processes": "processes of torchrun (--nproc-per-node times --nnodes)",
 }  # fmt: skip
 
 

@@ -25,6 +25,8 @@ from .plan import CompressionPlan
 
 GRAPH, PLAN, TENSORS = "graph.json", "plan.json", "model.safetensors"
 RESULT, SETTINGS = "result.json", "run.json"
+EVENTS = "events.jsonl"  # of a search: one JSON document a line
+SEARCHED = "searched.safetensors"  # the net as the search left it, gates and all: where a sweep's next point begins
 FLOAT = "float.safetensors"  # the float network that a search began with; TENSORS holds its later constants
 NETWORK_KEYS = ("model", "in_shape", "classes", "mean", "std", "labels")  # of graph.json, beside the structure
 

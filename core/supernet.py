@@ -211,6 +211,11 @@ class FloatNet(nn.Module):
             )
         return TORCH_OPS[node.op](node, self.consts(node), *ins)
 
+    def running(self) -> list[Tensor]:
+        """Running statistics of all batch norms."""
+        norms = (node for node in self.graph.nodes if node.op == "batch_norm")
+        return [self.tensor(node.consts[role]) for node in norms for role in ("mean", "var")]
+
     def float_tensors(self) -> dict[str, np.ndarray]:
         """The graph's constants as they are now, float32 copies."""
         return {name: self.tensor(name).detach().cpu().numpy().copy() for name in self.graph.consts}

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from .cost import END_BITS, Space
 from .graph import Graph, Node
 from .groups import groups
+from .parallel import processes, share
 from .plan import GroupId, LayerId
 from .supernet import SuperNet
 from .supernet_rounding import EVEN, UNIT, clipped, stepped, steps
@@ -191,7 +192,8 @@ class VibNet(SuperNet):
         z = mu[None]
         if self.training:
             sigma = (self.tensor(f"{group}.ln_var") / 2).exp().repeat_interleave(sizes)
-            z = mu + sigma * torch.randn(len(out), len(mu)).to(out.device)
+            noise = torch.randn(len(out) * processes(), len(mu))[share(len(out) * processes())]  # of the whole batch
+            z = mu + sigma * noise.to(out.device)
         return out * z.to(out.dtype).view(*z.shape, *(1,) * (out.dim() - 2))
 
     # -- out ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The loop that all methods share: epochs, checkpoints, resume, events, progress.
 
 A phase says what a step does; the loop says when. Everything a step depends on is in the checkpoint, so a run that was
-killed ends as an unbroken one; clocks are read for display only. Knows no method, prints nothing.
+killed ends as an unbroken one; clocks are read for display only. Processes that train together (core.parallel) each
+take their rows of every batch; the first one keeps the files. Knows no method, prints nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from .data import CLASSIFICATION
 from .errors import CheckFailed, CorruptError, Interrupted
 from .graph import Graph
 from .job import Settings
-from .rundir import write_bytes
+from .parallel import any_of, average, averaged, by_first, common, gathered, level, processes, rank, share, summed
+from .rundir import EVENTS, SEARCHED, write_bytes, write_tensors
 from .supernet import FloatNet
 from .train_goals import GOALS, Goal
 
@@ -42,15 +44,26 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 CALIBRATION_BATCHES, CALIBRATION_PIXELS = 8, 1 << 21  # that ranges and statistics are taken from, at most
 EVALUATION_BATCH, EVALUATION_VALUES = 500, 1 << 25  # images at once, and numbers of the largest value, at most
 
-Draw = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+ALL = slice(None)
+
+
+class Draw(Protocol):
+    """How a batch is drawn."""
+
+    def __call__(
+        self, numbers: np.ndarray, rng: np.random.Generator, rows: slice = ALL, /
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Images float32 [N, C, H, W] normalised, labels int64 [N] or, smoothed, float32 [N, classes].
+
+        `rows` of the batch `numbers`, whose augmentation is drawn from `rng` as a whole.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
     """The training part without the held-out slice (drawn with augmentation) and that slice.
 
-    `draw(numbers, rng)` -> float32 [N, C, H, W] normalised, labels int64 [N] or float32 [N, classes] where they are
-    smoothed, or what else the goal reads; `held`: the validation images and labels.
+    `held`: the validation images and labels int64, or what else the goal reads.
     """
 
     count: int
@@ -127,13 +140,14 @@ class Loop:
         self.steps = samples.count // self.batch
         self.every = max(1, int(CHECKPOINT_WORK / max(work, 1.0)))
         self.agenda, self.progress = agenda, progress
-        self.carry: dict[str, Any] = {}
-        self._pending: dict[str, Any] | None = None  # a phase in the middle
-        self._stop: str | None = None
-        self._before, self._started = 0.0, time.monotonic()
+        self.carry: dict[str, Any]
+        self._pending: dict[str, Any] | None  # a phase in the middle
+        self._asked = self._stop = ""  # the signal that came here; the one that all processes stop for
+        self._started = time.monotonic()
         self._units_at_start: float | None = None
-        (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
-        self._load()
+        saved = by_first(self._load)
+        self.carry, self._pending = saved.get("carry", {}), saved.get("pending")
+        self._before = saved.get("seconds", 0.0)
 
     # -- files --------------------------------------------------------------------------------------------------
 
@@ -145,33 +159,40 @@ class Loop:
     @property
     def events(self) -> Path:
         """One JSON document a line."""
-        return self.folder / "events.jsonl"
+        return self.folder / EVENTS
 
     @property
     def seconds(self) -> float:
         """Time spent on this run, before interruptions too."""
         return self._before + time.monotonic() - self._started
 
-    def _load(self) -> None:
-        size = 0
+    def _load(self) -> dict[str, Any]:
+        """The checkpoint, "carry", "pending", "seconds" among it, or nothing; events cut back to it."""
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        saved: dict[str, Any] = {}
         if self.checkpoint.exists():
             try:
                 saved = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
                 if saved["version"] != CHECKPOINT_VERSION:
                     raise CorruptError(f"{self.checkpoint}: version {saved['version']}, this is {CHECKPOINT_VERSION}")
-                self.carry, self._pending = saved["carry"], saved["pending"]
-                self._before, size = saved["seconds"], saved["events"]
+                saved = {key: saved[key] for key in ("carry", "pending", "seconds", "events")}
             except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
                 raise CorruptError(f"{self.checkpoint} is damaged ({error}); remove the RUN and start again") from error
+        size = saved.get("events", 0)
         if self.events.exists() and self.events.stat().st_size > size:
             os.truncate(self.events, size)
+        return saved
 
     def event(self, kind: str, **fields: Any) -> None:
         """Appends one line to events.jsonl; it counts once the next checkpoint is written."""
+        if rank():
+            return
         with self.events.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": kind, **fields}) + "\n")
 
     def _save(self, pending: dict[str, Any] | None) -> None:
+        if rank():
+            return
         document = {
             "version": CHECKPOINT_VERSION, "carry": self.carry, "pending": pending, "seconds": self.seconds,
             "events": self.events.stat().st_size if self.events.exists() else 0,
@@ -180,20 +201,31 @@ class Loop:
         torch.save(document, buffer)
         write_bytes(self.checkpoint, buffer.getvalue())
 
-    def finish(self, name: str, result: Any) -> Any:
-        """Keeps a stage's result in the checkpoint; a run that goes on later finds it in `carry`."""
+    def finish(self, name: str, result: Mapping[str, Tensor]) -> None:
+        """Keeps a stage's tensors in the checkpoint; a run that goes on later finds them in `carry`."""
+        level(result.values())
         self.carry[name] = result
         self._pending = None
         self._save(None)
-        self.check()
-        return result
+        if self._stops():
+            raise common(self._interrupted())
 
     def check(self) -> None:
-        """Raises `Interrupted` if a signal has come; for work between phases, which is done again on resume."""
-        if self._stop:
-            raise Interrupted(
-                f"{self._stop}: the state is saved in {self.checkpoint.parent}; the same command continues"
-            )
+        """Raises `Interrupted` if a signal has come here; for work between phases, which is done again on resume."""
+        if self._asked:
+            raise self._interrupted()
+
+    def _interrupted(self, where: str = "") -> Interrupted:
+        return Interrupted(
+            f"{self._stop or self._asked}{where}: the state is saved in {self.checkpoint.parent}; the same command "
+            "continues"
+        )
+
+    def _stops(self) -> bool:
+        """Whether a signal has come to any process: all stop at the same step."""
+        if any_of(bool(self._asked)):
+            self._stop = next(filter(None, gathered(self._asked)))
+        return bool(self._stop)
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -205,9 +237,9 @@ class Loop:
             return
 
         def note(number: int, _frame: Any) -> None:
-            if self._stop:
+            if self._asked:
                 raise KeyboardInterrupt  # asked twice: at once
-            self._stop = signal.Signals(number).name
+            self._asked = signal.Signals(number).name
 
         before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -231,28 +263,29 @@ class Loop:
         else:
             torch.manual_seed(self.seed)
             phase.begin()
+            level(phase.tensors().values())
         while at.epoch < phase.epochs:
             self._epoch(phase, at, rng)
 
     def _epoch(self, phase: Phase, at: _Position, rng: np.random.Generator) -> None:
         if at.order is None:
             at.order = torch.from_numpy(rng.permutation(self.samples.count))
-        order, total = at.order.numpy(), phase.epochs * self.steps
+        order, total, rows = at.order.numpy(), phase.epochs * self.steps, share(self.batch)
         while at.step < self.steps:
-            x, y = self.samples.draw(order[at.step * self.batch : (at.step + 1) * self.batch], rng)
+            x, y = self.samples.draw(order[at.step * self.batch : (at.step + 1) * self.batch], rng, rows)
             done = at.epoch * self.steps + at.step
             images, labels = to_torch(x).to(self.device), torch.from_numpy(y).to(self.device)
             for key, value in phase.step(images, labels, done, total).items():
                 at.sums[key] = at.sums.get(key, 0.0) + value
             at.step += 1
-            if self._stop or (done + 1) % self.every == 0:
+            stops = self._stops()
+            if stops or (done + 1) % self.every == 0:
                 self._keep(phase, at, rng)
-            if self._stop:
-                raise Interrupted(
-                    f"{self._stop} in {phase.name}, epoch {at.epoch + 1} of {phase.epochs}, step {at.step} of "
-                    f"{self.steps}: the state is saved in {self.checkpoint.parent}; the same command continues"
-                )
+            if stops:
+                where = f"epoch {at.epoch + 1} of {phase.epochs}, step {at.step} of {self.steps}"
+                raise common(self._interrupted(f" in {phase.name}, {where}"))
             self._report(phase, at, {})
+        level(phase.tensors().values())
         fields = {key: value / self.steps for key, value in at.sums.items()} | phase.epoch_end()
         at.epoch, at.step, at.order, at.sums = at.epoch + 1, 0, None, {}
         self.event("epoch", phase=phase.name, epoch=at.epoch, epochs=phase.epochs, **fields)
@@ -263,9 +296,11 @@ class Loop:
         """Checkpoint in the middle of a phase; never one that holds NaN or infinity."""
         for name, value in phase.tensors().items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise CheckFailed(
-                    f"{phase.name}, epoch {at.epoch + 1}: {name} became NaN or infinite; the last good state is kept "
-                    f"in {self.checkpoint.parent}; lower the learning rate"
+                raise common(
+                    CheckFailed(
+                        f"{phase.name}, epoch {at.epoch + 1}: {name} became NaN or infinite; the last good state is "
+                        f"kept in {self.checkpoint.parent}; lower the learning rate"
+                    )
                 )
         self._save(
             {
@@ -275,7 +310,7 @@ class Loop:
         )  # fmt: skip
 
     def _report(self, phase: Phase, at: _Position, fields: Mapping[str, float]) -> None:
-        if self.progress is None:
+        if self.progress is None or rank():
             return
         names = [name for name, _, _ in self.agenda]
         done = total = 0.0
@@ -333,35 +368,50 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float], factor: 
 
 
 def check_finite(loss: Tensor, net: FloatNet, x: Tensor, phase: str) -> None:
-    """CheckFailed naming the first value of `net` that is NaN or infinite, if the loss is."""
-    if math.isfinite(float(loss.detach())):
+    """CheckFailed naming the first value of `net` that is NaN or infinite, if the loss of any process is."""
+    found = float(averaged(loss.detach()))
+    if math.isfinite(found):
         return
-    where = "the loss"
+    bad = ""
     with torch.no_grad():
-        for name, value in net.walk(x):
-            if not bool(torch.isfinite(value).all()):
-                where = f"layer {name}"
-                break
-    raise CheckFailed(
-        f"{phase}: the loss is {float(loss.detach())}; {where} is the first with NaN or infinity. The last good state "
-        "is kept; lower the learning rate, or look at the weights and images that it started from"
+        for name, value in net.walk(x):  # to its end: processes wait for each other in it
+            if not bad and not bool(torch.isfinite(value).all()):
+                bad = f"layer {name}"
+    where = next(filter(None, gathered(bad)), "the loss")
+    raise common(
+        CheckFailed(
+            f"{phase}: the loss is {found}; {where} is the first with NaN or infinity. The last good state is kept; "
+            "lower the learning rate, or look at the weights and images that it started from"
+        )
     )
+
+
+def backward(loss: Tensor, net: FloatNet) -> None:
+    """Gradients of a step, averaged over the processes, and so are the running statistics of batch norms.
+
+    All at once after the pass: what a step costs in its objective, which is the same everywhere, stays what it is.
+    """
+    loss.backward()  # type: ignore[no-untyped-call]
+    average([*(p.grad for p in net.parameters() if p.grad is not None), *net.running()])
 
 
 def evaluate(
     net: FloatNet, images: np.ndarray, labels: np.ndarray, goal: Goal = GOALS[CLASSIFICATION]
 ) -> tuple[float, float]:
-    """(the goal's metric in percent, mean loss) of the evaluation forward in floats."""
+    """(the goal's metric in percent, mean loss) of the evaluation forward in floats; processes take turns at batches."""
     before, device, batch = net.training, next(net.parameters()).device, at_once(net.graph)
     net.eval()
-    points, loss = 0.0, 0.0
+    starts = range(0, len(labels), batch)
+    found = torch.zeros(len(starts), 2, dtype=torch.float64)  # points, loss: added up in order, whoever computed them
     with torch.no_grad():
-        for i in range(0, len(labels), batch):
+        for at in range(rank(), len(starts), processes()):
+            i = starts[at]
             y = torch.from_numpy(labels[i : i + batch]).to(device)
             outputs = net(to_torch(images[i : i + batch]).to(device))
-            points += float(goal.points(outputs, y).sum())
-            loss += float(goal.loss(outputs, y)) * len(y)
+            found[at, 0] = float(goal.points(outputs, y).sum())
+            found[at, 1] = float(goal.loss(outputs, y)) * len(y)
     net.train(before)
+    points, loss = (sum(column) for column in summed(found).T.tolist())
     return points / len(labels), loss / len(labels)
 
 
@@ -385,7 +435,11 @@ def reestimate(net: FloatNet, batches: Sequence[Tensor]) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """What a method gets. `graph`: float, trained; `teacher`: the same as a network, in evaluation mode."""
+    """What a method gets. `graph`: float, trained; `teacher`: the same as a network, in evaluation mode.
+
+    `start`: state of the net that a search of the same method left, to begin with, empty where there is none; `keeps`:
+    whether another begins with what this one leaves.
+    """
 
     settings: Settings
     graph: Graph
@@ -394,6 +448,14 @@ class Job:
     samples: Samples
     loop: Loop
     teacher: FloatNet
+    start: Mapping[str, Tensor] = field(default_factory=dict)
+    keeps: bool = False
+
+    def keep(self, net: FloatNet) -> None:
+        """Leaves the state of `net`, at the end of the search, in RUN, if another begins with it."""
+        if self.keeps and rank() == 0:
+            state = {name: value.cpu().numpy() for name, value in net.state_dict().items()}
+            write_tensors(self.loop.folder / SEARCHED, state)
 
     @property
     def goal(self) -> Goal:
@@ -445,9 +507,9 @@ class Training:
         loss = self.samples.goal.objective(self.net(x), y, taught, self.distill)
         check_finite(loss, self.net, x, self.name)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        backward(loss, self.net)
         self.optimizer.step()
-        return {"loss": float(loss.detach())}
+        return {"loss": float(averaged(loss.detach()))}
 
     def epoch_end(self) -> dict[str, float]:
         """Validation; keeps the best state."""

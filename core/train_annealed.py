@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from .cost import Budget, Choice, Move, fill, largest, project
+from .parallel import averaged
 from .supernet import SuperNet, inherit
 from .supernet_bits import BitsNet
 from .supernet_rounding import EVEN
 from .supernet_starts import fit
 from .supernet_vib import VibNet
-from .train import FACTORS, Job, check_finite, cosine, evaluate, set_rates, sgd
+from .train import FACTORS, Job, backward, check_finite, cosine, evaluate, set_rates, sgd
 from .train_gates import (
     LAMBDA_START,
     RAMP,
@@ -104,6 +105,7 @@ def annealed(job: Job, net: VibNet | BitsNet, objective: Objective, stage: Stage
         return plain
     phase = Annealing(job, net, objective, stage)
     job.loop.run(phase)
+    job.keep(net)
     phase.settle(plain)
     job.loop.finish(stage.name, plain.state_dict())
     return plain
@@ -127,7 +129,20 @@ class Annealing:
         self.starts: dict[str, float] = {}  # figures before the first step
 
     def begin(self) -> None:
-        """Clips from data at 8 bits, widths there, gates all but silent."""
+        """Clips from data at 8 bits, widths there, gates all but silent; where another search left some, those."""
+        net = self.net
+        if self.job.start:
+            net.load_state_dict(self.job.start)
+        else:
+            self._fit()
+        net.train()
+        choice = net.choice()
+        self.starts = {kind: float(net.costs.figure(kind, choice)) for kind in self.bounds}
+        self.job.loop.event(
+            "start", phase=self.name, figures=self.starts, bounds=self.bounds, **self.stage.notes, **net.document()
+        )
+
+    def _fit(self) -> None:
         net, batches = self.net, self.job.calibration()
         source = SuperNet(net.graph, net.space, residual=net.residual, grid=EVEN)
         inherit(source, net)
@@ -135,12 +150,6 @@ class Annealing:
         fit(source, batches, largest(net.space))
         inherit(net, source)
         net.start(source)
-        net.train()
-        choice = net.choice()
-        self.starts = {kind: float(net.costs.figure(kind, choice)) for kind in self.bounds}
-        self.job.loop.event(
-            "start", phase=self.name, figures=self.starts, bounds=self.bounds, **self.stage.notes, **net.document()
-        )
 
     def step(self, x: Tensor, y: Tensor, done: int, total: int) -> dict[str, float]:
         """One step of cross entropy and the method's penalty, then the controller."""
@@ -158,12 +167,12 @@ class Annealing:
         check_finite(loss, net, x, self.name)
         for optimizer in (self.weights, self.rest):
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        backward(loss, net)
         self.objective.check()
         for optimizer in (self.weights, self.rest):
             optimizer.step()
         net.clamp()
-        out = {"loss": float(ce.detach()), **penalty.logged}
+        out = {"loss": float(averaged(ce.detach())), **penalty.logged}
         for kind, bound in self.bounds.items():
             figure = self.objective.reading(kind, penalty.figures[kind].detach())
             self.betas[kind] = steered(self.betas[kind], figure, start=self.starts[kind], bound=bound, way=share / RAMP)

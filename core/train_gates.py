@@ -23,11 +23,12 @@ from torch import Tensor
 
 from .cost import Budget, Choice, Move, Step, exchange, fill, largest, project, stair_above, stair_near, trim
 from .job import Schedule
+from .parallel import averaged, from_first
 from .plan import GroupId, LayerId
 from .supernet import RESIDUAL_MOMENTUM, SuperNet
 from .supernet_harms import Harms, looked_at, measured
 from .supernet_starts import fit
-from .train import FACTORS, Job, Training, check_finite, cosine, evaluate, reestimate, sgd
+from .train import FACTORS, Job, Training, backward, check_finite, cosine, evaluate, reestimate, sgd
 
 WARM = 0.5  # share of the search in which widths are held
 FAR = 9.0  # a threshold that no residual in [0, 1] passes
@@ -74,6 +75,7 @@ def searched(
     job.loop.run(phase)
     phase.settle()
     reestimate(net, job.calibration())
+    job.keep(net)
     job.loop.finish(name, net.state_dict())
     return net
 
@@ -127,7 +129,8 @@ class Searching:
         self.costs = net.costs
         self.bounds = {b.kind: b.bound(self.costs.whole[b.kind]) for b in self.budgets}
         self.guided = job.settings.variant != "paper"
-        self.base = stair_near(self.costs, self.budgets)  # what the weights are trained at before gates move
+        self.origin = reopened(net, job.start) if job.start else None  # what another search chose, to begin with
+        self.base = self.origin or stair_near(self.costs, self.budgets)  # what is trained at before gates move
         schedule = job.settings.schedule
         thresholds = {
             "params": net.parameters_of("thresholds"), "lr": schedule.lr_thresholds, "weight_decay": 0.0,
@@ -140,7 +143,10 @@ class Searching:
         net.residual_momentum = RESIDUAL_MOMENTUM if self.guided else 1.0
 
     def begin(self) -> None:
-        """Clips from data, for the widths of the warm-up if there is one."""
+        """Clips from data, for the widths of the warm-up if there is one; where another search left some, those."""
+        if self.origin:
+            self.net.train()
+            return
         batches = self.job.calibration()
         fit(self.net, batches)
         if self.warm:
@@ -153,7 +159,7 @@ class Searching:
         harms = Harms()
         if self.guided:
             harms = self.harms(self.base)
-            place_thresholds(self.net, harms, stair_above(self.costs, self.budgets))
+            place_thresholds(self.net, harms, self.origin or stair_above(self.costs, self.budgets))
         self.net.clamp_thresholds()
         choice = self.net.choice()
         self.starts = {kind: float(self.costs.figure(kind, choice)) for kind in self.bounds}
@@ -166,7 +172,7 @@ class Searching:
         base = Choice(base.weight, base.act, largest(self.net.space).parts)
         count = -(-looked_at(self.job.graph.inputs[0].shape) // self.job.loop.batch)
         images = torch.cat(self.job.batches(count))
-        return measured(self.net, images, base, self.job.settings.distill, self.job.goal).once_trained(LEFT)
+        return from_first(measured(self.net, images, base, self.job.settings.distill, self.job.goal)).once_trained(LEFT)
 
     def step(self, x: Tensor, y: Tensor, done: int, total: int) -> dict[str, float]:
         """One step of the objective, then the controller; freezes the gates when it is time."""
@@ -190,18 +196,19 @@ class Searching:
                 loss = loss + self.weights[kind] * torch.log(figure).float()
         check_finite(loss, net, x, self.name)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        backward(loss, net)
         self._rest(("w", "a", "p") if warming else ("a",) if on_weights else ("w",))
         self.optimizer.step()
+        told = float(averaged(ce.detach()))
         if warming:
             drawn = {f"{kind}_of_budget": float(net.cost(kind).detach()) / bound for kind, bound in self.bounds.items()}
-            return {"loss": float(ce.detach()), **{f"lambda_{k}": 0.0 for k in self.bounds}, **drawn}
+            return {"loss": told, **{f"lambda_{k}": 0.0 for k in self.bounds}, **drawn}
         if not frozen:
             net.clamp_thresholds(GATED if self.guided and net.space.searched else 1.0)
             self._steer(figures, share)
             if share >= DEADLINE or all(figures[k] <= self.bounds[k] for k in self.bounds):
                 self.settle()
-        out = {"loss": float(ce.detach())}
+        out = {"loss": told}
         for kind, bound in self.bounds.items():
             now = self.costs.figure(kind, net.choice()) if net.frozen else figures[kind]
             out |= {f"lambda_{kind}": self.weights[kind], f"{kind}_of_budget": now / bound}
@@ -339,6 +346,15 @@ class Searching:
         return self.net.state_dict()
 
 
+def reopened(net: SuperNet, state: Mapping[str, Tensor]) -> Choice:
+    """What a net of that state was frozen at; `net` in this state, with gates that move again, where they stood."""
+    net.load_state_dict(state)
+    choice = net.choice()
+    with torch.no_grad():
+        net.tensor("gates_frozen").fill_(False)
+    return choice
+
+
 def target(start: float, bound: float, way: float) -> float:
     """ln(figure / bound) that is asked for: it falls linearly from `start` to `bound`, of which `way` is done."""
     return max(0.0, math.log(start / bound)) * (1 - min(1.0, way))
@@ -355,7 +371,8 @@ def steered(weight: float, figure: float, *, start: float, bound: float, way: fl
 def place_thresholds(net: SuperNet, harms: Harms, start: Choice) -> None:
     """Gates as in `start`, each threshold as far from its residual or score as the step that it guards hurts.
 
-    All parts stay. A threshold moves by lambda * d ln(figure)/d(gate), so where distances of open gates are
+    Of a group that lost parts in `start` the gates of as many are shut, the least important ones; else all parts stay.
+    A threshold moves by lambda * d ln(figure)/d(gate), so where distances of open gates are
     proportional to the harm, gates close in the order of harm per ln(figure) saved; shut ones are the nearer the more
     their opening would gain, and the loss opens first what is near. A pruning threshold is pulled by all parts of its
     group although the first to go saves only its share; that is the paper's gradient, and we let it stand: removed
@@ -381,7 +398,10 @@ def place_thresholds(net: SuperNet, harms: Harms, start: Choice) -> None:
                     harm = harms.width(layer, side, low) - harms.width(layer, side, 2 * low)
                     threshold[i] = placed(float(levels[i]), harm, shut=widths[layer] <= low)
         for group, harm in removals.items():
-            net.tensor(f"{group}.threshold_p").fill_(placed(float(net.part_scores(group).min()), harm))
+            scores = net.part_scores(group).sort().values
+            gone = len(scores) - len(start.parts[GroupId(group)])
+            level = float(scores[gone - 1]) if gone else placed(float(scores[0]), harm)
+            net.tensor(f"{group}.threshold_p").fill_(level)
 
 
 def hold_widths(net: SuperNet, base: Choice) -> None:

@@ -58,6 +58,7 @@ THIRD_PARTY = {
     "openvino": ((), ANYWHERE),
     "sklearn": ((), ANYWHERE),
     "gymnasium": (("core/agents.py",), ()),
+    "ray": ((), ("core/workers.py",)),
     "stable_baselines3": (("core/agents.py",), ()),
     "PIL": ((), ANYWHERE),
     "scipy": (("bitpress/reporting/layers.py",), ()),

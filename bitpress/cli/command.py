@@ -242,6 +242,8 @@ def _common(given: dict[str, Any], *, gpu: bool) -> Common:
     quiet, verbose = given.pop("quiet"), given.pop("verbose")
     if quiet and verbose:
         raise UsageError("-q and -v contradict each other: give one of them")
+    if not environment.speaks():
+        quiet, verbose = True, False
     _log(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
     return Common(
         json=target, format=given.pop("format", "table"), quiet=quiet, verbose=verbose,
@@ -327,6 +329,8 @@ def _plain(value: Any) -> Any:
 
 def _show(result: Result, common: Common) -> int:
     """Prints and writes what the verb found; exit code 1 where a check failed."""
+    if not environment.speaks():
+        return CheckFailed.exit_code if result.failure else 0
     text = json.dumps(result.document, indent=2, allow_nan=False) + "\n"
     if common.json not in (None, "-"):
         write_text(Path(str(common.json)), text)

@@ -13,6 +13,7 @@ from ..core.errors import EnvironmentMissing, UsageError, close
 from ..core.host import cpu_features
 
 REFERENCE = "reference"
+RANK = "RANK"  # torchrun's: which of its processes this is
 _ROW = re.compile(r'^ISA\((\w+),\s*"([^"]*)",\s*"([^"]*)"\)', re.MULTILINE)
 
 
@@ -23,6 +24,11 @@ class Isa:
     name: str
     contains: tuple[str, ...]
     features: tuple[str, ...]
+
+
+def speaks(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process prints: the first that torchrun started, or the only one."""
+    return "TORCHELASTIC_RUN_ID" not in environment or environment.get(RANK, "0") == "0"
 
 
 def isas() -> tuple[Isa, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ..core.errors import UsageError
 from .command import Common, Names, Result, verb
 from .model import model_options, normal_options
 from .tables import Column, Table, si
@@ -67,6 +68,10 @@ PLAN = (
     help="ajpq: filters of a layer may differ, or all have N bits. Of training: fp32, on a GPU bf16. Both by comma.",
 )
 @click.option("--episodes", type=int, help="ajpq: plans that are tried, 120; they share the steps of the search.")
+@click.option(
+    "--sweep", "order", metavar="warm|apart", help="Of a list of bounds: each search goes on from the last, or not."
+)
+@click.option("--workers", metavar="ray", help="Of a list of bounds: searched beside each other, on Ray (RAY_ADDRESS).")
 @click.option("--train-images", type=int, help="Images of the training part, drawn by the seed. Default: all.")
 @click.option("--held-images", type=int, help="Held-out images that validate and reward, drawn by the seed. Default: all.")
 @normal_options
@@ -77,6 +82,8 @@ def command(common: Common, model: str, data: str, budget: tuple[str, ...], out:
     Baselines: --method uniform trains at --bits (a budget is only checked), --method two-stage prunes, then narrows.
 
     A list of bounds (--budget bops=0.5%,1%,2%) is a sweep: a RUN each inside of the folder, and pareto.json.
+
+    Started by torchrun, its processes share every batch.
 
     Schedules default to what suits the data set. The same command continues a run that was interrupted.
     """
@@ -94,7 +101,12 @@ def command(common: Common, model: str, data: str, budget: tuple[str, ...], out:
     }  # fmt: skip
     if swept(budget):
         document = sweep(model, point=lambda b, i, n: common.progress.line(f"{b}, {i} of {n}"), **given)
-        return Result(document, [_front(document)], [f"{out}/pareto.json: each point is a RUN of its own"])
+        begun = "the net of the one before" if document["order"] == "warm" else "the float network"
+        note = f"{out}/pareto.json: each point is a RUN of its own, whose search began with {begun}"
+        return Result(document, [_front(document)], [note])
+    for name, option in (("order", "--sweep"), ("workers", "--workers")):
+        if name in given:
+            raise UsageError(f"{option} does nothing for one search; it goes with a list, --budget bops=1%,2%")
     result = search(model, **given)
     document = {**result, "run": out}
     return Result(document, _tables(document), _notes(document))

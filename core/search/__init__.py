@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -32,11 +32,12 @@ from ..integer import integer
 from ..job import DEVICES, PRECISIONS, Schedule, Settings, locked, open_run, schedule, sha256
 from ..latency import Target, load_table, target
 from ..network import network, refuse_quantised
+from ..parallel import by_first, joined, processes, ready, threads_each, together
 from ..plan import RESIDUALS
-from ..rundir import FLOAT, RESULT, read_json, write_json, write_run, write_tensors
+from ..rundir import FLOAT, RESULT, SEARCHED, read_json, read_tensors, write_json, write_run, write_tensors
 from ..semantics import Semantics
 from ..supernet import FloatNet, Place, SuperNet, placed
-from ..train import Job, Loop, Progress, Samples, Training, at_once, smoothed
+from ..train import ALL, Job, Loop, Progress, Samples, Training, at_once, smoothed
 from ..train_goals import GOALS
 from . import ajpq
 from .registry import MODES, SEARCHES, Method, Terms, method_of, resolve
@@ -49,6 +50,7 @@ ROUNDING = 1e-9  # of a sum of milliseconds in another order
 TRAINING_COST = 6  # operations of a float step per MAC and image: forward and backward, two each
 
 
+@joined
 def search(
     model: str,
     *,
@@ -90,6 +92,8 @@ def search(
     device: str = "cpu",
     precision: str | None = None,
     episodes: int | None = None,
+    start: str | Path | None = None,
+    followed: Sequence[Sequence[str]] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """Searches `model` on `data` under `budgets` and leaves a RUN in `out`; the content of its result.json.
@@ -101,7 +105,10 @@ def search(
     `train_images`, `held_images`: how many of the training part and of its held-out slice, drawn by the seed; `shape`: of the learning rates (core.job.SHAPES);
     `device`: cpu or cuda; `precision`: fp32 or bf16, by default fp32 on the CPU and bf16 on a GPU; of ajpq,
     by comma, mixed or fixed:N too: whether filters of a layer may differ; `episodes`: of ajpq. A RUN of the same
-    settings is continued (on the CPU as if it had never stopped), a finished one returns its result.
+    settings is continued (on the CPU as if it had never stopped), a finished one returns its result. Processes that
+    torchrun started train one network, each on its share of every batch. Of a sweep (core.pareto): `start`, a finished
+    RUN of the same method under a larger budget, whose net at the end of its search this one begins with; `followed`,
+    the budgets of what comes later, refused now where they cannot be reached.
     UsageError (an option that the method does not take, a GPU that is not there), UnsupportedError or CheckFailed (a
     budget that cannot be reached) before any work; Interrupted on a signal, with the state saved.
     """
@@ -122,6 +129,7 @@ def search(
         },
     )  # fmt: skip
     _check(found, terms, residual, distill, seed, threads)
+    _check_alone(terms)
     for library in terms.method.libraries:
         import_module(library)
     place = _place(label_smoothing, device, precision)
@@ -141,35 +149,64 @@ def search(
         if latency_table is not None:
             space = replace(space, target=on_target(latency_table, graph, model, residual))
         space = terms.chosen.space(graph, space, terms)
-        check_reachable(graph, found, space)
+        for texts in (budgets, *followed):
+            check_reachable(graph, tuple(parse_budget(text) for text in texts), space)
         images = load_data(data, in_shape=loaded.in_shape, seed=seed)
         images.require_fit(loaded.in_shape, math.prod(graph.value(graph.outputs[0]).shape))
         if label_smoothing and images.task != CLASSIFICATION:
             raise UsageError(f"--label-smoothing {label_smoothing}: {data} has boxes, which are no classes")
         _check_counts(images, train_images, held_images)
         if threads is None:
-            threads = default_threads(TRAINING_COST * bops.count(graph).totals.macs * planned.batch)
+            threads = threads_each(default_threads(TRAINING_COST * bops.count(graph).totals.macs * planned.batch))
             torch.set_num_threads(threads)
+        _check_shares(min(planned.batch, train_images or len(images.train)))
         settings = Settings(
             model, data, method, terms.mode, terms.variant, terms.bits, terms.prune_share, tuple(sorted(budgets)),
-            _files(model, weights, latency_table, images), loaded.classes, loaded.in_shape, loaded.mean, loaded.std,
-            residual, planned,
+            _files(model, weights, latency_table, images, start),
+            loaded.classes, loaded.in_shape, loaded.mean, loaded.std, residual, planned,
             seed, threads, group_size, max_pruning_ratio, distill, train_images,
             label_smoothing, place.device, place.precision, terms.restrict, terms.convention,
-            terms.filters, terms.episodes, terms.stages_of, held_images,
+            terms.filters, terms.episodes, terms.stages_of, held_images, processes(),
         )  # fmt: skip
+        ready()
         folder = Path(out)
-        with locked(folder):
-            open_run(folder, settings)
-            if (folder / RESULT).exists():
-                return read_json(folder / RESULT)
-            samples = _samples(images, settings)
+        with ExitStack() as stack:
+            if (result := by_first(lambda: _opened(folder, settings, stack))) is not None:
+                return result
+            with together():
+                samples = _samples(images, settings)
             loop = _loop(folder, graph, samples, settings, terms, progress)
             with loop.signals(), placed(place):
                 teacher = _float(graph, samples, settings, loop)
                 trained = graph.with_nodes(graph.nodes, teacher.float_tensors())
-                job = Job(settings, trained, space, found, samples, loop, teacher)
-                return _finish(folder, job, terms.method.run(job), images, images.labels or loaded.labels)
+                keeps = bool(followed) and terms.method.warm
+                job = Job(settings, trained, space, found, samples, loop, teacher, _state(start), keeps)
+                net, begun = terms.method.run(job), started(start)
+                return by_first(lambda: _finish(folder, job, net, images, images.labels or loaded.labels, begun))
+
+
+def _state(start: str | Path | None) -> dict[str, torch.Tensor]:
+    """The net that the search of the RUN `start` left."""
+    return {} if start is None else {k: torch.from_numpy(v) for k, v in read_tensors(Path(start) / SEARCHED).items()}
+
+
+def started(start: str | Path | None) -> dict[str, Any] | None:
+    """The RUN that a search began with, and the epochs, by phase, that its net had been trained for by then."""
+    if start is None:
+        return None
+    result = read_json(Path(start) / RESULT)
+    behind = dict((result["start"] or {"epochs": {}})["epochs"])
+    for phase, epochs in result["epochs"].items():
+        if phase != "finetune":
+            behind[phase] = behind.get(phase, 0) + epochs
+    return {"run": Path(start).name, "epochs": behind}
+
+
+def _opened(folder: Path, settings: Settings, stack: ExitStack) -> dict[str, Any] | None:
+    """RUN, locked until `stack` ends; its result if it is finished."""
+    stack.enter_context(locked(folder))
+    open_run(folder, settings)
+    return read_json(folder / RESULT) if (folder / RESULT).exists() else None
 
 
 def default_threads(work: float) -> int:
@@ -240,6 +277,24 @@ def _check(
         raise UsageError(f"--threads {threads}: at least 1")
 
 
+def _check_alone(terms: Terms) -> None:
+    """UsageError for a method whose batches torchrun's processes cannot share."""
+    if processes() > 1 and terms.method.alone:
+        raise UsageError(
+            f"--method {terms.name} does not run in {processes()} processes of torchrun: {terms.method.alone}; start "
+            "it without torchrun; the points of a sweep can be shared out with --workers ray"
+        )
+
+
+def _check_shares(batch: int) -> None:
+    """UsageError for a batch that torchrun's processes cannot share evenly."""
+    if batch % processes():
+        raise UsageError(
+            f"{processes()} processes of torchrun cannot share a batch of {batch} images evenly; give --batch a "
+            f"multiple of {processes()}"
+        )
+
+
 @contextmanager
 def _torch(threads: int, seed: int) -> Iterator[None]:
     """Torch with that many threads and that seed; threads as before afterwards."""
@@ -261,11 +316,14 @@ def on_target(path: str | Path, graph: Graph, model: str, residual: str) -> Targ
 
 
 def _files(
-    model: str, weights: str | Path | None, latency_table: str | Path | None, images: Data
+    model: str, weights: str | Path | None, latency_table: str | Path | None, images: Data, start: str | Path | None
 ) -> dict[str, str]:  # fmt: skip
     """SHA-256 of everything that was read."""
     out = {f"data/{name}": digest for name, digest in images.files.items()}
-    for what, path in (("weights", weights), ("latency-table", latency_table)):
+    before = None if start is None else Path(start) / SEARCHED
+    if before is not None and not before.is_file():
+        raise UsageError(f"{before} is missing, with which this search begins; remove {start} to search there anew")
+    for what, path in (("weights", weights), ("latency-table", latency_table), ("start", before)):
         if path is not None:
             out[what] = sha256(Path(path))
     for what, spec in (("model", model), ("data", images.spec)):
@@ -284,9 +342,12 @@ def _samples(images: Data, settings: Settings) -> Samples:
     chosen = _chosen(len(train), settings.train_images, settings.seed)
     judging = _chosen(len(held), settings.held_images, settings.seed)
 
-    def draw(numbers: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        raw = images.augment(np.asarray(train.images[chosen[numbers]]), rng)
-        labels = train.labels[chosen[numbers]]
+    def draw(
+        numbers: np.ndarray, rng: np.random.Generator, rows: slice = ALL, /
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        own = chosen[numbers][rows]
+        raw = images.augment(np.asarray(train.images[own]), rng, of=len(numbers), first=rows.start or 0)
+        labels = train.labels[own]
         if settings.label_smoothing:
             labels = smoothed(labels, settings.classes, settings.label_smoothing)
         return images.normalise(raw, settings.mean, settings.std), labels
@@ -330,7 +391,9 @@ def _float(graph: Graph, samples: Samples, settings: Settings, loop: Loop) -> Fl
     return net.eval().requires_grad_(False)
 
 
-def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[str, ...]) -> dict[str, Any]:
+def _finish(
+    folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[str, ...], begun: dict[str, Any] | None
+) -> dict[str, Any]:  # fmt: skip
     """Extracts, tests once, writes the RUN; result.json comes last and says that it is finished."""
     settings = job.settings
     net.cpu().eval()
@@ -380,7 +443,8 @@ def _finish(folder: Path, job: Job, net: SuperNet, images: Data, labels: tuple[s
         "weight_bytes": totals.weight_bytes, "fp32_bytes": totals.fp32_bytes, "latency": figures.get("latency"),
         "latency_table": None if on is None else {**on.table.document(), "w8a8": whole["latency"]},
         "budget": list(settings.budget),
-        "epochs": {name: epochs for name, epochs, _ in job.loop.agenda},
+        "epochs": {name: epochs for name, epochs, _ in job.loop.agenda}, "processes": settings.processes,
+        "start": begun,
         "seconds": job.loop.seconds, "data": settings.data, "seed": settings.seed,
     }  # fmt: skip
     write_json(folder / RESULT, result)

@@ -62,7 +62,9 @@ class Method:
     """A row. `modes`: of --search, the default first; "" alone where it has none. `bits` "": they must be said.
 
     `group_size`: channels a gate where nobody says; `space`: what the method makes of a space; `stages`: its phases
-    take the parts of another method, and their options; `libraries`: that the extra of the method brings.
+    take the parts of another method, and their options; `libraries`: that the extra of the method brings; `alone`: why
+    torchrun's processes cannot share its batches, "" where they can; `warm`: whether a search can begin with the net
+    that another one left under a larger budget.
     """
 
     run: Callable[[Job], SuperNet]
@@ -74,6 +76,8 @@ class Method:
     space: Callable[[Graph, Space], Space] | None = None
     stages: bool = False
     libraries: tuple[str, ...] = ()
+    alone: str = ""
+    warm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,18 +121,20 @@ SEARCHES: Mapping[str, Method] = {
             "bits": Mode(SEARCHING | {"mode", "variant"}, frozenset({"channels"})),
             "prune": Mode(SEARCHING | PRUNING | {"mode", "variant", "bits"}, frozenset({"bits"})),
         },
+        warm=True,
     ),
     "djpq": Method(
         djpq.search, agenda, {"": Mode(SEARCHING - {"lr_thresholds"} | PRUNING | {"restrict", "convention"})},
-        group_size=1, space=djpq.space,
+        group_size=1, space=djpq.space, warm=True,
     ),
     "ajpq": Method(
         ajpq.search, agenda, {"": Mode(SEARCHING - {"lr_thresholds"} | PRUNING | {"filters", "episodes"})},
         group_size=1, libraries=("gymnasium", "stable_baselines3"),
+        alone="its episodes of a few steps come one after the other, each learning from the one before",
     ),
     "bayesian-bits": Method(
         bayesian_bits.search, agenda, {"": Mode(SEARCHING - {"lr_thresholds"} | PRUNING | {"convention"})},
-        group_size=1,
+        group_size=1, warm=True,
     ),
     "two-stage": Method(
         two_stage.search, two_stage.agenda, {"": Mode(frozenset({"bits", "prune_share", "stages_of"}))}, stages=True

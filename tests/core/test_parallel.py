@@ -1,7 +1,11 @@
-"""Two processes that see different data take the same decisions, because their gates read the same statistics."""
+"""Two processes that see different data take the same decisions, and those that one process takes on all of it.
+
+They are started as torchrun does it, but for the store by which they meet; tests/cli/test_scale_out.py has torchrun.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,16 +22,33 @@ from torch.nn import functional as F
 
 from bitpress.core import supernet
 from bitpress.core.cost import search_space
-from bitpress.core.parallel import averaged
-from bitpress.core.supernet import SuperNet
+from bitpress.core.errors import BitpressError, CheckFailed, UsageError
+from bitpress.core.graph import Node
+from bitpress.core.parallel import any_of, averaged, by_first, from_first, gathered, joined, ready, share, together
+from bitpress.core.search import search
+from bitpress.core.supernet import FloatNet, SuperNet
 from bitpress.core.supernet_starts import fit
+from bitpress.core.torch_ops import TORCH_OPS
+from bitpress.core.train import evaluate
 
+from ..search.test_search import NETS, QUICK
 from .test_cost import chain
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PATIENCE = 60  # seconds until a rank that waits for the other gives up
+PATIENCE = 300  # seconds until a rank that waits for the other gives up
 RANKS, STEPS, BATCH = 2, 16, 16
 LAMBDA, RATE = 0.1, 0.001
+# Fifty steps of search in batches of 20: 10 epochs of 100 images.
+FIFTY: dict[str, Any] = {
+    **QUICK, "train_images": 100, "epochs_search": 10, "epochs_finetune": 0, "lr_thresholds": 0.003,
+    "budgets": ["bops=2.5%"],
+}  # fmt: skip
+METHODS: dict[str, dict[str, Any]] = {"sbs": {}, "djpq": {"lr_thresholds": None}}
+# Gradients over 20 images are float32 sums, here of two halves: another order moves them by 2**-24 of their terms, a
+# few times over. 50 steps of rate 0.003 and momentum 0.9 carry 50 * 0.003 / (1 - 0.9) * 2**-24 = 9e-8 of what the terms
+# of a threshold's gradient add up to, which is below 100. A code on a rounding edge would move it by more; in this
+# fixed case none does.
+CLOSE = 1e-5
 
 
 def _images(generator: torch.Generator, rank: int) -> Tensor:
@@ -73,14 +95,75 @@ def _searched(rank: int) -> dict[str, Any]:
     }
 
 
+def _with_frozen_norms(net: FloatNet, node: Node, ins: list[Tensor]) -> Tensor:
+    """One op of a super-net; batch norms use the running statistics of the float network, and leave them."""
+    if isinstance(net, SuperNet):
+        return TORCH_OPS[node.op](node, net.consts(node), *ins)
+    return COMPUTE(net, node, ins)
+
+
+COMPUTE = FloatNet.compute
+
+
+def _fifty(out: Path, method: str, **options: Any) -> None:
+    """A real search of 50 steps with frozen norms."""
+    FloatNet.compute = _with_frozen_norms  # type: ignore[method-assign]
+    try:
+        search(f"{NETS}:chain", method=method, out=out, **{**FIFTY, **METHODS[method], **options})
+    finally:
+        FloatNet.compute = COMPUTE  # type: ignore[method-assign]
+
+
+def _said(function: Any) -> tuple[str, str, bool]:
+    """The error of a call, and whether another process says it."""
+    try:
+        function()
+    except BitpressError as error:
+        return type(error).__name__, str(error), error.told
+    return "", "", False
+
+
+@joined
+def _prepared(rank: int) -> None:
+    if rank == 1:
+        raise UsageError("only here")
+    ready()
+
+
+def _agreements(rank: int) -> dict[str, Any]:
+    """What the processes tell each other."""
+
+    def fail() -> None:
+        raise CheckFailed(f"of {rank}")
+
+    def fail_together() -> None:
+        with together():
+            if rank == 1:
+                fail()
+
+    x = torch.arange(12.0).reshape(6, 2)
+    net = FloatNet(chain())
+    images = np.random.default_rng(0).normal(size=(1100, 3, 8, 8)).astype(np.float32)  # three batches among two
+    return {
+        "rows": x[share(6)].tolist(), "any": (any_of(rank == 1), any_of(False)), "first": from_first(rank),
+        "all": gathered(rank), "by_first": by_first(lambda: f"by {rank}"), "fails_first": _said(lambda: by_first(fail)),
+        "fails_one": _said(fail_together), "fails_prepared": _said(lambda: _prepared(rank)),
+        "evaluated": evaluate(net, images, np.arange(1100) % 10),
+    }  # fmt: skip
+
+
 def _rank(rank: int, folder: Path) -> None:
-    """One process: a search as it is, then one whose statistics stay at home."""
+    """One process: a search as it is, then one whose statistics stay at home; then the searches of 50 steps."""
     torch.set_num_threads(1)
     waits = timedelta(seconds=PATIENCE)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=RANKS, timeout=waits)
     found = {"mean": averaged(torch.tensor([1.0, float(rank)])), "shared": _searched(rank)}
     supernet.averaged = lambda x: x
     found["alone"] = _searched(rank)
+    supernet.averaged = averaged
+    found["agreed"] = _agreements(rank)
+    for method in METHODS:
+        _fifty(folder / f"two-{method}", method, weights=folder / "one-sbs" / "float.safetensors")
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -91,13 +174,19 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     if not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("this torch was built without gloo: nothing runs in parallel")
     folder = tmp_path_factory.mktemp("ranks")
+    torch.set_num_threads(1)
+    for method in METHODS:
+        weights = None if method == "sbs" else folder / "one-sbs" / "float.safetensors"
+        _fifty(folder / f"one-{method}", method, weights=weights, epochs_float=8 if weights is None else None)
     command = [sys.executable, "-m", "tests.core.test_parallel"]
     environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ}
     processes = [
         subprocess.Popen([*command, str(rank), str(folder)], cwd=ROOT, env=environment) for rank in range(RANKS)
     ]
     assert [p.wait(2 * PATIENCE) for p in processes] == [0] * RANKS
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
+    return [
+        {**torch.load(folder / f"{rank}.pt", weights_only=False), "folder": folder} for rank in range(RANKS)
+    ]  # fmt: skip
 
 
 def test_alone_a_process_averages_nothing() -> None:
@@ -126,6 +215,49 @@ def test_without_the_average_ranks_would_part(ranks: list[dict[str, Any]]) -> No
     first, second = (r["alone"] for r in ranks)
     assert not any(torch.equal(first["residuals"][layer], second["residuals"][layer]) for layer in first["residuals"])
     assert first["choice"]["act"] != second["choice"]["act"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_decide_as_one_with_the_same_batches(ranks: list[dict[str, Any]], method: str) -> None:
+    one, two = (ranks[0]["folder"] / f"{count}-{method}" for count in ("one", "two"))
+    assert (one / "plan.json").read_bytes() == (two / "plan.json").read_bytes()
+    assert _decisions(one) == _decisions(two)
+    found, choice = _decisions(one)[-1]
+    assert found == "choice" and len({*choice["weight"].values(), *choice["act"].values()}) > 1
+    states = [torch.load(run / "checkpoint" / "state.pt", weights_only=True)["carry"]["search"] for run in (one, two)]
+    apart = {name: float((states[0][name].double() - states[1][name].double()).abs().max()) for name in states[0]}
+    assert max(apart.values()) <= CLOSE, max(apart.items(), key=lambda item: item[1])
+    said = [json.loads((run / "run.json").read_text())["processes"] for run in (one, two)]
+    assert said == [json.loads((run / "result.json").read_text())["processes"] for run in (one, two)] == [1, 2]
+
+
+def _decisions(run: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(event, what was decided) of every move."""
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    kept = ("weight", "act", "parts", "side", "name", "to")
+    return [(e["event"], {k: e[k] for k in kept if k in e}) for e in events if e["event"] not in ("epoch", "start")]
+
+
+def test_what_the_processes_tell_each_other(ranks: list[dict[str, Any]]) -> None:
+    first, second = (r["agreed"] for r in ranks)
+    assert [first["rows"], second["rows"]] == [[[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9], [10, 11]]]
+    for found in (first, second):
+        assert found["any"] == (True, False) and found["first"] == 0 and found["all"] == [0, 1]
+        assert found["by_first"] == "by 0"
+    images = np.random.default_rng(0).normal(size=(1100, 3, 8, 8)).astype(np.float32)
+    assert first["evaluated"] == second["evaluated"] == evaluate(FloatNet(chain()), images, np.arange(1100) % 10)
+
+
+def test_an_error_of_one_is_an_error_of_all_and_said_once(ranks: list[dict[str, Any]]) -> None:
+    first, second = (r["agreed"] for r in ranks)
+    assert first["fails_first"] == ("CheckFailed", "of 0", False) and second["fails_first"] == (
+        "CheckFailed",
+        "of 0",
+        True,
+    )
+    assert first["fails_one"] == ("CheckFailed", "of 1", True) and second["fails_one"] == ("CheckFailed", "of 1", False)
+    assert first["fails_prepared"] == ("UsageError", "only here", True)
+    assert second["fails_prepared"] == ("UsageError", "only here", False)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from bitpress.core.errors import CheckFailed, CorruptError, Interrupted, UsageEr
 from bitpress.core.job import Settings, locked, open_run, schedule
 from bitpress.core.supernet import FloatNet, Place, placed
 from bitpress.core.train import (
+    ALL,
     Loop,
     Progress,
     Samples,
@@ -46,9 +47,11 @@ def _samples(count: int = 40) -> Samples:
     images = rng.normal(0, 1, (count, 3, 8, 8)).astype(np.float32)
     labels = rng.integers(0, 10, count)
 
-    def draw(numbers: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def draw(
+        numbers: np.ndarray, rng: np.random.Generator, rows: slice = ALL, /
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         noise = rng.normal(0, 0.1, (len(numbers), 3, 8, 8)).astype(np.float32)  # augmentation draws from the generator
-        return images[numbers] + noise, labels[numbers]
+        return (images[numbers] + noise)[rows], labels[numbers][rows]
 
     return Samples(count, draw, (images[:16], labels[:16]))
 
