@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Storage", "Weights", "Window", "arrange", "average_pool", "conv2d", "depthwise2d", "global_average_pool", "linear",
-    "load", "load_pool", "max_pool", "missing", "packed",
+    "linear_bitserial", "load", "load_pool", "max_pool", "missing", "packed",
 ]  # fmt: skip
 
 DEVICES = ("/dev/nvidia0", "/dev/kfd")
@@ -68,6 +68,16 @@ def linear(
     pixels = x.numel() // max(1, x.shape[-1])
     family = gemv if gemv.suits(layer.form, pixels) else gemm
     return family.launch(x, layer, residual=residual, into=into)
+
+
+def linear_bitserial(
+    x: torch.Tensor, layer: Layer, *, residual: torch.Tensor | None = None, into: torch.Tensor | None = None
+) -> torch.Tensor:
+    """As `linear`, with the same bits, by AND and popcount: w2a2 and w4a4 whose activations come as fields."""
+    need()
+    from . import bitserial
+
+    return bitserial.launch(x, layer, residual=residual, into=into)
 
 
 def conv2d(

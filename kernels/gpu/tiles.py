@@ -27,6 +27,7 @@ class Tile:
 
 # Families without products of matrices: pixels times channels, 16 channels a thread.
 PLANAR = Tile(pixels=32, rows=64, blocks=1, warps=4, stages=1)
+SERIAL = Tile(pixels=32, rows=64, blocks=1, warps=4, stages=1)
 VECTOR = Tile(pixels=1, rows=16, blocks=8, warps=4, stages=3)
 _NARROW = (
     Tile(pixels=16, rows=128, blocks=2, warps=4, stages=3),

@@ -19,9 +19,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bitpress.core.encoding import parse
-from bitpress.kernels.gpu import call, depthwise, gemv, pool
+from bitpress.kernels.gpu import bitserial, call, depthwise, gemv, pool
 from bitpress.kernels.gpu.layout import form_of
-from bitpress.kernels.gpu.tiles import PLANAR, VECTOR, Tile, choose
+from bitpress.kernels.gpu.tiles import PLANAR, SERIAL, VECTOR, Tile, choose
 from bitpress.kernels.gpu.window import Window
 
 from .cases import storage
@@ -89,17 +89,19 @@ def build(
         storage(kind[1], channels, kind[2]),
         depthwise=flat,
     )
-    usual = {gemv: VECTOR, depthwise: PLANAR}
+    usual = {gemv: VECTOR, depthwise: PLANAR, bitserial: SERIAL}
     tile = call.fit(tile or usual.get(family) or choose(target, 4096), out)
     constants = family.constants(form, window, tile) if window else family.constants(form, tile)
-    if not flat:
+    if family is bitserial:
+        constants |= {"ASM": bitserial.assembler(target)}
+    elif not flat:
         constants |= call.constants(form, target, assembly=True)
     types = dict(family.SCALARS)
-    if family is gemv:
+    if family in (gemv, bitserial):
         types |= {"x": "*i32", "w": "*i32"}
     function = getattr(family, family.__name__.rpartition(".")[2])
     constants |= result(out, residual, columns)
-    need = LOAD if family in (gemv, depthwise) else TENSOR_CORE
+    need = LOAD if family in (gemv, depthwise, bitserial) else TENSOR_CORE
     return compile_(function, constants, types, target, tile, need, out=out, residual=residual, even=even)
 
 

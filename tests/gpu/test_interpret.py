@@ -27,7 +27,7 @@ from bitpress.core import quant
 from bitpress.core.encoding import parse
 from bitpress.core.errors import UnsupportedError, UsageError
 from bitpress.kernels import gpu
-from bitpress.kernels.gpu import call, conv, fields, gemm, gemv
+from bitpress.kernels.gpu import bitserial, call, conv, fields, gemm, gemv
 from bitpress.kernels.gpu.layout import Storage, packed
 from bitpress.kernels.gpu.tiles import Tile
 
@@ -397,6 +397,12 @@ def take_dots(a, b, c, o, ASM: tl.constexpr):
     tl.store(o + i, fields.dot4(tl.load(a + i), tl.load(b + i), tl.load(c + i), ASM))
 
 
+@triton.jit
+def take_ones(a, o, ASM: tl.constexpr):
+    i = tl.arange(0, 64)
+    tl.store(o + i, bitserial.popcount(tl.load(a + i), ASM))
+
+
 def lop3(a: np.ndarray, b: np.ndarray, c: np.ndarray, table: int) -> np.ndarray:
     """Bit by bit the entry of `table` at 4 * a + 2 * b + c."""
     out = np.zeros_like(a)
@@ -412,13 +418,15 @@ def dp4a(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return ((sides[0] * sides[1]).sum(-1) + c.view(np.int32)).astype(np.int32).view(np.uint32)
 
 
-# What PTX says of the instructions that the kernels use, on uint32.
+# What PTX (and of the last AMD's manual) says of the instructions that the kernels use, on uint32.
 PTX: dict[str, Callable[..., np.ndarray]] = {
     "shl.b32": lambda a, n: a << np.uint32(n),
     "shr.u32": lambda a, n: a >> np.uint32(n),
     "and.b32": lambda a, b: a & b,
     "lop3.b32": lop3,
     "dp4a.s32.s32": dp4a,
+    "popc.b32": lambda a: np.bitwise_count(a).astype(np.uint32),
+    "v_bcnt_u32_b32": lambda a, n: np.bitwise_count(a).astype(np.uint32) + np.uint32(n),
 }
 
 
@@ -427,7 +435,7 @@ def emulate(
 ) -> object:
     """Assembly on whole tensors: `pack` elements share a 32-bit register, outputs are numbered before inputs."""
     types = dtype if isinstance(dtype, tuple) else (dtype,)
-    assert is_pure and constraints == ",".join(["=r"] * len(types) + ["r"] * len(args))
+    assert is_pure and constraints.replace("v", "r") == ",".join(["=r"] * len(types) + ["r"] * len(args))
     assert all(pack * t.primitive_bitwidth == 32 for t in (*types, *(arg.dtype for arg in args)))
     names = {f"${len(types) + i}": arg.handle.data.reshape(-1).view(np.uint32) for i, arg in enumerate(args)}
     for line in filter(None, (part.strip(" {}") for part in asm.split(";"))):
@@ -481,3 +489,13 @@ def test_four_products_of_signed_bytes(assembly: bool) -> None:
     words = [torch.from_numpy(v).view(torch.int32).reshape(64) for v in (a, b)]
     take_dots[(1,)](*words, torch.from_numpy(c), out, assembly)
     assert_same((a.astype(np.int64) * b).sum(1) + c, out.numpy().astype(np.int64))
+
+
+@pytest.mark.parametrize("asm", ["", "nvidia", "amd"])
+def test_ones_of_every_word_are_counted(asm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tl, "inline_asm_elementwise", emulate)
+    words = np.random.default_rng(5).integers(-(2**31), 2**31, 64).astype(np.int32)
+    words[:4] = 0, -1, -(2**31), 2**31 - 1
+    out = torch.full((64,), -1, dtype=torch.int32)
+    take_ones[(1,)](torch.from_numpy(words), out, asm)
+    assert_same(np.bitwise_count(words.view(np.uint32)).astype(np.int32), out.numpy())
