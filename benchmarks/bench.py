@@ -40,23 +40,27 @@ def bench(
     weights: str | Path | None = None,
     seconds: float = 2.0,
     seed: int = 0,
+    device: str = "cpu",
     progress: Progress = lambda _what, _share: None,
 ) -> dict[str, Any]:
     """The `bitpress.bench` document: times in milliseconds, one entry of `runs` per batch size and thread count.
 
     `vs`: names of `peers.FAMILIES`; None: `peers.DEFAULT`, without those whose libraries are missing, which
     `peers_left_out` tells. `seconds` for each run; `progress` is told what is under way and the share done.
+    `device`: "cuda" times X.bpk on a GPU, one graph replayed, steps one by one, without peers and bounds.
     Nothing is timed that answers wrongly: CheckFailed if the golden sample or the reference disagrees.
     """
     left_out = ""
-    if vs is None:
+    if device != "cpu":
+        vs, left_out = _without_peers(vs)
+    elif vs is None:
         vs, left_out = peer_families.at_hand(peer_families.DEFAULT)
     peer_families.check(vs)
     for name, values in (("--batch", batches), ("--threads", threads)):
         if not values or min(values) < 1:
             raise UsageError(f"{name} {','.join(map(str, values))}: numbers of at least 1 are needed")
     begin = perf_counter()
-    loaded = Model(artifact)
+    loaded = Model(artifact, device=device)
     load = 1e3 * (perf_counter() - begin)
     program, rng = loaded.program, np.random.default_rng(seed)
     if loaded.golden_check() is False:
@@ -73,9 +77,9 @@ def bench(
             def share(part: float, i: int = i, count: int = count, batch: int = batch) -> None:
                 progress(f"bench, batch {batch}, {count} thread{'s' if count > 1 else ''}", (i + part) / len(settings))
 
-            runs.append(_run(artifact, families, images.check, batch, count, seconds, share))
+            runs.append(_run(artifact, families, images.check, batch, count, device, seconds, share))
     return {
-        **head("bitpress.bench", isa=loaded.isa, threads=max(threads)),
+        **head("bitpress.bench", isa=loaded.isa, threads=max(threads), gpu=loaded.gpu_name),
         "artifact": str(artifact),
         "peer_source": net.source,
         "peers_left_out": left_out,
@@ -85,6 +89,14 @@ def bench(
         "memory": _memory(loaded, artifact),
         "runs": runs,
     }
+
+
+def _without_peers(vs: Sequence[str] | None) -> tuple[Sequence[str], str]:
+    """Peers of a network on a GPU: none, and the sentence about it."""
+    why = "peers run on the CPU; `python -m bitpress.benchmarks.gpu` compares with torch on a GPU"
+    if vs:
+        raise UsageError(f"--vs {','.join(vs)} with --device cuda: {why}")
+    return (), why
 
 
 def _memory(loaded: Model, artifact: str | Path) -> dict[str, int | None]:
@@ -105,16 +117,17 @@ def _run(
     check: np.ndarray,
     batch: int,
     threads: int,
+    device: str,
     seconds: float,
     progress: Callable[[float], None],
 ) -> dict[str, Any]:
     with ExitStack() as stack:
         cpus = stack.enter_context(pinned(threads))
-        model = Model(artifact, threads=threads)
+        model = Model(artifact, threads=threads, device=device)
         ready = [peer for family in families for peer in stack.enter_context(family.peers(batch, threads))]
         x = model.prepare(np.resize(check, (batch, *check.shape[1:])))
         _verified(model, x, artifact)
-        ours = _answers(model, check, batch)
+        ours = _answers(model, check, batch) if ready else None
         matches = {peer.name: float(np.mean(_answers(peer.run, check, batch) == ours)) for peer in ready}
         table = Layers(model, x)
         candidates: dict[str, Callable[[], object]] = {OURS: table.plain}
@@ -128,7 +141,7 @@ def _run(
 
         settle = SETTLE_SECONDS * (threads > 1)
         timings = measure(candidates, seconds=seconds, settle=settle, observe=observe, progress=progress)
-        native = native_module()
+        native = None if model.gpu is not None else native_module()
         roofs = roofline.measure(native, table.kernels, model.program, threads)
         names = [name for name, _ in table.kernels]
         fixed = {} if native is None else fixed_parts(native, model.program, names, batch=batch, threads=threads)

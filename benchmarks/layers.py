@@ -23,19 +23,24 @@ class Layers:
         self._model, self._x = model, x
         self._rows = model.inspect_rows()
         self._times: list[np.ndarray] = []
+        self._placed = None if model.gpu is None else model.gpu.put(x)
 
     @property
     def timed(self) -> bool:
-        """Whether single steps can be timed: only native code has a clock inside."""
-        return self._model.session is not None
+        """Whether single steps can be timed: numpy has no clock inside."""
+        return self._model.session is not None or self._model.gpu is not None
 
     @property
     def kernels(self) -> list[tuple[str, str]]:
         """(kernel, isa) of every step."""
         return [(str(row["kernel"]), str(row["isa"])) for row in self._rows]
 
-    def plain(self) -> np.ndarray:
-        """One inference, nothing but the outputs."""
+    def plain(self) -> object:
+        """One inference, nothing but the outputs; on a GPU from images that are there to outputs that stay there."""
+        if self._model.gpu is not None and self._placed is not None:
+            placed = self._model.gpu.run(self._placed)
+            self._model.gpu.wait()
+            return placed
         if self._model.session is None:
             return execute(self._model.program, self._x)
         out: np.ndarray = self._model.session.run(self._x)
@@ -43,6 +48,8 @@ class Layers:
 
     def profile(self) -> np.ndarray:
         """One inference with a clock around every step: milliseconds [steps]."""
+        if self._model.gpu is not None and self._placed is not None:
+            return self._model.gpu.profile(self._placed)
         return np.asarray(self._model.session.profile(self._x), np.float64)
 
     def observe(self, times: np.ndarray) -> None:
@@ -67,7 +74,7 @@ class Layers:
     def _why(self, numbers: list[int], roofs: Roofs, fixed: Mapping[int, float]) -> dict[str, Any]:
         """Parts of the time of the longest of these steps, and the sentence about them."""
         found = None
-        if self._times:
+        if self._times and self._model.gpu is None:
             medians = {i: float(np.median([times[i] for times in self._times])) for i in numbers}
             longest = max(numbers, key=lambda i: medians[i])
             program = self._model.program

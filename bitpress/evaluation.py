@@ -29,6 +29,7 @@ class _Subject:
     data: str | None
     isa: str | None
     semantics: str
+    gpu: str | None = None
 
 
 def evaluate(
@@ -36,17 +37,23 @@ def evaluate(
     *,
     data: str | None = None,
     threads: int = 1,
+    device: str = "cpu",
     progress: Progress = lambda _what, _share: None,
 ) -> dict[str, Any]:
     """Accuracy of `source` (a `.bpk` or a RUN folder) on the test part of `data`, by default the one it was made with.
 
+    `device`: "cuda" runs a `.bpk` on a GPU, with the same predictions; EnvironmentMissing without one.
     UsageError: no such file or data set, or it does not fit; CorruptError: `source` is damaged.
     """
     from .core.data import load
     from .core.evaluate import evaluate as measure
 
     path = Path(source)
-    subject = _of_run(path, threads) if path.is_dir() else _of_artifact(path, threads)
+    if device != "cpu" and path.is_dir():
+        raise UsageError(
+            f"{source} is a RUN, whose integers torch computes on the CPU: compile it, and give --device the X.bpk"
+        )
+    subject = _of_run(path, threads) if path.is_dir() else _of_artifact(path, threads, device)
     spec = data or subject.data
     if spec is None:
         raise UsageError(f"{source} does not say which data belongs to it: give --data")
@@ -61,20 +68,20 @@ def evaluate(
         progress=lambda done: progress(f"eval {spec}", done / len(test)),
     )  # fmt: skip
     return {
-        **head("bitpress.eval", isa=subject.isa, threads=threads),
+        **head("bitpress.eval", isa=subject.isa, threads=threads, gpu=subject.gpu),
         "source": str(source), "data": spec, "semantics": subject.semantics, "top1": result.top1, "top5": result.top5,
         "iou": result.iou, "n": result.n, "predictions_sha256": result.sha256, "seconds": time.perf_counter() - start,
     }  # fmt: skip
 
 
-def _of_artifact(path: Path, threads: int) -> _Subject:
+def _of_artifact(path: Path, threads: int, device: str) -> _Subject:
     from .compiler.model import load
 
-    model = load(path, threads=threads)
+    model = load(path, threads=threads, device=device)
     program, known = model.program, model.program.meta.get("data")
     return _Subject(
         model, tuple(model.shape), model.outputs, program.mean.tolist(), program.std.tolist(),
-        known if isinstance(known, str) else None, model.isa, "compiled program",
+        known if isinstance(known, str) else None, model.isa, "compiled program", model.gpu_name,
     )  # fmt: skip
 
 

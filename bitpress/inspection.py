@@ -24,17 +24,23 @@ def verify(
     batches: Sequence[int] = (1, 3, 16),
     threads: Sequence[int] = (1, 2),
     data: Any = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Whether torch (with the RUN `against`), the numpy reference and native code compute the same, value by value.
 
     `data`: a DATA spec or normalised images float32 [N, C, H, W]; by default the golden sample and seeded noise.
-    EnvironmentMissing where fewer than two stages can run.
+    `device`: "cuda" insists on the GPU, which computes too where there is one. EnvironmentMissing where fewer than two
+    stages can run, or the GPU is missing that was asked for.
     """
     from .compiler.verify import verify as body
 
-    found = body(source, against, batches=batches, threads=threads, data=data)
-    isa = found.pop("isa")
-    return {**head("bitpress.verify", isa=isa or "reference", threads=max(threads)), "artifact": _name(source), **found}
+    found = body(source, against, batches=batches, threads=threads, data=data, device=device)
+    isa, gpu = found.pop("isa"), found.pop("gpu")
+    return {
+        **head("bitpress.verify", isa=isa or "reference", threads=max(threads), gpu=gpu),
+        "artifact": _name(source),
+        **found,
+    }
 
 
 def _name(source: str | Path | bytes) -> str | None:

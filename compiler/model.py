@@ -6,16 +6,22 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..core import quant
 from ..core.errors import EnvironmentMissing, UsageError
+from ..kernels import gpu
 from . import artifact
 from .execute import execute
+from .program import Program
+
+if TYPE_CHECKING:
+    from .gpu_model import GpuProgram
 
 REFERENCE = "reference"
+DEVICES = ("cpu", "cuda")
 
 
 def native_module() -> ModuleType | None:
@@ -56,21 +62,35 @@ def thread_count(threads: int | None = None) -> int:
     return int(text)
 
 
+def gpu_program(program: Program) -> GpuProgram:
+    """`program` on this host's GPU; EnvironmentMissing, one sentence, without triton, torch or a GPU."""
+    device = gpu.device()
+    from .gpu_model import GpuProgram
+
+    return GpuProgram(program, device)
+
+
 class Model:
     """A loaded `.bpk`.
 
     `program`: what it holds; `shape`: [C, H, W] of one input; `outputs`: values per image; `session`: the native
-    session, or None where numpy runs.
+    session, or None where numpy or a GPU runs; `gpu`: the program on a GPU, or None.
     """
 
-    def __init__(self, source: str | Path | bytes, *, threads: int | None = None) -> None:
-        """`source`: path or the file's bytes. CorruptError if it is damaged, UsageError if it cannot be read."""
+    def __init__(self, source: str | Path | bytes, *, threads: int | None = None, device: str = "cpu") -> None:
+        """`source`: path or the file's bytes. CorruptError if it is damaged, UsageError if it cannot be read.
+
+        `device`: "cpu" or "cuda"; EnvironmentMissing without a GPU, UnsupportedError for a step that it cannot run.
+        """
+        if device not in DEVICES:
+            raise UsageError(f"device {device!r} is unknown; valid: {', '.join(DEVICES)}")
         count = thread_count(threads)
         data = source if isinstance(source, bytes) else artifact.load_bytes(source)
         self.program = artifact.decode(data)
         self.shape = self.program.buffers[self.program.input].shape
         self.outputs = int(np.prod(self.program.buffers[self.program.output].shape))
-        native = native_module()
+        self.gpu = gpu_program(self.program) if device == "cuda" else None
+        native = native_module() if self.gpu is None else None
         self.session: Any = None if native is None else native.Session(data, threads=count)
 
     @property
@@ -80,8 +100,15 @@ class Model:
 
     @property
     def isa(self) -> str:
-        """Instruction set in use, "reference" where numpy runs."""
+        """Instruction set in use, "reference" where numpy runs; of a GPU its chip, such as "sm90"."""
+        if self.gpu is not None:
+            return self.gpu.target
         return REFERENCE if self.session is None else str(self.session.isa)
+
+    @property
+    def gpu_name(self) -> str | None:
+        """What the GPU in use calls itself, None on a CPU."""
+        return None if self.gpu is None else self.gpu.name
 
     def __call__(self, x: Any) -> Any:
         """float32 [N, C, H, W], normalised, or uint8 [N, H, W, C] as a file holds it -> float32 [N, outputs].
@@ -91,6 +118,8 @@ class Model:
         if hasattr(x, "detach"):
             return x.new_tensor(self(x.detach().cpu().numpy()), dtype=x.new_empty(0).float().dtype)
         images = self.prepare(x)
+        if self.gpu is not None:
+            return self.gpu(images)
         if self.session is None:
             return execute(self.program, images)
         return self.session.run(images)
@@ -116,6 +145,8 @@ class Model:
         """Per step: name, layer, op, kernel, isa, why (why that kernel and no other)."""
         if self.session is not None:
             return [dict(row) for row in self.session.steps()]
+        if self.gpu is not None:
+            return self.gpu.rows()
         why = "the native module is not in use"
         return [
             {"name": s.name, "layer": s.layer, "op": s.op, "kernel": f"{s.op}_reference", "isa": REFERENCE, "why": why}
@@ -129,6 +160,6 @@ class Model:
         return bool(np.array_equal(self(self.program.golden_input), self.program.golden_output))
 
 
-def load(path: str | Path, *, threads: int | None = None) -> Model:
+def load(path: str | Path, *, threads: int | None = None, device: str = "cpu") -> Model:
     """The compiled network in the file `path`; call it on images. Errors as of `Model`."""
-    return Model(path, threads=threads)
+    return Model(path, threads=threads, device=device)

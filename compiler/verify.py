@@ -1,8 +1,9 @@
-"""torch = integer reference = C++, value by value; the first that differs is named.
+"""torch = integer reference = C++ = Triton, value by value; the first that differs is named.
 
 Stages: `torch` (core.semantics of the RUN, which shares nothing with the compiler but core.integer), `reference`
-(the program in numpy), `native` (the C++ session). Every one is compared with the reference. Apart from that stands the
-training forward of a searched RUN, in floats: its share of differing codes is told, and decides nothing.
+(the program in numpy), `native` (the C++ session), `triton` (a GPU, where there is one). Every one is compared with the
+reference. Apart from that stands the training forward of a searched RUN, in floats: its share of differing codes is
+told, and decides nothing.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import numpy as np
 from ..core.errors import EnvironmentMissing, UnsupportedError, UsageError
 from ..core.graph import Graph
 from ..core.integer import integer
+from ..kernels import gpu
 from . import artifact
 from .execute import execute, values
-from .model import native_module
+from .model import gpu_program, native_module
 from .pipeline import Source
 from .program import Program
 from .prune import kept_of
 
-TORCH, REFERENCE, NATIVE = "torch", "reference", "native"
+TORCH, REFERENCE, NATIVE, TRITON = "torch", "reference", "native", "triton"
 SEED = 0
 Values = Mapping[str, np.ndarray]
 
@@ -36,12 +38,14 @@ def verify(
     batches: Sequence[int] = (1, 3, 16),
     threads: Sequence[int] = (1, 2),
     data: str | np.ndarray | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Body of the `bitpress.verify` document; the face adds its head.
 
     `run`: the RUN of the artifact, for stage torch. Values are compared on the largest batch, outputs for every batch
     and thread count. `data`: normalised float32 images [N, C, H, W], or a data set of whose validation part they are
-    taken; by default the golden sample and seeded noise. EnvironmentMissing if fewer than two stages can run.
+    taken; by default the golden sample and seeded noise. `device`: with "cuda" a GPU that is missing or cannot run the
+    program is an error and no stage left out. EnvironmentMissing if fewer than two stages can run.
     """
     for name, numbers in (("batch", batches), ("threads", threads)):
         if not numbers or min(numbers) < 1:
@@ -50,6 +54,7 @@ def verify(
     program = artifact.decode(blob)
     x = images(program, data, max(batches))
     stages, left_out = _stages(blob, program, run)
+    _add_triton(stages, left_out, program, wanted=device == "cuda")
     if not stages:
         raise EnvironmentMissing(
             f"only the numpy reference can run, and it cannot verify itself: {'; '.join(w for _, w in left_out)}"
@@ -59,7 +64,12 @@ def verify(
     for stage in stages:
         report.compare(stage.name, want, stage.values(x))
     outputs = execute(program, x)
-    runs = [_run(s, x[:b], outputs[:b], t, report) for s in stages for t in threads for b in batches]
+    runs = [
+        _run(s, x[:b], outputs[:b], t, report)
+        for s in stages
+        for t in threads[: 1 if s.name == TRITON else None]
+        for b in batches
+    ]
     golden = _golden(program, report)
     layer = {program.buffers[s.output].name: s.layer for s in program.steps}
     if report.first is not None:
@@ -68,7 +78,7 @@ def verify(
         "exact": report.first is None,
         "stages": [s.name for s in stages if s.name == TORCH]
         + [REFERENCE]
-        + [s.name for s in stages if s.name == NATIVE],
+        + [s.name for s in stages if s.name != TORCH],
         "left_out": [{"stage": name, "why": why} for name, why in left_out],
         "layers": [{"name": name, "layer": layer[name], **row} for name, row in report.rows.items()],
         "first_difference": report.first,
@@ -77,6 +87,7 @@ def verify(
         "training_forward": next((s.forward(x) for s in stages if s.forward is not None), None),
         "images": len(x),
         "isa": next((s.isa for s in stages if s.name == NATIVE), None),
+        "gpu": next((s.isa for s in stages if s.name == TRITON), None),
     }
 
 
@@ -109,7 +120,7 @@ class _Stage:
     name: str
     values: Callable[[np.ndarray], Values]
     run: Callable[[np.ndarray, int], np.ndarray]
-    isa: str | None = None
+    isa: str | None = None  # or the name of a GPU
     forward: Callable[[np.ndarray], dict[str, float] | None] | None = None
 
 
@@ -184,6 +195,20 @@ def _stages(
             )
         )
     return found, left_out
+
+
+def _add_triton(stages: list[_Stage], left_out: list[tuple[str, str]], program: Program, *, wanted: bool) -> None:
+    """The stage of the GPU, where this host has one or it is `wanted`."""
+    if gpu.missing() and not wanted:
+        return
+    try:
+        made = gpu_program(program)
+    except (EnvironmentMissing, UnsupportedError) as error:
+        if wanted:
+            raise
+        left_out.append((TRITON, str(error)))
+        return
+    stages.append(_Stage(TRITON, made.values, lambda x, _threads: made(x), made.name))
 
 
 def _without_torch() -> str | None:

@@ -36,7 +36,7 @@ TORCH = (
     "core/calibrate.py", "core/magnitudes.py", "core/equalize.py", "core/sensitivity.py", "core/torch_*.py",
     "core/models/*.py", "core/search/*.py", "kernels/gpu/*.py",
     "benchmarks/peers_torch.py", "benchmarks/separate_paths.py", "benchmarks/training.py",
-    "core/agents.py",
+    "core/agents.py", "compiler/gpu_*.py",
 )  # fmt: skip
 TORCH_INSIDE = (
     "compiler/verify.py",

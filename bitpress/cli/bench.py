@@ -22,7 +22,7 @@ PEERS = (
 )  # fmt: skip
 
 
-@verb("bench", lists=True)
+@verb("bench", lists=True, gpu=True)
 @click.argument("artifact", metavar="X.bpk")
 @click.option(
     "--vs",
@@ -42,8 +42,8 @@ def command(
 ) -> Result:  # fmt: skip
     """Times X.bpk layer by layer and against its peers, interleaved in one run.
 
-    Without --against and --model the peers run the dense network rebuilt from the artifact. `bitpress bench gemm` times
-    single kernels; a file of that name is ./gemm.
+    Without --against and --model the peers run the dense network rebuilt from the artifact. --device cuda times X.bpk
+    on a GPU, without peers. `bitpress bench gemm` times single kernels; a file of that name is ./gemm.
     """
     from ..benchmarks.bench import bench
 
@@ -51,7 +51,7 @@ def command(
         raise UsageError(f"`bitpress bench {artifact}` takes the word first, options behind it; a file is ./{artifact}")
     document = bench(
         artifact, vs=vs, batches=batch, threads=common.threads, against=against, model=model, weights=weights,
-        seconds=seconds, seed=common.seed, progress=common.progress,
+        seconds=seconds, seed=common.seed, device=common.device, progress=common.progress,
     )  # fmt: skip
     parts = ", ".join(f"{name} {size:,}" for name, size in document["memory"].items() if size is not None)
     notes = (

@@ -229,8 +229,8 @@ def _common(given: dict[str, Any], *, gpu: bool) -> Common:
     device = given.pop("device")
     if device == "cuda" and not gpu:
         raise EnvironmentMissing(
-            f"--device cuda: Bitpress {__version__} runs networks on the CPU only; only search trains on a GPU. "
-            "Leave --device out"
+            f"--device cuda: `bitpress {ctx.command.name}` works on the CPU only; search trains on a GPU, and eval, "
+            "run, verify and bench run compiled networks there. Leave --device out"
         )
     target = given.pop("json")
     if target not in (None, "-"):

@@ -23,7 +23,7 @@ def columns(document: Mapping[str, Any]) -> tuple[Column, ...]:
     )  # fmt: skip
 
 
-@verb("eval")
+@verb("eval", gpu=True)
 @click.argument("source", metavar="X.bpk|RUN")
 @click.option("--data", metavar="DATA", help="digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, detection:DIR, file.py:factory.")
 def command(common: Common, source: str, data: str | None) -> Result:
@@ -35,5 +35,5 @@ def command(common: Common, source: str, data: str | None) -> Result:
     """
     from ..evaluation import evaluate
 
-    document = evaluate(source, data=data, threads=common.thread, progress=common.progress)
+    document = evaluate(source, data=data, threads=common.thread, device=common.device, progress=common.progress)
     return Result(document, (Table("", columns(document), [document]),))

@@ -13,7 +13,7 @@ from ..core.host import head, write_bytes
 from .command import Common, Result, verb
 
 
-@verb("run", table=False)
+@verb("run", table=False, gpu=True)
 @click.argument("artifact", metavar="X.bpk")
 @click.option(
     "--input", "source", required=True, metavar="X.npy", help="float32 [N,C,H,W], normalised, or uint8 [N,H,W,C]."
@@ -30,7 +30,7 @@ def command(common: Common, artifact: str, source: str, output: str, batch: int)
         raise UsageError(f"--output {output or repr(output)} is a folder: give a file Y.npy")
     if not Path(output).parent.is_dir():
         raise UsageError(f"--output {output}: there is no folder {Path(output).parent}")
-    model = load(artifact, threads=common.thread)
+    model = load(artifact, threads=common.thread, device=common.device)
     images = _read(source)
     model.check(images)
     start = time.perf_counter()
@@ -42,7 +42,7 @@ def command(common: Common, artifact: str, source: str, output: str, batch: int)
     outputs = np.concatenate(parts) if parts else np.empty((0, model.outputs), np.float32)
     _write(output, outputs)
     document = {
-        **head("bitpress.run", isa=model.isa, threads=common.thread),
+        **head("bitpress.run", isa=model.isa, threads=common.thread, gpu=model.gpu_name),
         "artifact": artifact, "input": source, "output": output, "n": len(images), "outputs": model.outputs,
         "seconds": seconds,
     }  # fmt: skip

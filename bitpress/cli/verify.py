@@ -1,4 +1,4 @@
-"""`bitpress verify`: torch = numpy = native, value by value; the first difference is named."""
+"""`bitpress verify`: torch = numpy = native = GPU, value by value; the first difference is named."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ RUNS = (
 THREADS = (1, 2)
 
 
-@verb("verify", lists=True)
+@verb("verify", lists=True, gpu=True)
 @click.argument("artifact", metavar="X.bpk")
 @click.option("--against", metavar="RUN", help="The RUN that X.bpk was compiled from; adds stage torch.")
 @click.option("--batch", type=Numbers(1, 4096), default="1,3,16", help="Batch sizes by comma.")
 @click.option("--data", metavar="DATA", help="Images of its held-out part; default: the golden sample and noise.")
 def command(common: Common, artifact: str, against: str | None, batch: tuple[int, ...], data: str | None) -> Result:
-    """Compares every value of X.bpk as torch, numpy and the native code compute it; all must be equal, bit by bit.
+    """Compares every value of X.bpk as torch, numpy and native code compute it; all must be equal, bit by bit.
 
-    --threads is 1,2 unless given.
+    A GPU that is there computes them too; --device cuda insists on it. --threads is 1,2 unless given.
     """
     from ..inspection import verify
 
     threads = common.threads if "threads" in common.given else THREADS
     common.progress("verify", 0.0)
-    document = verify(artifact, against=against, batches=batch, threads=threads, data=data)
+    document = verify(artifact, against=against, batches=batch, threads=threads, data=data, device=common.device)
     common.progress("verify", 1.0)
     tables = (Table("Values", LAYERS, document["layers"]), Table("Outputs", RUNS, document["runs"]))
     return Result(document, tables, _notes(document), _failure(artifact, document["first_difference"]))

@@ -7,6 +7,7 @@ one sentence with the remedy; `missing` is that sentence for `doctor`. docs/gpu.
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
     from .pool import Pool
 
 __all__ = [
-    "Storage", "Weights", "Window", "arrange", "average_pool", "conv2d", "depthwise2d", "global_average_pool", "linear",
-    "linear_bitserial", "load", "load_pool", "max_pool", "missing", "packed",
+    "Storage", "Weights", "Window", "arrange", "average_pool", "conv2d", "depthwise2d", "device", "global_average_pool",
+    "linear", "linear_bitserial", "load", "load_pool", "max_pool", "missing", "name", "packed", "target",
 ]  # fmt: skip
 
 DEVICES = ("/dev/nvidia0", "/dev/kfd")
+MAX_INDEX = 2**31 - 1  # kernels index with int32
 
 
 def missing() -> str:
@@ -34,9 +36,47 @@ def missing() -> str:
     for library, extra in (("triton", "gpu"), ("torch", "search")):
         if find_spec(library) is None:
             return f"{library} is not installed: pip install 'bitpress[{extra}]'"
-    if not any(Path(device).exists() for device in DEVICES):
+    if not interpreted() and not any(Path(device).exists() for device in DEVICES):
         return f"no GPU: {' and '.join(DEVICES)} {'do' if len(DEVICES) > 1 else 'does'} not exist"
     return ""
+
+
+def interpreted() -> bool:
+    """Whether kernels run on CPU tensors in triton's interpreter, for tests: TRITON_INTERPRET=1."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def device() -> str:
+    """Where networks run here: "cuda", in the interpreter "cpu". EnvironmentMissing where kernels cannot run."""
+    if lack := missing():
+        raise EnvironmentMissing(f"GPU kernels cannot run here: {lack}")
+    if interpreted():
+        return "cpu"
+    import torch
+
+    if not torch.cuda.is_available():
+        raise EnvironmentMissing(
+            f"GPU kernels cannot run here: torch {torch.__version__} finds no GPU that it can use; install a build of "
+            "torch for CUDA or ROCm, and the driver that it asks for"
+        )
+    return "cuda"
+
+
+def target(device: str) -> str:
+    """The chip, "sm90" or "gfx942"; EnvironmentMissing, UnsupportedError as of `call.target_of`."""
+    need()
+    import torch
+
+    from . import call
+
+    return call.target_of(torch.device(device))
+
+
+def name(device: str) -> str:
+    """What the GPU calls itself."""
+    import torch
+
+    return "triton's interpreter" if interpreted() else str(torch.cuda.get_device_name(device))
 
 
 def load(weights: Weights, **constants: Any) -> Layer:

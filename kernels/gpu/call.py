@@ -17,13 +17,12 @@ import triton
 
 from ...core.encoding import parse
 from ...core.errors import EnvironmentMissing, UnsupportedError, UsageError
-from . import finish
+from . import MAX_INDEX, finish
 from .layout import RUNS, Form, Storage, Weights, arrange
 from .tiles import Tile, chip
 
 F32, I32 = "f32", "i32"
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-MAX_INDEX = 2**31 - 1  # kernels index with int32
 
 Out = Storage | str
 

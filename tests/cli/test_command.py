@@ -87,8 +87,26 @@ def test_usage_errors_are_one_sentence(args: list[str], says: str) -> None:
     assert says in refused(2, *args)
 
 
-def test_cuda_is_said_to_be_absent() -> None:
+def test_cuda_is_said_to_be_absent(tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By verbs that never use it, and by those that run networks where there is no GPU."""
+    from bitpress.kernels import gpu
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "on the CPU only" in refused(5, "doctor", "--device", "cuda")
+    verbs = (
+        ("run", "--input", sample.with_name("x.npy"), "--output", tmp_path / "y.npy"),
+        ("eval", "--data", "digits"), ("verify",), ("bench",),
+    )  # fmt: skip
+    for lack, found in (("triton is not installed", None), ("no GPU: /dev/none does not exist", object())):
+        monkeypatch.setattr(gpu, "find_spec", lambda _name, found=found: found)
+        monkeypatch.setattr(gpu, "DEVICES", ("/dev/none",))
+        for verb, *rest in verbs:
+            assert f"GPU kernels cannot run here: {lack}" in refused(5, verb, sample, *rest, "--device", "cuda")
+
+
+def test_what_a_gpu_does_not_do_is_refused(tmp_path: Path, sample: Path) -> None:
+    assert "peers run on the CPU" in refused(2, "bench", sample, "--vs", "torch", "--device", "cuda")
+    assert "is a RUN" in refused(2, "eval", tmp_path, "--data", "digits", "--device", "cuda")
 
 
 def test_configuration_file_and_command_line(tmp_path: Path, sample: Path) -> None:
