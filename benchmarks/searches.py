@@ -1,8 +1,8 @@
 """`python -m bitpress.benchmarks.searches keep NAME RUN [NOTE] | table`: what long searches found, kept and tabulated.
 
 `keep` compiles a finished RUN, verifies the artifact, evaluates both, and stores the documents, without paths of this
-host, in benchmarks/results/searches/NAME. `table` writes benchmarks/results/search.md from what is stored; no figure in
-it is typed.
+host, in benchmarks/results/searches/NAME. `table` writes benchmarks/results/search.md and ajpq.md from what is stored;
+no figure of ours in them is typed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from ..core.rundir import read_json
 
 STORE = Path(__file__).parent / "results" / "searches"
 TABLE = Path(__file__).parent / "results" / "search.md"
+CLAIMS = Path(__file__).parent / "results" / "ajpq.md"
+METRICS = {"top1": "top-1", "iou": "IoU"}
 LEAST_USED = 0.9  # of a budget, by a method that prunes
 USAGE = "usage: python -m bitpress.benchmarks.searches keep NAME RUN [NOTE] | table"
 
@@ -75,6 +77,21 @@ class Kept:
         return int(self.settings["epochs_search"] + self.settings["epochs_finetune"])
 
     @property
+    def metric(self) -> str:
+        """What its accuracy counts: top1, of detectors iou."""
+        return "top1" if self.result.get("iou") is None else "iou"
+
+    @property
+    def accuracy(self) -> float:
+        """On the test part, in percent."""
+        return _percent(self.result, self.metric)
+
+    @property
+    def baseline(self) -> float:
+        """That of the float network."""
+        return _percent(self.result, f"baseline_{self.metric}")
+
+    @property
     def images(self) -> int | None:
         """Training images where they were limited."""
         limit = self.settings.get("train_images")
@@ -114,14 +131,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[:1] == ["keep"] and len(words) in (3, 4):
             keep(words[1], Path(words[2]), note=" ".join(words[3:]))
         elif words == ["table"]:
-            TABLE.write_text(table(stored()), encoding="utf-8")
-            print(f"{TABLE} written")
+            from .claims import page
+
+            runs = stored()
+            for path, text in ((TABLE, table(runs)), (CLAIMS, page(runs))):
+                path.write_text(text, encoding="utf-8")
+                print(f"{path} written")
         else:
             raise UsageError(USAGE)
     except BitpressError as error:
         print(f"searches: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _percent(result: Mapping[str, Any], key: str) -> float:
+    """A figure of a result in percent; intersection over union is a share there."""
+    return float(result[key]) * (100 if key.endswith("iou") else 1)
 
 
 def keep(name: str, run: Path, *, note: str = "", store: Path = STORE) -> Path:
@@ -245,10 +271,11 @@ def command(kept: Kept) -> str:
     useless = {"uniform": {"epochs_search", "lr_search", "lr_thresholds"}, "sbs": set()}
     skipped = useless.get(parts, {"lr_thresholds"})
     for key in names:
-        if key not in skipped and not (key == "epochs_float" and "weights" in s["files"]):
+        if key not in skipped and not (key == "epochs_float" and "weights" in s["files"] and not s[key]):
             words += [flag(key), f"{s[key]:g}"]
-    if s.get("train_images"):
-        words += ["--train-images", str(s["train_images"])]
+    for key in ("train_images", "held_images"):
+        if s.get(key):
+            words += [flag(key), str(s[key])]
     words += ["--seed", str(s["seed"]), "--threads", str(s["threads"])]
     return shlex.join(words)
 
@@ -275,11 +302,11 @@ def _family(runs: Sequence[Kept]) -> list[str]:
 
     dataset, model, images = runs[0].family
     part = f", {images:,} training images" if images else ""
+    said = METRICS[runs[0].metric]
     rows = [
         {
             "label": run.label, "budget": ", ".join(run.settings["budget"]) or None,
-            "top1": f"{run.result['top1']:.2f}",
-            "drop": f"{run.result['top1'] - run.result['baseline_top1']:+.2f}",
+            "accuracy": f"{run.accuracy:.2f}", "drop": f"{run.accuracy - run.baseline:+.2f}",
             "front": _against_front(run, runs), "bops": run.result["bops"], "share": f"{run.share:.3f}",
             "bytes": run.result["weight_bytes"], "kept": _kept(run), "widths": _widths(run), "epochs": _epochs(run),
             "seconds": f"{run.result['seconds']:.0f}", "seed": run.settings["seed"],
@@ -288,20 +315,19 @@ def _family(runs: Sequence[Kept]) -> list[str]:
         for run in sorted(runs, key=lambda r: (-r.share, r.label, r.epochs, r.settings["seed"]))
     ]  # fmt: skip
     columns = (
-        Column("label", "method"), Column("budget", "budget"), Column("top1", "top-1 %"), Column("drop", "to float"),
+        Column("label", "method"), Column("budget", "budget"), Column("accuracy", f"{said} %"), Column("drop", "to float"),
         Column("front", "to front"), Column("bops", "BOPs", "count"), Column("share", "% of fp32"),
         Column("bytes", "weight bytes", "int"), Column("kept", "pruned layers"),
         Column("widths", "inner layers at w/a 2, 4, 8"),
         Column("epochs", "epochs"), Column("seconds", "s"), Column("seed", "seed", "int"), Column("name", "run"),
     )  # fmt: skip
-    floats = sorted({run.result["baseline_top1"] for run in runs})
-    said = ", ".join(f"{f:.2f} %" for f in floats)
+    floats = ", ".join(f"{f:.2f} %" for f in sorted({run.baseline for run in runs}))
     hosts = ", ".join(sorted({f"{r.result['host']['cpu']}, {r.settings['threads']} thread(s)" for r in runs}))
     dates = sorted({run.checks["date"] for run in runs})
     lines = [
         f"## {model}, {dataset}{part}",
         "",
-        f"Float network {said} top-1 of {runs[0].result['n']:,} test images. {hosts}; {dates[0]}"
+        f"Float network {floats} {said} of {runs[0].result['n']:,} test images. {hosts}; {dates[0]}"
         + (f" to {dates[-1]}" if dates[-1] != dates[0] else "")
         + ". Times are those of a machine that other work shared.",
         "",
@@ -335,8 +361,8 @@ def _against_front(run: Kept, runs: Sequence[Kept]) -> str | None:
     if run.settings["method"] == "uniform" or run.convention != "sbs":
         return None
     alike = [r for r in runs if r.settings["method"] == "uniform" and r.epochs == run.epochs]
-    level = front_at([(r.share, r.result["top1"]) for r in alike], run.share)
-    return None if level is None else f"{run.result['top1'] - level:+.2f}"
+    level = front_at([(r.share, r.accuracy) for r in alike], run.share)
+    return None if level is None else f"{run.accuracy - level:+.2f}"
 
 
 def _inner(run: Kept) -> list[Mapping[str, Any]]:
@@ -361,11 +387,10 @@ def _layers(run: Kept) -> str:
     """One line: every layer as name wXaY, with the channels that stay where some went."""
     out = []
     for row in run.checks["layers"]:
-        if row["w_bits"] is None:
-            continue
+        widths = row["w_bits"] or "/".join(f"{bits}:{n}" for bits, n in sorted((row.get("w_bits_hist") or {}).items()))
         cut = row["channels_kept"] < row["channels_total"]
         out.append(
-            f"{row['name']} w{row['w_bits']}a{row['a_bits']}"
+            f"{row['name']} w{widths}a{row['a_bits']}"
             + (f" ({row['channels_kept']}/{row['channels_total']})" if cut else "")
         )
     return ", ".join(out) + "."
@@ -380,7 +405,7 @@ def _seeds(runs: Sequence[Kept]) -> list[str]:
     rows = []
     for (label, budget, epochs), found in sorted(alike.items()):
         if len(found) > 1:
-            tops, shares = [r.result["top1"] for r in found], [r.share for r in found]
+            tops, shares = [r.accuracy for r in found], [r.share for r in found]
             top1 = f"{statistics.mean(tops):.2f} ± {statistics.stdev(tops):.2f}"
             rows.append(f"| {label} | {budget} | {epochs} | {len(found)} | {top1} | {statistics.mean(shares):.3f} |")
     if not rows:

@@ -99,10 +99,10 @@ class Scenes:
 
 
 def _side(whole: int, share: float) -> int:
-    """Pixels of an object on a side of the picture: evenly in the logarithm."""
+    """Pixels of an object on a side of the picture, evenly in the logarithm; odd, so that tips of shapes reach the box."""
     most = max(2.0, min(MOST * CELL, whole / 2))
     least = min(LEAST * CELL, most)
-    return round(least * (most / least) ** share)
+    return 2 * int((least * (most / least) ** share - 1) / 2) + 1
 
 
 def _within(free: int, drawn: np.random.RandomState) -> int:
@@ -110,7 +110,7 @@ def _within(free: int, drawn: np.random.RandomState) -> int:
 
 
 def _middle(count: int) -> np.ndarray:
-    """The middles of so many pixels over [-1, 1]; the outermost lie on the ends, so that a shape fills its box."""
+    """The middles of so many pixels over [-1, 1]; the outermost lie on the ends."""
     return np.linspace(-1, 1, count)
 
 

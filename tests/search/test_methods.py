@@ -65,7 +65,7 @@ def _is_what_the_integers_say(run: Run, result: dict[str, Any]) -> None:
     assert (result["bops"], result["weight_bytes"]) == (totals.bops, totals.weight_bytes)
     test = datasets.load(QUICK["data"]).test()
     semantics = Semantics(integer(run.graph, run.plan, run.tensors))
-    found = evaluate(semantics.run, test.images, test.labels)  # type: ignore[arg-type]
+    found = evaluate(semantics.run, test.images, test.labels)
     assert (found.top1, found.sha256) == (result["top1"], result["predictions_sha256"])
     x = np.asarray(test.images[:50])
     assert max(differing_codes(run.graph, run.plan, run.tensors, semantics.values(x), x).values()) < 0.02

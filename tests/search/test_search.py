@@ -69,7 +69,7 @@ def test_a_search_leaves_a_run_whose_accuracy_is_that_of_the_integer_semantics(
     assert run.plan.residual == residual
     test = datasets.load(QUICK["data"]).test()
     semantics = Semantics(integer(run.graph, run.plan, run.tensors))
-    found = evaluate(semantics.run, test.images, test.labels)  # type: ignore[arg-type]
+    found = evaluate(semantics.run, test.images, test.labels)
     assert (found.top1, found.sha256) == (result["top1"], result["predictions_sha256"])
     assert run.tensors["golden_input"].shape == (1, 1, 6, 6)
     x = np.asarray(test.images[:50])
