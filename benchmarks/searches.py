@@ -387,7 +387,8 @@ def _layers(run: Kept) -> str:
     """One line: every layer as name wXaY, with the channels that stay where some went."""
     out = []
     for row in run.checks["layers"]:
-        widths = row["w_bits"] or "/".join(f"{bits}:{n}" for bits, n in sorted((row.get("w_bits_hist") or {}).items()))
+        held = sorted((row.get("w_bits_hist") or {}).items())
+        widths = row["w_bits"] or "/".join(f"{bits}:{filters}" for bits, filters in held)
         cut = row["channels_kept"] < row["channels_total"]
         out.append(
             f"{row['name']} w{widths}a{row['a_bits']}"

@@ -63,7 +63,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Images (uint8, or float32 where the set is normalised already) and labels: int64 [n], or boxes float32 [n, 4]."""
+    """Images (uint8, or float32 where the set is normalised) and labels: int64 [n], or boxes float32 [n, 4]."""
 
     images: Images
     labels: np.ndarray

@@ -35,7 +35,7 @@ def grid_of(in_shape: Sequence[int], outputs: int) -> Grid | None:
 
 
 def decode(outputs: np.ndarray, grid: Grid) -> np.ndarray:
-    """Outputs [n, anchors x VALUES x grid], in the order C, H, W -> the box of the most confident place, float64 [n, 4].
+    """Outputs [n, anchors x VALUES x grid], in the order C, H, W -> the box of the surest place, float64 [n, 4].
 
     The first place wins ties. Computed in float64 from float32 outputs, which are exact.
     """

@@ -99,7 +99,7 @@ class Scenes:
 
 
 def _side(whole: int, share: float) -> int:
-    """Pixels of an object on a side of the picture, evenly in the logarithm; odd, so that tips of shapes reach the box."""
+    """Pixels of an object on a side of the picture, evenly in the logarithm; odd, so that tips reach the box."""
     most = max(2.0, min(MOST * CELL, whole / 2))
     least = min(LEAST * CELL, most)
     return 2 * int((least * (most / least) ** share - 1) / 2) + 1

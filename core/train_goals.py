@@ -24,7 +24,7 @@ class Goal:
     """A task as training sees it.
 
     `metric`: what `points` counts, percent of each image [N], as logs and documents call it. `loss`: outputs, labels ->
-    mean loss; `taught`: outputs, the teacher's outputs -> mean loss; `drawn`: outputs, share of the loss that is taught,
+    mean loss; `taught`: outputs, the teacher's -> mean loss; `drawn`: outputs, share of the loss that is taught,
     generator -> sum over the batch whose gradient is that of labels drawn from the outputs themselves.
     """
 

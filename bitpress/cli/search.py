@@ -31,7 +31,10 @@ PLAN = (
 @verb("search", gpu=True)
 @click.argument("model")
 @click.option(
-    "--data", required=True, metavar="DATA", help="digits, cifar10:DIR, imagefolder:DIR, detection:DIR, file.py:factory, ..."
+    "--data",
+    required=True,
+    metavar="DATA",
+    help="digits, cifar10:DIR, imagefolder:DIR, detection:DIR, file.py:factory, ...",
 )
 @click.option(
     "--budget", multiple=True, metavar="KIND=VALUE", help="bops=1.5%, size=120kB, latency=0.8ms; bops=1%,2%: a sweep."
@@ -49,7 +52,7 @@ PLAN = (
 @click.option("--prune-share", type=float, help="two-stage: share of the fall of ln BOPs left to pruning, 0.25.")
 @click.option("--stages-of", metavar="sbs|djpq", help="two-stage: the joint method whose parts it takes, sbs.")
 @click.option("--residual", type=Names("int8", "float32"), default="int8", help="How residual streams are held.")
-@click.option("--epochs-float", type=int, help="Epochs of the float network; with weights that are given 0 by default.")
+@click.option("--epochs-float", type=int, help="Epochs of the float network; 0 by default for given weights.")
 @click.option("--epochs-search", type=int, help="Epochs of the search.")
 @click.option("--epochs-finetune", type=int, help="Epochs of the fine-tuning.")
 @click.option("--lr-float", type=float, help="Learning rate of the float network.")
@@ -73,7 +76,7 @@ PLAN = (
 )
 @click.option("--workers", metavar="ray", help="Of a list of bounds: searched beside each other, on Ray (RAY_ADDRESS).")
 @click.option("--train-images", type=int, help="Images of the training part, drawn by the seed. Default: all.")
-@click.option("--held-images", type=int, help="Held-out images that validate and reward, drawn by the seed. Default: all.")
+@click.option("--held-images", type=int, help="Held-out images that judge, drawn by the seed. Default: all.")
 @normal_options
 @model_options
 def command(common: Common, model: str, data: str, budget: tuple[str, ...], out: str, **options: Any) -> Result:
@@ -143,12 +146,15 @@ def _tables(document: dict[str, Any]) -> list[Table]:
     foot = {"name": "total", "macs": totals.macs, "bops": totals.bops, "weight_bytes": totals.weight_bytes}
     accuracy = _accuracy(document)
     rows = [
-        {"what": "float", accuracy.key: document[f"baseline_{accuracy.key}"], "bops": document["bops_fp32"], "share": "100 %",
-         "weight_bytes": totals.fp32_bytes},
+        {"what": "float", accuracy.key: document[f"baseline_{accuracy.key}"], "bops": document["bops_fp32"],
+         "share": "100 %", "weight_bytes": totals.fp32_bytes},
         {"what": _method(document), accuracy.key: document[accuracy.key], "bops": document["bops"],
          "share": f"{100 / document['bops_ratio']:.3g} %", "weight_bytes": document["weight_bytes"]},
     ]  # fmt: skip
-    return [Table("Plan", PLAN, layers, foot), Table("Result, test part", (Column("what", "network"), accuracy, *RESULT), rows)]
+    return [
+        Table("Plan", PLAN, layers, foot),
+        Table("Result, test part", (Column("what", "network"), accuracy, *RESULT), rows),
+    ]
 
 
 def _method(document: dict[str, Any]) -> str:

@@ -41,10 +41,12 @@ STYLE: Any = {  # its library lists every key as a type
 MARKS = {"this": "*", "fp32": "s", "int8": "D", "other": "o"}
 ROLES = {"this": "this network", "fp32": "float", "int8": "w8a8 without training", "other": "other RUNs"}
 SERIES_NAMES = {
-    "val_top1": "top-1 %, held-out images", "val_iou": "IoU %, held-out images", "loss": "loss, training", "val_loss": "loss, held-out images",
+    "val_top1": "top-1 %, held-out images", "val_iou": "IoU %, held-out images",
+    "loss": "loss, training", "val_loss": "loss, held-out images",
     "bops_of_budget": "BOPs, 1 = budget", "bytes_of_budget": "bytes, 1 = budget",
 }  # fmt: skip
-PANELS = (("val_top1",), ("val_iou",), ("loss", "val_loss"))  # figures of a training; what else a search tells has a panel of its own
+# Figures of a training; what else a search tells has a panel of its own.
+PANELS = (("val_top1",), ("val_iou",), ("loss", "val_loss"))
 
 Row = Mapping[str, Any]
 

@@ -102,7 +102,8 @@ def search(
     `prune_share`, `stages_of` (sbs or djpq): of two-stage; `variant`: of sbs, guided or paper; `restrict`: of djpq,
     pow2 or free; `convention`: of djpq and bayesian-bits, sbs or djpq (the ends are searched);
     `latency_table`: file of `bitpress profile`, which a budget of latency needs;
-    `train_images`, `held_images`: how many of the training part and of its held-out slice, drawn by the seed; `shape`: of the learning rates (core.job.SHAPES);
+    `train_images`, `held_images`: how many of the training part and of its held-out slice, drawn by the seed;
+    `shape`: of the learning rates (core.job.SHAPES);
     `device`: cpu or cuda; `precision`: fp32 or bf16, by default fp32 on the CPU and bf16 on a GPU; of ajpq,
     by comma, mixed or fixed:N too: whether filters of a layer may differ; `episodes`: of ajpq. A RUN of the same
     settings is continued (on the CPU as if it had never stopped), a finished one returns its result. Processes that

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bitpress.benchmarks import searches
+from bitpress.benchmarks import claims, searches
 from bitpress.core.errors import CheckFailed
 from bitpress.core.search import search
 
@@ -115,3 +115,28 @@ def test_what_cannot_be_read_is_one_sentence(capsys: pytest.CaptureFixture[str])
 def _kept(run: Path, store: Path) -> list[searches.Kept]:
     searches.keep("digits-4", run, note="By hand.", store=store)
     return searches.stored(store)
+
+
+def test_ajpq_s_claims_stand_beside_what_kept_runs_found(run: Path, tmp_path: Path) -> None:
+    (kept,) = _kept(run, tmp_path)
+    layers = [{**row, "macs": 1000} for row in kept.checks["layers"]]
+    told = {
+        **kept.result, "top1": None, "baseline_top1": None, "iou": 0.625, "baseline_iou": 0.5, "fp32_bytes": 600,
+        "weight_bytes": 100, "bops_fp32": 2 * 1024 * 1000 * len(layers),
+    }  # fmt: skip
+    settings = {**kept.settings, "method": "ajpq", "model": "skynet", "filters": "fixed:8", "episodes": 6}
+    settings["held_images"] = 40
+    detector = replace(kept, settings=settings, result=told, checks={**kept.checks, "layers": layers})
+    assert (detector.metric, detector.accuracy, detector.baseline) == ("iou", 62.5, 50)
+    page = claims.page([kept, detector])
+    paper, ours = (line for line in page.splitlines() if line.startswith("| ") and "fixed" in line)
+    assert "| > 5 | 2 |" in paper and "IoU slightly better" in paper
+    assert "| fixed:8 | 100 | 6.00 | 2.00 |" in ours and "| IoU +12.50 | IoU 62.50 of 50.00 % |" in ours
+    assert "--held-images 40" in page and "40 judged 0 episodes" in page
+    assert "sbs" not in page  # whose run says nothing of these claims
+    assert "IoU %" in searches.table([detector]) and "62.50" in searches.table([detector])
+    photographs = {**kept.result, "top1": 60.0, "baseline_top1": 62.0, "top5": 80.5, "baseline_top5": 81.0}
+    settings = {**settings, "model": "mobilenet_v1_075", "filters": "mixed"}
+    page = claims.page([replace(kept, settings=settings, result=photographs)])
+    assert "top-5 -0.50, top-1 -2.00" in page
+    assert claims.page([replace(kept, settings={**settings, "filters": "fixed:4"})]).count("](searches/digits-4)") == 0

@@ -72,7 +72,7 @@ def test_training_finds_boxes(tmp_path: Path) -> None:
 
 def test_what_a_detector_cannot_have_is_refused_before_any_work(tmp_path: Path) -> None:
     given = {**QUICK, "out": tmp_path / "run", "budgets": ["bops=3%"]}
-    with pytest.raises(UsageError, match="--label-smoothing 0.1: detection has boxes, which are no classes"):
+    with pytest.raises(UsageError, match=r"--label-smoothing 0\.1: detection has boxes, which are no classes"):
         search(DETECTOR, **given, label_smoothing=0.1)
     with pytest.raises(UsageError, match="--held-images 1000: detection has 140 to validate with"):
         search(DETECTOR, **given | {"held_images": 1000})
