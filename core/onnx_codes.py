@@ -18,7 +18,7 @@ from .integer import ODD, moments, weight_clip, weight_levels, zero_name
 from .onnx_graph import Codes, Imported, Rounding
 from .plan import BitConfig, CompressionPlan, LayerId, Segment
 from .quant import act_bounds
-from .storage import ACTS, LAYERS, PASS, STORED, Point, analyse, non_negative
+from .storage import ACTS, LAYERS, PASS, POSITIVE, STORED, Point, analyse, non_negative
 
 SLACK = 1  # levels by which ours may end earlier: i8 ends at -127, the file's at -128
 GRIDS = (BIPOLAR, twos(2), odd(2), twos(4), odd(4), twos(8))  # for weights, by bits
@@ -41,7 +41,7 @@ def quantised(path: str, imported: Imported) -> tuple[Graph, CompressionPlan, di
     }
     bits = {
         layer: BitConfig(
-            (Segment(encoding, tuple(range(len(clip)))),), _act(graph, graph.value(layer).inputs[0], found)
+            (Segment(encoding, tuple(range(len(clip)))),), _act(graph.value(layer).inputs[0], found)
         )
         for layer, (encoding, clip) in held.items()
     }
@@ -53,7 +53,7 @@ def quantised(path: str, imported: Imported) -> tuple[Graph, CompressionPlan, di
 
 
 def _marked(imported: Imported) -> Graph:
-    """The graph with `STORED` on each rounded value whose reader could take it unrounded."""
+    """The graph with `STORED` on rounded values whose reader could take them unrounded, `POSITIVE` on such an input."""
     graph, consumers = imported.graph, imported.graph.consumers()
     goes_on = ACTS | {"add", "batch_norm"}
 
@@ -61,7 +61,9 @@ def _marked(imported: Imported) -> Graph:
         return name in imported.roundings and any(user.op in goes_on for user in consumers[name])
 
     nodes = tuple(replace(n, attrs={**n.attrs, STORED: True}) if marked(n.name) else n for n in graph.nodes)
-    return graph.with_nodes(nodes, graph.consts)
+    found = _Roundings(graph, imported.roundings)
+    inputs = tuple(replace(n, attrs={POSITIVE: True}) if found.begins_at_zero(n.name) else n for n in graph.inputs)
+    return replace(graph, inputs=inputs, nodes=nodes)
 
 
 class _Roundings:
@@ -82,6 +84,11 @@ class _Roundings:
                 "or compile the float model with --quantize and --calibrate"
             )
         return found
+
+    def begins_at_zero(self, name: str) -> bool:
+        """Whether a value has no code below zero."""
+        found = next(self._forwards(name), None)
+        return found is not None and found.lo >= 0
 
     def _forwards(self, name: str) -> Iterator[Rounding]:
         if name in self.own:
@@ -150,26 +157,19 @@ def _clips(
     if levels.min() < encoding.lo or levels.max() > encoding.hi or not np.isin(levels, encoding.levels()).all():
         return None
     spread = moments(weight)[1] if encoding.name[0] in ODD and node.op == "conv2d" else 1.0
-    clip = np.asarray(scale * encoding.hi / (spread or 1.0), np.float32)
+    if spread == 0:
+        return None
+    clip = np.asarray(scale * encoding.hi / spread, np.float32)
     found, _ = weight_levels(node, weight, encoding, clip, weight)
     return clip if np.array_equal(found.reshape(levels.shape), levels) else None
 
 
-def _act(graph: Graph, value: str, found: _Roundings) -> Encoding:
-    """Narrowest encoding of a layer's input; the network's own input is unsigned where its levels begin at 0."""
-    rounding = found[value]
-    bare = any(n.name == value for n in graph.inputs) and rounding.lo == 0
-    plain = found.positive[value] or bare
+def _act(value: str, found: _Roundings) -> Encoding:
+    """Narrowest encoding of a layer's input."""
+    rounding, plain = found[value], found.positive[value]
     least = (rounding.hi - min(rounding.lo, 0) if plain else rounding.hi - rounding.lo).bit_length()
     bits = next(width for width in WIDTHS if width >= least)
     return unsigned(bits) if plain else twos(bits)
-
-
-def _weight_clips(graph: Graph, layer: str, codes: Codes) -> dict[str, np.ndarray]:
-    """ "{layer}.weight_clip", float32 [O], from which `core.integer` finds the file's levels again."""
-    node = graph.value(layer)
-    encoding, clip = _narrowest(node, graph.consts[node.consts["weight"]], codes)
-    return {weight_clip({}, layer, encoding.bits): clip}
 
 
 def _act_clips(points: tuple[Point, ...], found: _Roundings) -> dict[str, np.ndarray]:

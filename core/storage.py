@@ -22,6 +22,8 @@ ACTS = frozenset({"relu", "clip"})
 STREAM_BITS = 8
 STORED = "stored"  # attribute of a node that ends its chain though the next could go on: an imported file rounds here
 
+POSITIVE = "positive"  # attribute of an input none of whose codes is below zero: an imported file rounds it so
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -82,8 +84,8 @@ class Storage:
 
 
 def non_negative(graph: Graph) -> dict[str, bool]:
-    """Value -> whether it can never be below zero, by structure alone."""
-    out = {n.name: False for n in graph.inputs}
+    """Value -> whether it can never be below zero, by structure, or by how its input is rounded."""
+    out = {n.name: bool(n.attrs.get(POSITIVE)) for n in graph.inputs}
     for n in graph.nodes:
         ins = [out[i] for i in n.inputs]
         if n.op == "relu" or (n.op == "clip" and n.attrs["lo"] >= 0):

@@ -17,11 +17,12 @@ from onnx.helper import make_node as op  # noqa: E402
 from bitpress.core.errors import UnsupportedError  # noqa: E402
 from bitpress.core.graph import unknown_ops  # noqa: E402
 from bitpress.core.network import network  # noqa: E402
-from bitpress.core.onnx_forms import FORMS, ON_CODES, QONNX, SUMS  # noqa: E402
+from bitpress.core.onnx_forms import BIPOLAR, FORMS, ON_CODES, QONNX, QUANT, ROUNDS, SUMS  # noqa: E402
 
 from .onnx_nets import Arrays, write  # noqa: E402
 from .test_onnx_codes import CONSTS, codes, rounded, same  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[2]
 MS, BREVITAS = "com.microsoft", QONNX[0]
 RNG = np.random.default_rng(5)
 
@@ -106,6 +107,19 @@ def test_every_row_of_the_lists_is_in_a_test() -> None:
     assert {key for key in FORMS if key[1] not in without} <= used
     assert {("", name) for name in SUMS} <= used
     assert ON_CODES - {name for _, name in used} == {"Squeeze", "Unsqueeze", "Transpose", "Split"}
+
+
+def test_the_documented_tables_are_the_rewriter_s() -> None:
+    text = (ROOT / "docs" / "onnx.md").read_text(encoding="utf-8")
+    rows = text.split("| op on codes |")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.split("|")[1:3]] for row in rows]
+    want = {name: form.op for (_, name), form in FORMS.items()} | dict(SUMS)
+    assert cells[0] == ["QLinearConv", "DequantizeLinear, Conv, QuantizeLinear"]
+    assert {**dict(cells[1:-1]), "QLinearConv": "Conv"} == want
+    assert set(cells[-1][0].removesuffix(" of codes").split(", ")) == ON_CODES
+    quants = text.split("| op | of constants |")[1].split("\n\n")[0]
+    assert all(name in quants for name in (*QUANT, BIPOLAR, *ROUNDS, "Trunc"))
+    assert all(f"`{domain}`" in text for domain in QONNX)
 
 
 def quant(
