@@ -95,7 +95,7 @@ class GpuProgram:
         return [
             {
                 "name": r.step.name, "layer": r.step.layer, "op": r.step.op, "kernel": f"{r.kernel}_gpu",
-                "isa": self.target, "why": WHY.get(r.kernel, "the Triton family of this op"),
+                "isa": self.target, "why": r.why,
             }
             for r in self.steps
         ]  # fmt: skip
@@ -104,7 +104,7 @@ class GpuProgram:
         """Now, on the device's clock."""
         if self.device == "cpu":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
@@ -113,19 +113,14 @@ class GpuProgram:
         held = {self.program.input: x.permute(0, 2, 3, 1).contiguous()}
         for at, ready in enumerate(self.steps):
             step = ready.step
-            value = ready.run([held[number] for number in step.inputs])
-            if ready.places is not None:
-                whole = held.get(step.output)
-                whole = empty(len(x), step.output, self.place) if whole is None else whole
-                value = whole.index_copy_(-1, ready.places, value)
-            held[step.output] = value
+            into = held.get(step.output)
+            if into is None and step.out_channels is not None:
+                into = empty(len(x), step.output, self.place)
+            value = held[step.output] = ready.run([held[number] for number in step.inputs], into)
             yield ready, value
             for number in {*step.inputs, step.output}:
                 if last.get(number) == at:
                     del held[number]
-
-
-WHY = {"torch": "no Triton family computes this op: exact integer operations of torch"}
 
 
 class _Captured:
@@ -134,7 +129,7 @@ class _Captured:
     def __init__(self, forward: Forward, x: torch.Tensor) -> None:
         """Runs `forward` once on a stream of its own, where kernels are compiled, then records it."""
         self.x = x.clone()
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             forward(self.x)

@@ -1,14 +1,14 @@
-"""Steps of a Program on a device: a Triton family where kernels/gpu has one, else plain torch integers, both exact.
+"""Steps of a Program on a device, each by a Triton family of kernels/gpu but gathers, which move bytes by torch.
 
-Values are dense and channels last: int8 [N, H, W, C] as `Storage` keeps levels, or float32. Every operation of torch
-here rounds once (docs/numerics.md, R2): products and sums stand apart. `prepare` puts constants on the device and
-refuses, by name, what cannot be computed; what it gives only computes, so that a CUDA graph can hold it.
+Values are dense and channels last: int8 [N, H, W, C] as `Storage` keeps levels, or float32. `prepare` puts constants on
+the device and refuses, by name, what cannot be computed; what it gives only computes, so that a CUDA graph can hold it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,22 +17,22 @@ from ..core.encoding import parse
 from ..core.errors import UnsupportedError
 from ..kernels import gpu
 from ..kernels.packed import unpack
-from .program import Buffer, Epilogue, Step
+from .program import Buffer, Step
 
 F32 = "f32"
-TORCH = "torch"  # name of the kernel where none of ours computes a step
 
-Run = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+# Values of the inputs, and the result where the step writes only some of its channels -> the result.
+Run = Callable[[Sequence[torch.Tensor], torch.Tensor | None], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A step that can be run. `kernel`: the family; `run`: values of its inputs -> those of its channels."""
+    """A step that can be run. `kernel`: what computes it; `why`: why that."""
 
     step: Step
     kernel: str
+    why: str
     run: Run
-    places: torch.Tensor | None  # int64 [rows], where the step writes only some channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,27 @@ class Place:
         c, h, w = self.buffers[number].shape
         return h, w, c
 
-    def stored(self, number: int) -> gpu.Storage | None:
-        """How a buffer keeps its levels; None where it holds floats."""
+    def stored(self, number: int) -> gpu.Storage | str:
+        """How a buffer is stored: levels, or "f32"."""
         storage = self.buffers[number].storage
-        return None if storage == F32 else gpu.Storage(parse(storage))
+        return F32 if storage == F32 else gpu.Storage(parse(storage))
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:
         """A copy on the device."""
         return torch.from_numpy(np.array(array)).to(self.device)
+
+    def epilogue(self, step: Step) -> dict[str, Any]:
+        """Constants of the step as the families take them."""
+        e = step.epilogue
+        assert e is not None, "check() has proved that all but max pools and gathers have an epilogue"
+        out = {
+            "m": e.m, "b": e.b, "lo": e.lo, "hi": e.hi, "m_r": e.m_r, "device": self.device,
+            "out": self.stored(step.output),
+            "residual": self.stored(step.inputs[1]) if len(step.inputs) > 1 else None,
+        }  # fmt: skip
+        if step.out_channels is not None:
+            out |= {"columns": step.out_channels, "width": self.buffers[step.output].shape[0]}
+        return out
 
 
 def prepare(step: Step, place: Place) -> Ready:
@@ -63,182 +76,128 @@ def prepare(step: Step, place: Place) -> Ready:
         kernel, run = _RULES[step.op](step, place)
     except UnsupportedError as error:
         raise UnsupportedError(f"step {step.name} ({step.op}) does not run on the GPU: {error}") from error
-    places = None if step.out_channels is None else place.tensor(step.out_channels.astype(np.int64))
-    return Ready(step, kernel, run, places)
+    return Ready(step, kernel, WHY[kernel], run)
 
 
 def empty(images: int, number: int, place: Place) -> torch.Tensor:
-    """A buffer of so many images, all level 0."""
-    stored = place.stored(number)
-    dtype, zero = (torch.float32, 0) if stored is None else (torch.int8, -stored.zero)
-    return torch.full((images, *place.shape(number)), zero, dtype=dtype, device=place.device)
+    """A buffer of so many images, not initialised: steps write all its channels before one reads it."""
+    dtype = torch.float32 if place.stored(number) == F32 else torch.int8
+    return torch.empty((images, *place.shape(number)), dtype=dtype, device=place.device)
 
 
-def levels(x: torch.Tensor, stored: gpu.Storage | None) -> torch.Tensor:
+def levels(x: torch.Tensor, stored: gpu.Storage | str) -> torch.Tensor:
     """A stored value -> levels int32, or the float32 that it is."""
-    return x if stored is None else x.to(torch.int32) + stored.zero
+    return x.to(torch.int32) + stored.zero if isinstance(stored, gpu.Storage) else x
 
 
 def _conv2d(step: Step, place: Place) -> tuple[str, Run]:
-    """Every group by the families; one that sees its whole image at once is a matrix product."""
-    act, weight, e = place.stored(step.inputs[0]), step.weight, step.epilogue
-    assert act is not None and weight is not None and e is not None, "check() has proved that convolutions have them"
+    """One that sees its whole image at once is a matrix product."""
+    act, weight = place.stored(step.inputs[0]), step.weight
+    assert isinstance(act, gpu.Storage) and weight is not None, "check() has proved that convolutions have them"
     high, wide, channels = place.shape(step.inputs[0])
     whole = step.kernel == (high, wide) and not any(step.padding)
-    window = gpu.Window() if whole else gpu.Window(step.kernel, step.stride, step.padding, step.dilation)
+    window = gpu.Window() if whole else _window(step)
     rows, depth = weight.shape[0] // step.groups, channels // step.groups
     shape = (step.groups, rows, 1, -1) if whole else (step.groups, rows, window.taps, depth)
     # -1 and 1 are levels of two bits, and no family has fields of one.
     encoding = parse("i2") if weight.encoding.bits == 1 else weight.encoding
-    kept = place.stored(step.inputs[1]) or F32 if len(step.inputs) > 1 else None
-    layers = [
-        gpu.load(
-            gpu.arrange(w, encoding, act), device=place.device, out=place.stored(step.output) or F32, residual=kept,
-            m=e.m[i * rows : (i + 1) * rows], b=e.b[i * rows : (i + 1) * rows], lo=e.lo, hi=e.hi, m_r=e.m_r,
-        )
-        for i, w in enumerate(unpack(weight).reshape(shape))
-    ]  # fmt: skip
-    picked = None if step.out_channels is None else place.tensor(step.out_channels.astype(np.int64))
+    rest = place.epilogue(step)
+    layers = []
+    for i, w in enumerate(unpack(weight).reshape(shape)):
+        part = slice(i * rows, (i + 1) * rows)
+        own = {**rest, "m": rest["m"][part], "b": rest["b"][part]}
+        layers.append(gpu.load(gpu.arrange(w, encoding, act), **own))
 
-    def run(values: Sequence[torch.Tensor]) -> torch.Tensor:
-        x, residual = values[0], _residual(values, picked)
+    def run(values: Sequence[torch.Tensor], into: torch.Tensor | None) -> torch.Tensor:
+        x, residual = values[0], _residual(values)
         if whole:
             x = x.reshape(len(x), 1, 1, -1)
-        if len(layers) == 1:
-            return gpu.conv2d(x, layers[0], window, residual=residual)
-        xs = x.reshape(*x.shape[:3], step.groups, -1).unbind(3)
-        rs = [None] * step.groups if residual is None else residual.chunk(step.groups, -1)
-        parts = [
-            gpu.conv2d(part.contiguous(), layer, window, residual=None if r is None else r.contiguous())
-            for part, layer, r in zip(xs, layers, rs, strict=True)
-        ]
+        return gpu.conv2d(x, layers[0], window, residual=residual, into=into)
+
+    def grouped(values: Sequence[torch.Tensor], _into: torch.Tensor | None) -> torch.Tensor:
+        x, residual = values[0], _residual(values)
+        xs = [x[..., i * depth : (i + 1) * depth].contiguous() for i in range(step.groups)]
+        if whole:
+            xs = [part.reshape(len(x), 1, 1, -1) for part in xs]
+        rs = [None] * step.groups if residual is None else [r.contiguous() for r in residual.chunk(step.groups, -1)]
+        parts = [gpu.conv2d(p, layer, window, residual=r) for p, layer, r in zip(xs, layers, rs, strict=True)]
         return torch.cat(parts, -1)
 
-    return "gemm" if window == gpu.Window() else "conv", run
+    return "gemm" if window == gpu.Window() else "conv", run if step.groups == 1 else grouped
 
 
 def _depthwise_conv2d(step: Step, place: Place) -> tuple[str, Run]:
-    act, weight = place.stored(step.inputs[0]), step.weight
-    assert weight is not None, "check() has proved that convolutions have weights"
-    taps = [place.tensor(tap) for tap in unpack(weight).T]  # int32 [rows] each
-    picked = None if step.out_channels is None else place.tensor(step.out_channels.astype(np.int64))
-
-    def sums(values: Sequence[torch.Tensor]) -> torch.Tensor:
-        x = levels(values[0] if picked is None else values[0].index_select(-1, picked), act)
-        total = torch.zeros((), dtype=torch.int32, device=x.device)
-        for window, w in zip(_windows(x, step, place, 0), taps, strict=True):
-            total = total + window * w
-        return total
-
-    return TORCH, _finished(sums, step, place, picked)
+    act, weight, window = place.stored(step.inputs[0]), step.weight, _window(step)
+    assert isinstance(act, gpu.Storage) and weight is not None, "check() has proved that convolutions have them"
+    encoding = parse("i2") if weight.encoding.bits == 1 else weight.encoding
+    weights = gpu.arrange(unpack(weight)[:, :, None], encoding, act, depthwise=True)
+    layer = gpu.load(weights, **place.epilogue(step))
+    return "depthwise", lambda values, into: gpu.depthwise2d(
+        values[0], layer, window, residual=_residual(values), into=into
+    )
 
 
 def _max_pool2d(step: Step, place: Place) -> tuple[str, Run]:
-    """On bytes: they are in the order of their levels."""
-    least = -np.inf if place.stored(step.inputs[0]) is None else -128
-
-    def run(values: Sequence[torch.Tensor]) -> torch.Tensor:
-        windows = _windows(values[0], step, place, least)
-        best = next(windows)
-        for window in windows:
-            best = torch.maximum(best, window)
-        return best.contiguous()
-
-    return TORCH, run
+    source, window, channels = place.stored(step.inputs[0]), _window(step), place.shape(step.inputs[0])[2]
+    return "max_pool", lambda values, _into: gpu.max_pool(values[0], source, channels, window)
 
 
 def _sum_pool2d(step: Step, place: Place) -> tuple[str, Run]:
-    act = place.stored(step.inputs[0])
-    whole = step.kernel == place.shape(step.inputs[0])[:2] and not any(step.padding)
-
-    def sums(values: Sequence[torch.Tensor]) -> torch.Tensor:
-        x = levels(values[0], act)
-        if whole:
-            return x.sum((1, 2), keepdim=True, dtype=torch.int32)
-        total = torch.zeros((), dtype=torch.int32, device=x.device)
-        for window in _windows(x, step, place, 0):
-            total = total + window
-        return total
-
-    return TORCH, _finished(sums, step, place)
-
-
-def _requantize(step: Step, place: Place) -> tuple[str, Run]:
-    act = place.stored(step.inputs[0])
-    return TORCH, _finished(lambda values: levels(values[0], act), step, place)
+    """Of one pixel: another storage for what there is."""
+    high, wide, channels = place.shape(step.inputs[0])
+    pool, window = gpu.load_pool(place.stored(step.inputs[0]), channels, **place.epilogue(step)), _window(step)
+    if step.op == "sum_pool2d" and step.kernel == (high, wide) and not any(step.padding):
+        return "global_average_pool", lambda values, into: gpu.global_average_pool(
+            values[0], pool, residual=_residual(values), into=into
+        )
+    return "average_pool", lambda values, into: gpu.average_pool(
+        values[0], pool, window, residual=_residual(values), into=into
+    )
 
 
 def _gather(step: Step, place: Place) -> tuple[str, Run]:
     assert step.channels is not None, "check() has proved that a gather has channels"
     stored = place.stored(step.inputs[0])
-    zero = 0 if stored is None else -stored.zero
+    zero = -stored.zero if isinstance(stored, gpu.Storage) else 0
     from_ = place.tensor(np.maximum(step.channels, 0).astype(np.int64))
     there = place.tensor(step.channels >= 0) if (step.channels < 0).any() else None
-
-    def run(values: Sequence[torch.Tensor]) -> torch.Tensor:
-        picked = values[0].index_select(-1, from_)
-        if there is not None:
-            picked = torch.where(there, picked, torch.full((), zero, dtype=picked.dtype, device=picked.device))
-        return next(_windows(picked, step, place, zero)).contiguous()
-
-    return TORCH, run
-
-
-def _windows(x: torch.Tensor, step: Step, place: Place, fill: float) -> Iterator[torch.Tensor]:
-    """x [N, H, W, C] under each tap of the step's window in turn, [N, H', W', C]; `fill` outside the image."""
+    to = None if step.out_channels is None else place.tensor(step.out_channels.astype(np.int64))
     top, left, bottom, right = step.padding
-    if any(step.padding):
-        n, h, w, c = x.shape
-        framed = x.new_full((n, h + top + bottom, w + left + right, c), fill)
-        framed[:, top : top + h, left : left + w] = x
-        x = framed
-    high, wide, _ = place.shape(step.output)
-    for ky, kx in np.ndindex(step.kernel):
-        y, z = ky * step.dilation[0], kx * step.dilation[1]
-        rows = x[:, y : y + (high - 1) * step.stride[0] + 1 : step.stride[0]]
-        yield rows[:, :, z : z + (wide - 1) * step.stride[1] + 1 : step.stride[1]]
+    (high, wide), (down, across) = place.shape(step.output)[:2], step.stride
+
+    def run(values: Sequence[torch.Tensor], into: torch.Tensor | None) -> torch.Tensor:
+        x = values[0].index_select(-1, from_)
+        if there is not None:
+            x = torch.where(there, x, torch.full((), zero, dtype=x.dtype, device=x.device))
+        x = torch.nn.functional.pad(x, (0, 0, left, right, top, bottom), value=zero) if any(step.padding) else x
+        x = x[:, : (high - 1) * down + 1 : down, : (wide - 1) * across + 1 : across].contiguous()
+        return x if into is None or to is None else into.index_copy_(-1, to, x)
+
+    return "torch", run
 
 
-def _residual(values: Sequence[torch.Tensor], picked: torch.Tensor | None) -> torch.Tensor | None:
-    """The second input, of the channels that the step writes."""
-    if len(values) == 1:
-        return None
-    return values[1] if picked is None else values[1].index_select(-1, picked)
+def _window(step: Step) -> gpu.Window:
+    return gpu.Window(step.kernel, step.stride, step.padding, step.dilation)
 
 
-def _finished(sums: Run, step: Step, place: Place, picked: torch.Tensor | None = None) -> Run:
-    """`sums` (int32, or float32 of a stream) and behind them the law of docs/numerics.md 5."""
-    e = step.epilogue
-    assert e is not None, "check() has proved that all but pools and gathers have an epilogue"
-    m, b, stored = place.tensor(e.m), place.tensor(e.b), place.stored(step.output)
-    kept = place.stored(step.inputs[1]) if len(step.inputs) > 1 else None
-
-    def run(values: Sequence[torch.Tensor]) -> torch.Tensor:
-        residual = _residual(values, picked)
-        t = _affine(sums(values), m, b, e, None if residual is None else levels(residual, kept))
-        if stored is None:
-            return t.clamp(e.lo, e.hi)
-        return (t.round().clamp(e.lo, e.hi) - stored.zero).to(torch.int8)
-
-    return run
+def _residual(values: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    return values[1] if len(values) > 1 else None
 
 
-def _affine(
-    acc: torch.Tensor, m: torch.Tensor, b: torch.Tensor, e: Epilogue, residual: torch.Tensor | None
-) -> torch.Tensor:
-    """core.quant.affine: each operation rounded on its own."""
-    t = acc.to(torch.float32) * m
-    t = t + b
-    if residual is not None:
-        t = t + residual.to(torch.float32) * float(np.float32(e.m_r))
-    return t
-
-
+WHY: Mapping[str, str] = {
+    "gemm": "every pixel by itself, or the whole image at once: a matrix product, of few rows a matrix-vector product",
+    "conv": "an implicit matrix product on the tensor cores",
+    "depthwise": "one channel by itself has no use for tensor cores",
+    "max_pool": "the one family of maxima",
+    "average_pool": "a sum over a window of one pixel or more, and the epilogue",
+    "global_average_pool": "a sum over the whole image, and the epilogue",
+    "torch": "moves bytes, which torch does as well",
+}
 _RULES: Mapping[str, Callable[[Step, Place], tuple[str, Run]]] = {
-    "quantize": _requantize,
+    "quantize": _sum_pool2d,
     "conv2d": _conv2d,
     "depthwise_conv2d": _depthwise_conv2d,
-    "requantize": _requantize,
+    "requantize": _sum_pool2d,
     "max_pool2d": _max_pool2d,
     "sum_pool2d": _sum_pool2d,
     "gather": _gather,
