@@ -78,7 +78,8 @@ def measure(folder: Path, searched: Mapping[str, str]) -> dict[str, Any]:
 def _run(command: Sequence[str]) -> None:
     done = subprocess.run([sys.executable, "-P", "-m", "bitpress", *command], capture_output=True, text=True)
     if done.returncode:
-        raise EnvironmentMissing(f"bitpress {' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"]
+        raise EnvironmentMissing(f"bitpress {' '.join(command)}: {said[-1]}")
 
 
 def page(documents: Mapping[str, Any], words: str) -> str:

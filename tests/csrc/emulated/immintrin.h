@@ -60,10 +60,11 @@ inline __m512i rounded(const __m512& a) {
   return as<__m512i>(to);
 }
 
-inline int64_t sum(const __m512i& a) {
-  const auto from = as<Lanes<int64_t, 8>>(a);
-  int64_t out = 0;
-  for (const int64_t x : from.v) out += x;
+template <class T, int N>
+inline T sum(const __m512i& a) {
+  const auto from = as<Lanes<T, N>>(a);
+  T out = 0;
+  for (const T x : from.v) out = static_cast<T>(out + x);
   return out;
 }
 
@@ -91,7 +92,8 @@ inline Vector dot_bytes(const Vector& acc, const Vector& a, const Vector& w) {
 #define _mm512_maskz_loadu_ps(mask, p) bitpress::emulated::load_some<float, 16, __m512>(mask, p)
 #define _mm512_mask_storeu_ps(p, mask, a) bitpress::emulated::store_some<float, 16>(p, mask, a)
 #define _mm_mask_storeu_epi8(p, mask, a) bitpress::emulated::store_some<uint8_t, 16>(p, mask, a)
-#define _mm512_reduce_add_epi64(a) bitpress::emulated::sum(a)
+#define _mm512_reduce_add_epi64(a) static_cast<int64_t>(bitpress::emulated::sum<uint64_t, 8>(a))
+#define _mm512_reduce_add_epi32(a) static_cast<int32_t>(bitpress::emulated::sum<uint32_t, 16>(a))
 #undef _mm512_madd_epi16  // SIMDe names the masked one so
 #define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
 #undef _mm256_dpbusd_epi32
