@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -129,10 +130,10 @@ def _run(weights: Path | None, folders: Mapping[str, str | None]) -> None:
     left = [row for row in ROWS if not (STORE / f"{row.name}.json").is_file() and folders[_kind(row.model)]]
     start = time.perf_counter()
     for i, row in enumerate(left, 1):
-        folder = folders[_kind(row.model)]
-        assert folder is not None, "such rows are left out"
-        images = loaded.setdefault(_kind(row.model), _LOADERS[_kind(row.model)](folder))
-        document = measured(row, images, weights / WEIGHTS[row.model], _answers(row))
+        kind = _kind(row.model)
+        if kind not in loaded:
+            loaded[kind] = _LOADERS[kind](str(folders[kind]))
+        document = measured(row, loaded[kind], weights / WEIGHTS[row.model], _answers(row))
         write_json(STORE / f"{row.name}.json", document)
         rest = duration((time.perf_counter() - start) / i * (len(left) - i))
         print(f"{i} of {len(left)}, {row.name}: {document['top1']:.2f} %; {rest} left", flush=True)
@@ -176,7 +177,7 @@ def _answers(row: Row) -> np.ndarray | None:
     if row.quantize == FLOAT:
         return None
     known = read_json(STORE / f"{Row(row.model, FLOAT).name}.json")["predictions"]
-    return np.frombuffer(base64.b64decode(known), "<i4")
+    return np.frombuffer(zlib.decompress(base64.b64decode(known)), "<i4")
 
 
 def measured(row: Row, images: Images, weights: Path, floats: np.ndarray | None) -> dict[str, Any]:
@@ -194,7 +195,9 @@ def measured(row: Row, images: Images, weights: Path, floats: np.ndarray | None)
         "model": row.model, "quantize": row.quantize, "flags": row.flags, "images": images.said,
         "calibration_images": len(images.calibration), "n": result.n, "top1": result.top1, "top5": result.top5,
         "agrees": None if floats is None else 100 * float((result.predictions == floats).mean()),
-        "predictions": base64.b64encode(result.predictions.tobytes()).decode() if floats is None else None,
+        "predictions": base64.b64encode(zlib.compress(result.predictions.tobytes())).decode()
+        if floats is None
+        else None,
         "predictions_sha256": result.sha256, **facts,
         "date": datetime.now(UTC).date().isoformat(), "seconds": time.perf_counter() - start,
     }  # fmt: skip

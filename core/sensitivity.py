@@ -134,7 +134,9 @@ def measure(
     seen = magnitudes(graph, images, points, lambda share: progress(0.1 * share))
     clips = {key: (encoding, seen[key[0]].clip(encoding, ranges)) for key, encoding in encodings.items()}
     rounding = _Rounding(graph, ranges, clips)
-    harms = {(side, name, bits): 0.0 for side, name in _sides(space) for bits in space.widths}
+    harms: dict[tuple[str, str, int], float] = {
+        (side, name, bits): 0.0 for side, name in _sides(space) for bits in space.widths
+    }
     for start, (share, x) in _from(batches(images)):
         for done, (key, value) in enumerate(_divergences(rounding, x, space, narrow), 1):
             harms[key] += value / len(images)
