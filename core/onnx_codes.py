@@ -6,7 +6,7 @@ Nothing is widened: a range that our storage cannot hold, or a value that nothin
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,18 +36,16 @@ def quantised(path: str, imported: Imported) -> tuple[Graph, CompressionPlan, di
     layers = [n for n in graph.nodes if n.op in LAYERS]
     if not layers:
         raise UnsupportedError(f"{path} has no convolution and no linear layer")
-    held = {
-        LayerId(n.name): _narrowest(n, graph.consts[n.consts["weight"]], imported.weights.get(n.name)) for n in layers
-    }
+    held = {LayerId(n.name): _narrowest(n, imported.weights.get(n.name)) for n in layers}
     bits = {
-        layer: BitConfig(
-            (Segment(encoding, tuple(range(len(clip)))),), _act(graph.value(layer).inputs[0], found)
-        )
-        for layer, (encoding, clip) in held.items()
+        layer: BitConfig((own.segment(),), _act(graph.value(layer).inputs[0], found)) for layer, own in held.items()
     }
+    graph = replace(
+        graph, consts={**graph.consts, **{graph.value(k).consts["weight"]: own.weight for k, own in held.items()}}
+    )
     plan = CompressionPlan(graph.fingerprint(), bits)
     tensors = {name: np.asarray(values, np.float32) for name, values in graph.consts.items()}
-    tensors |= {weight_clip({}, layer, encoding.bits): clip for layer, (encoding, clip) in held.items()}
+    tensors |= {weight_clip({}, layer, own.encoding.bits): own.clip for layer, own in held.items()}
     tensors |= _act_clips(analyse(graph, {k: b.act for k, b in bits.items()}, plan.residual).points, found)
     return graph, plan, tensors
 
@@ -122,8 +120,21 @@ class _Roundings:
             )
 
 
-def _narrowest(node: Node, weight: np.ndarray, codes: Codes | None) -> tuple[Encoding, np.ndarray]:
-    """The encoding of fewest bits that holds a layer's levels, and its clips float32 [O].
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Weights float32 [O, ...] and clips float32 [O] of which `weight_levels` makes the file's levels."""
+
+    encoding: Encoding
+    clip: np.ndarray
+    weight: np.ndarray
+
+    def segment(self) -> Segment:
+        """All filters."""
+        return Segment(self.encoding, tuple(range(len(self.clip))))
+
+
+def _narrowest(node: Node, codes: Codes | None) -> _Held:
+    """A layer's weights in the encoding of fewest bits that holds their levels.
 
     Levels may be whole multiples of a step, one a filter: then they are divided by it, and their scale is multiplied.
     UnsupportedError for weights without codes, and where no encoding of the file's bits holds them.
@@ -137,9 +148,10 @@ def _narrowest(node: Node, weight: np.ndarray, codes: Codes | None) -> tuple[Enc
     steps = np.maximum(np.gcd.reduce(flat, axis=1), 1)
     for encoding in (grid for grid in GRIDS if grid.bits <= codes.bits):
         for step in (np.ones_like(steps), steps):
-            clip = _clips(node, weight, encoding, flat // step[:, None], codes.per_row() * step)
-            if clip is not None:
-                return encoding, clip
+            levels = codes.levels // step.reshape(-1, *(1,) * (codes.levels.ndim - 1))
+            held = _in(encoding, node, levels, codes.per_row() * step)
+            if held is not None:
+                return held
     raise UnsupportedError(
         f"{node.name}: levels of its weights run from {flat.min()} to {flat.max()} around their zero point, "
         f"{twos(codes.bits)} holds {twos(codes.bits).lo} to {twos(codes.bits).hi}: quantise weights symmetrically "
@@ -147,21 +159,24 @@ def _narrowest(node: Node, weight: np.ndarray, codes: Codes | None) -> tuple[Enc
     )
 
 
-def _clips(
-    node: Node, weight: np.ndarray, encoding: Encoding, levels: np.ndarray, scale: np.ndarray
-) -> np.ndarray | None:
-    """Clips with which `weight_levels` makes just these levels [O, K], worth `scale` [O] each; None if there are none.
+def _in(encoding: Encoding, node: Node, levels: np.ndarray, scale: np.ndarray) -> _Held | None:
+    """Levels [O, ...] worth `scale` float64 [O] each; None where the encoding lacks one.
 
-    Convolutions on the odd grid are standardised there: the mean that is taken off must be too small to move a level.
+    Convolutions on the odd grid lose their mean and are divided by their deviation: weights are moved within the cells
+    of their levels so that the mean is 0, and None where the cells are too small for that.
     """
     if levels.min() < encoding.lo or levels.max() > encoding.hi or not np.isin(levels, encoding.levels()).all():
         return None
-    spread = moments(weight)[1] if encoding.name[0] in ODD and node.op == "conv2d" else 1.0
+    standardised = encoding.name[0] in ODD and node.op == "conv2d"
+    means = levels.reshape(len(levels), -1).mean(axis=1)
+    moved = levels - (scale @ means) / scale.sum() if standardised else levels
+    weight = (moved * scale.reshape(-1, *(1,) * (levels.ndim - 1))).astype(np.float32)
+    spread = moments(weight)[1] if standardised else 1.0
     if spread == 0:
         return None
     clip = np.asarray(scale * encoding.hi / spread, np.float32)
     found, _ = weight_levels(node, weight, encoding, clip, weight)
-    return clip if np.array_equal(found.reshape(levels.shape), levels) else None
+    return _Held(encoding, clip, weight) if np.array_equal(found, levels) else None
 
 
 def _act(value: str, found: _Roundings) -> Encoding:

@@ -532,7 +532,7 @@ def _scale(call: _Call) -> tuple[np.ndarray, np.ndarray]:
     return (scale.reshape(()), zero.reshape(())) if scale.size == 1 else (scale, zero)
 
 
-def _quantize(_importer: _Importer, call: _Call) -> _Value:
+def _quantize(importer: _Importer, call: _Call) -> _Value:
     scale, zero = _scale(call)
     call.only(**{} if len(call.inputs) > 2 else {"output_dtype": 0})
     kind = _integer_bits(call.const(2, np.zeros((), np.uint8)).dtype)
@@ -549,12 +549,13 @@ def _quantize(_importer: _Importer, call: _Call) -> _Value:
     x = call.value()
     if scale.ndim:
         raise _Refused("has a scale per channel on a computed value; one scale is supported")
-    _require_only_rounded(call)
+    if _known(importer, x) is None:
+        _require_only_rounded(call)
     return _Rounded(x, Rounding(float(scale), lo - int(zero), hi - int(zero)), int(zero))
 
 
 def _require_only_rounded(call: _Call) -> None:
-    """_Refused where a node reads the value before it is rounded: a stored code is the value, for all."""
+    """_Refused where a node reads the value before it is first rounded: a stored code is the value, for all."""
     name = call.node.input[0]
     raw = [n for n in call.file.readers[name] if n.op_type != "QuantizeLinear"]
     if raw:

@@ -16,9 +16,10 @@ torch = pytest.importorskip("torch", reason="models are exported by torch: extra
 from onnx.helper import make_node as op  # noqa: E402
 from onnxruntime.quantization import QuantType  # noqa: E402
 
-from ..core.onnx_nets import Residual, export, quantise, write  # noqa: E402
+from ..core.onnx_nets import QONNX, Residual, annotate, export, quantise, write  # noqa: E402
 from .tool import good, refused  # noqa: E402
 
+ONE = np.float32(1)
 PTQ = ("--quantize", "w8a8", "--calibrate", "random:8")
 
 
@@ -34,6 +35,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write(made / "strange.onnx", [op("Conv", ["x", "w"], ["c"]), op("Sigmoid", ["c"], ["y"], name="act")],
           {"w": np.ones((2, 3, 1, 1), np.float32)})  # fmt: skip
+    for bits in (2, 4):
+        annotate(made / "float.onnx", made / f"quant{bits}.onnx", images, form="QONNX", weights=bits, acts=4)
+    quantise(
+        made / "float.onnx", made / "operators.onnx", images, form="QOperator", activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    write(
+        made / "trunc.onnx", [op("Trunc", ["x", *"szbo"], ["y"], domain=QONNX, name="cut")], dict.fromkeys("szbo", ONE)
+    )
+    write(made / "dynamic.onnx", [op("DynamicQuantizeLinear", ["x"], [*"qsz"], name="scale"),
+                                  op("DequantizeLinear", [*"qsz"], ["y"])])  # fmt: skip
+    rounded = [
+        op("QuantizeLinear", ["x", "s", "u"], ["q"], name="twice"),
+        op("DequantizeLinear", ["q", "s", "u"], ["d"]),
+    ]
+    write(made / "ambiguous.onnx", [*rounded, op("Relu", ["x"], ["r"], name="raw"), op("Add", ["d", "r"], ["y"])],
+          {"s": ONE, "u": np.uint8(0)})  # fmt: skip
     write(made / "open.onnx", [op("Relu", ["x"], ["y"])], shape=("n", 3, "h", "w"))
     (made / "damaged.onnx").write_bytes(b"\x08\x0a\x12")
     return made
@@ -54,6 +72,29 @@ def test_a_quantised_file_needs_no_bits_and_no_images(folder: Path, tmp_path: Pa
     again = tmp_path / "again.bpk"
     good("compile", run, "-o", again)
     assert again.read_bytes() == artifact.read_bytes()
+
+
+@pytest.mark.parametrize(("name", "bits"), [("quant2", 2), ("quant4", 4), ("operators", 8)])
+def test_other_forms_keep_their_bits_into_the_packing(name: str, bits: int, folder: Path, tmp_path: Path) -> None:
+    artifact, run = tmp_path / "x.bpk", tmp_path / "run"
+    good("compile", folder / f"{name}.onnx", "-o", artifact, "--run", run)
+    layers = good("inspect", artifact, "--json", "-").document()["layers"]
+    assert {(row["name"], row["w_bits"]) for row in layers} == {(n, bits) for n in ("stem", "body", "down", "fc")}
+    assert good("verify", artifact, "--against", run, "--json", "-").document()["exact"]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("trunc", "cut (Trunc: cuts the lowest bits"),
+        ("dynamic", "scale (DynamicQuantizeLinear: its scale depends on the image"),
+        ("ambiguous", "twice (QuantizeLinear: x is read rounded here and unrounded by Relu raw"),
+    ],
+)
+def test_what_no_form_can_hold_is_refused_by_its_node(name: str, why: str, folder: Path, tmp_path: Path) -> None:
+    said = refused(3, "compile", folder / f"{name}.onnx", "-o", tmp_path / "x.bpk", "--run", tmp_path / "run")
+    assert why in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_mean_and_std_are_recorded(folder: Path, tmp_path: Path) -> None:
