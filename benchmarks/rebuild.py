@@ -27,8 +27,15 @@ def rebuild(program: Program, channels: Mapping[str, int]) -> Graph:
 
     `channels`: layer -> filters of the original network (a layer that is not named was not pruned). Where a clamp
     starts at 0 it becomes `clip`, after a sum `relu`: onnxruntime fuses a clip into a convolution but not behind a sum.
-    Clamps that start below 0 belong to the quantiser and vanish.
+    Clamps that start below 0 belong to the quantiser and vanish. UnsupportedError where there are tables, of which no
+    activation can be told.
     """
+    tables = [step.name for step in program.steps if step.op in ("lookup", "product")]
+    if tables:
+        raise UnsupportedError(
+            f"{tables[0]} is a table or a product of values, from which no float network can be rebuilt for peers: "
+            "give --against RUN or --model MODEL"
+        )
     return _Rebuild(program, _totals(program, channels), scales(program)).graph()
 
 

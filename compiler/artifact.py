@@ -14,7 +14,7 @@ from ..core.host import write_bytes
 from . import container, records
 from .check import check
 from .container import FormatError, Section
-from .program import Buffer, Program
+from .program import FIRST_OPS, STEP_OPS, Buffer, Program
 
 
 def write(program: Program, path: str | Path) -> int:
@@ -70,7 +70,8 @@ def encode(program: Program) -> bytes:
     for record, step in zip(steps, program.steps, strict=True):
         records.encode_step(record, step, program, names)
         epilogue = (step.epilogue.m, step.epilogue.b) if step.epilogue is not None else ()
-        record["constants"] = records.append(constants, epilogue, "<f4")
+        table = (step.table,) if step.table is not None else ()
+        record["constants"] = records.append(constants, (*epilogue, *table), "<f4")
         numbers = (a for a in (step.out_channels, step.channels) if a is not None)
         record["indices"] = records.append(indices, numbers, "<i4")
         record["weights"] = len(weights) if step.weight is not None else records.NONE
@@ -90,7 +91,12 @@ def encode(program: Program) -> bytes:
         ("golden_output", 0, records.floats(program.golden_output)),
         ("labels", 0, records.encode_strings(program.labels) if program.labels else b""),
         ("meta", 0, records.encode_meta(program.meta)),
-    ])  # fmt: skip
+    ], features=_features(program))  # fmt: skip
+
+
+def _features(program: Program) -> int:
+    later = any(STEP_OPS.index(step.op) >= FIRST_OPS for step in program.steps)
+    return container.LATER_OPS if later else 0
 
 
 def decode(data: bytes) -> Program:
@@ -131,6 +137,11 @@ def decode(data: bytes) -> Program:
         golden_output=_golden(content, "golden_output", buffers, head["output"]),
         meta=records.decode_meta(content["meta"]),
     )
+    if container.features(data) != _features(program):
+        raise FormatError(
+            "BadFeature",
+            f"the file announces features {container.features(data):#x}, its steps need {_features(program):#x}",
+        )
     check(program)
     return program
 

@@ -23,6 +23,7 @@ MAX_COUNT = 0xFFFFFFFF
 CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 POOLS = ("max_pool2d", "sum_pool2d")
 WITH_RESIDUAL = ("requantize", "sum_pool2d", *CONVOLUTIONS)
+OF_LEVELS = ("sum_pool2d", "lookup", "product", *CONVOLUTIONS)  # what reads no floats
 
 
 def check(program: Program) -> None:
@@ -36,6 +37,7 @@ def check(program: Program) -> None:
         _check_storage(step, program.buffers)
         _check_indices(step, program.buffers)
         _check_epilogue(step, program.buffers)
+        _check_table(step, program.buffers)
         _check_weights(step)
         _check_range(step, program.buffers)
         for number in step.inputs:
@@ -119,7 +121,9 @@ def _check_references(step: Step, program: Program) -> None:
     for number in (*step.inputs, step.output):
         if not 0 <= number < len(program.buffers):
             raise _fail("BadReference", step, f"buffer {number}, there are {len(program.buffers)}")
-    if len(step.inputs) > 1 and step.op not in WITH_RESIDUAL:
+    if step.op == "product" and len(step.inputs) != 2:
+        raise _fail("BadReference", step, "has no second factor")
+    if len(step.inputs) > 1 and step.op not in (*WITH_RESIDUAL, "product"):
         raise _fail("BadReference", step, "has a residual")
     if step.output == program.input or step.output in step.inputs:
         raise _fail("BadReference", step, "writes the input or a buffer that it reads")
@@ -148,7 +152,8 @@ def _check_shape(step: Step, buffers: Sequence[Buffer]) -> None:
         raise _fail("BadShape", step, f"{c} channels in, {out_c} out, {step.groups} groups, {rows} rows do not fit")
     if step.op == "max_pool2d" and (max(top, bottom) >= kh or max(left, right) >= kw):
         raise _fail("BadShape", step, f"padding {step.padding} is not smaller than kernel {step.kernel}")
-    if len(step.inputs) > 1 and buffers[step.inputs[1]].shape != buffers[step.output].shape:
+    shapes = ((out_c, out_h, out_w), (out_c, 1, 1)) if step.op == "product" else ((out_c, out_h, out_w),)
+    if len(step.inputs) > 1 and buffers[step.inputs[1]].shape not in shapes:
         raise _fail("BadShape", step, f"residual is {buffers[step.inputs[1]].shape}, output {(out_c, out_h, out_w)}")
 
 
@@ -165,7 +170,8 @@ def _channels_fit(step: Step, c: int, out_c: int, rows: int) -> bool:
 
 def _check_storage(step: Step, buffers: Sequence[Buffer]) -> None:
     source, target = buffers[step.inputs[0]].storage, buffers[step.output].storage
-    if step.op in (*CONVOLUTIONS, "sum_pool2d") and source == "f32":
+    factor = buffers[step.inputs[1]].storage if step.op == "product" else source
+    if step.op in OF_LEVELS and "f32" in (source, factor):
         raise _fail("BadEnum", step, "reads floats, but works on levels")
     if step.op in ("max_pool2d", "gather") and source != target:
         raise _fail("BadEnum", step, f"reads {source} and writes {target}")
@@ -191,7 +197,7 @@ def _check_epilogue(step: Step, buffers: Sequence[Buffer]) -> None:
         raise _fail("NonFinite", step, "m, b or m_r is NaN or infinite")
     if math.isnan(e.lo) or math.isnan(e.hi):
         raise _fail("NonFinite", step, f"bounds {e.lo} .. {e.hi}")
-    if e.lo > e.hi or (e.m_r != 0 and len(step.inputs) == 1):
+    if e.lo > e.hi or (e.m_r != 0 and (len(step.inputs) == 1 or step.op == "product")):
         raise _fail("BadEpilogue", step, f"bounds {e.lo} .. {e.hi}, residual multiplier {e.m_r}")
     storage = buffers[step.output].storage
     if storage == "f32":
@@ -199,6 +205,21 @@ def _check_epilogue(step: Step, buffers: Sequence[Buffer]) -> None:
     low, high = act_bounds(parse(storage))
     if e.lo < low or e.hi > high or e.lo != int(e.lo) or e.hi != int(e.hi):
         raise _fail("BadEpilogue", step, f"bounds {e.lo} .. {e.hi} are not levels of {storage} ({low} .. {high})")
+
+
+def _check_table(step: Step, buffers: Sequence[Buffer]) -> None:
+    if step.table is None:
+        return
+    storage, codes = buffers[step.output].storage, 2 ** parse(buffers[step.inputs[0]].storage).bits
+    if len(step.table) != codes:
+        raise _fail("BadTable", step, f"has {len(step.table)} entries, its input {codes} codes")
+    if not np.isfinite(step.table).all():
+        raise _fail("NonFinite", step, "an entry of the table is NaN or infinite")
+    if storage == "f32":
+        return
+    low, high = act_bounds(parse(storage))
+    if not ((step.table >= low) & (step.table <= high) & (step.table == np.trunc(step.table))).all():
+        raise _fail("BadTable", step, f"an entry of the table is no level of {storage} ({low} .. {high})")
 
 
 def _check_weights(step: Step) -> None:

@@ -15,7 +15,8 @@ from ..core.errors import CorruptError
 
 MAGIC = b"\x89BPK\r\n\x1a\n"
 VERSION = 1
-KNOWN_FEATURES = 0
+LATER_OPS = 1  # feature bit: the file has steps that the first readers of version 1 do not know
+KNOWN_FEATURES = LATER_OPS
 ALIGN = 64
 MAX_SECTIONS = 65535
 
@@ -60,7 +61,7 @@ def aligned(size: int) -> int:
     return -(-size // ALIGN) * ALIGN
 
 
-def join(parts: Sequence[tuple[str, int, bytes]]) -> bytes:
+def join(parts: Sequence[tuple[str, int, bytes]], features: int = 0) -> bytes:
     """(kind, index, bytes) in any order -> the file's bytes; empty parts are left out."""
     numbered = sorted((KINDS.index(kind), index, data) for kind, index, data in parts if data)
     records = np.zeros(len(numbered), RECORD)
@@ -72,7 +73,7 @@ def join(parts: Sequence[tuple[str, int, bytes]]) -> bytes:
         record["offset"], record["bytes"], record["crc32"] = at, len(data), zlib.crc32(data)
         at = aligned(at + len(data))
     header = np.zeros((), HEADER)
-    header["magic"], header["version"] = np.void(MAGIC), VERSION
+    header["magic"], header["version"], header["features"] = np.void(MAGIC), VERSION, features
     header["file_bytes"], header["table_offset"], header["sections"] = start + len(body), HEADER.itemsize, len(numbered)
     header["crc32"] = zlib.crc32(header.tobytes() + records.tobytes())
     shell = header.tobytes() + records.tobytes()
@@ -105,6 +106,11 @@ def split(data: bytes) -> tuple[Section, ...]:
                 f"section {section.kind} {section.index} has CRC {crc:08x}, {section.crc32:08x} is stored",
             )
     return sections
+
+
+def features(data: bytes) -> int:
+    """Feature bits of a file; FormatError if its header is damaged."""
+    return int(_header(data)["features"])
 
 
 def _header(data: bytes) -> np.void:

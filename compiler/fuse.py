@@ -1,6 +1,7 @@
 """Pruned Graph -> fused Graph: requantisations become epilogues of what they follow. Creates no constant.
 
-After it no bare accumulator is left: conv, linear and sum pool hold multiplier, shift, clamp and residual themselves.
+After it no bare accumulator is left: conv, linear, sum pool and product hold multiplier, shift, clamp and residual
+themselves.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import replace
 from ..core.errors import CorruptError
 from ..core.graph import Graph, Node
 
-PRODUCERS = {"conv2d_int": "conv2d_q", "linear_int": "linear_q", "sum_pool2d": "sum_pool2d_q"}
+PRODUCERS = {"conv2d_int": "conv2d_q", "linear_int": "linear_q", "sum_pool2d": "sum_pool2d_q", "product": "product_q"}
 EPILOGUES = ("requantize", "affine")
 NO_PADDING = (0, 0, 0, 0)
 
@@ -35,7 +36,7 @@ def _absorb(graph: Graph) -> Graph:
             node = replace(
                 node,
                 op=PRODUCERS[acc.op],
-                inputs=(acc.inputs[0], *node.inputs[1:]),
+                inputs=(*acc.inputs, *node.inputs[1:]),
                 attrs={**acc.attrs, **node.attrs},
                 consts={**acc.consts, **node.consts},
             )

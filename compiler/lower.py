@@ -148,7 +148,7 @@ def _quantize(low: _Lowering, node: Node) -> None:
 
 def _requantize(low: _Lowering, node: Node) -> None:
     inputs, out = low.inputs(node), low.buffer(node)
-    op = "quantize" if inputs[0] == 0 else "requantize"
+    op = "product" if node.op == "product_q" else "quantize" if inputs[0] == 0 else "requantize"
     low.steps.append(Step(op, node.name, inputs, out, epilogue=low.epilogue(node)))
 
 
@@ -194,6 +194,12 @@ def _pool(low: _Lowering, node: Node) -> None:
         low.steps.append(Step("sum_pool2d", node.name, inputs, out, **window, epilogue=low.epilogue(node)))
 
 
+def _lookup(low: _Lowering, node: Node) -> None:
+    inputs, out = low.inputs(node), low.buffer(node)
+    table = low.graph.consts[node.consts["table"]]
+    low.steps.append(Step("lookup", node.name, inputs, out, table=table))
+
+
 def _gather(low: _Lowering, node: Node) -> None:
     inputs = low.inputs(node)
     _whole(low, node)
@@ -232,6 +238,8 @@ _RULES: Mapping[str, Callable[[_Lowering, Node], None]] = {
     "conv2d_q": _layer,
     "linear_q": _layer,
     "sum_pool2d_q": _pool,
+    "product_q": _requantize,
+    "lookup": _lookup,
     "max_pool2d": _pool,
     "gather": _gather,
     "concat": _concat,

@@ -142,6 +142,11 @@ def _pad(out: Writer, node: Node, _graph: Graph) -> None:
     out.node("Pad", node.name, [node.inputs[0], out.constant(f"{node.name}.pads", np.array(amounts, np.int64))])
 
 
+def _silu(out: Writer, node: Node, _graph: Graph) -> None:
+    gate = out.node("Sigmoid", f"{node.name}.sigmoid", list(node.inputs))
+    out.node("Mul", node.name, [node.inputs[0], gate])
+
+
 _WRITERS: Mapping[str, Callable[[Writer, Node, Graph], None]] = {
     "conv2d": _conv2d,
     "linear": _linear,
@@ -149,6 +154,11 @@ _WRITERS: Mapping[str, Callable[[Writer, Node, Graph], None]] = {
     "relu": _plain("Relu"),
     "clip": _clip,
     "add": _plain("Add"),
+    "mul": _plain("Mul"),
+    "hard_sigmoid": _plain("HardSigmoid", alpha=1 / 6, beta=0.5),
+    "hard_swish": _plain("HardSwish"),
+    "sigmoid": _plain("Sigmoid"),
+    "silu": _silu,
     "max_pool2d": _pool("MaxPool"),
     "avg_pool2d": _pool("AveragePool", count_include_pad=1),
     "global_avg_pool": _plain("GlobalAveragePool"),

@@ -64,14 +64,21 @@ def to_qdq(
     return _Export(program, worth, native_low_bit=native_low_bit, exact=exact).export()
 
 
+INT32_TYPE = 6  # onnx.TensorProto.INT32
+
+
 class _Export:
-    """The model under construction; `values`: buffer number -> tensor with its real values."""
+    """The model under construction; `values`: buffer number -> tensor with its real values.
+
+    `read`: buffers that more than tables read; those read codes.
+    """
 
     def __init__(self, program: Program, worth: Sequence[float], *, native_low_bit: bool, exact: bool) -> None:
         self.program, self.scales, self.native, self.exact = program, worth, native_low_bit, exact
         self.out = Writer(b.name for b in program.buffers)
         self.values = {program.input: program.buffers[program.input].name}
         self.held: dict[str, str] = {}
+        self.read = {program.output, *(n for step in program.steps if step.op != "lookup" for n in step.inputs)}
         self.rows = {str(row["name"]): row for row in layer_rows(program, [{}] * len(program.steps))}
         self.narrowest = max(CONTAINERS)
 
@@ -109,6 +116,10 @@ class _Export:
             return self.store(step, self.gather(name, steps))
         if step.op == "max_pool2d":
             return self.store(step, self.pool("MaxPool", name, step))
+        if step.op == "lookup":
+            return self.store(step, self.lookup(name, step))
+        if step.op == "product":
+            return self.store(step, self.product(name, step))
         value = self.layer(steps) if step.op in CONVOLUTIONS else self.scaled(name, step)
         return self.store(step, self.residual(name, step, value))
 
@@ -128,6 +139,8 @@ class _Export:
         if e is not None:
             codes = self.clip(f"{buffer.name}.clamped", codes, (e.lo, e.hi), dtype)
         self.held[buffer.name] = codes
+        if step.output not in self.read:
+            return codes
         return out.node("DequantizeLinear", buffer.name, [codes, scale, zero], facts=facts)
 
     def clip(self, name: str, value: str, bounds: tuple[float, float], dtype: np.dtype[Any]) -> str:
@@ -171,6 +184,24 @@ class _Export:
             value = self.pool("AveragePool", name, step, count_include_pad=1)
         scale = self.scales[step.output]
         factor = e.m.astype(np.float64) * area * scale / self.scales[step.inputs[0]]
+        return self.affine(name, value, factor, e.b.astype(np.float64) * scale)
+
+    def lookup(self, name: str, step: Step) -> str:
+        """Entries of a table, picked by codes: ONNX counts negative ones from the end, where theirs are."""
+        assert step.table is not None, "check() has proved that a lookup has a table"
+        codes = self.held[self.program.buffers[step.inputs[0]].name]
+        index = self.out.node("Cast", self.out.fresh(f"{name}.index"), [codes], to=INT32_TYPE)
+        entries = (step.table.astype(np.float64) * self.scales[step.output]).astype(np.float32)
+        table = self.out.constant(self.out.fresh(f"{name}.table"), entries)
+        return self.out.node("Gather", self.out.fresh(f"{name}.entry"), [table, index], axis=0)
+
+    def product(self, name: str, step: Step) -> str:
+        """Value times value, before rounding."""
+        e = step.epilogue
+        assert e is not None, "check() has proved that a product has an epilogue"
+        value = self.out.node("Mul", self.out.fresh(f"{name}.product"), [self.values[i] for i in step.inputs])
+        scale = self.scales[step.output]
+        factor = e.m.astype(np.float64) * scale / (self.scales[step.inputs[0]] * self.scales[step.inputs[1]])
         return self.affine(name, value, factor, e.b.astype(np.float64) * scale)
 
     def pool(self, kind: str, name: str, step: Step, **fixed: Any) -> str:

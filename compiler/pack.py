@@ -63,7 +63,7 @@ def _in_order(graph: Graph, node: Node) -> np.ndarray:
 def unflattened(graph: Graph, value: str) -> tuple[int, int, int]:
     """[C, H, W] of a value as it lies in memory: what stands before its flatten; a flat one is [F, 1, 1]."""
     node = graph.value(value)
-    while len(node.shape) == 1 and node.op in ("flatten", "requantize", "affine"):
+    while len(node.shape) == 1 and node.op in ("flatten", "requantize", "affine", "lookup", "product_q"):
         node = graph.value(node.inputs[0])
     if len(node.shape) == 1:
         return node.shape[0], 1, 1

@@ -12,7 +12,11 @@ import numpy as np
 from ..kernels.packed import PackedTensor
 
 # Ops of the flat program; the number is the position and part of the format.
-STEP_OPS = ("quantize", "conv2d", "depthwise_conv2d", "requantize", "max_pool2d", "sum_pool2d", "gather")
+STEP_OPS = (
+    "quantize", "conv2d", "depthwise_conv2d", "requantize", "max_pool2d", "sum_pool2d", "gather",
+    "lookup", "product",
+)  # fmt: skip
+FIRST_OPS = 7  # of them that every reader of version 1 knows; a file with a later one announces it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +58,14 @@ class Step:
     `out_channels`: where row i of this step is written in the output's channel dimension (int32 [rows], each once).
     gather: out[c, y, x] = in[channels[c], y*stride_h, x*stride_w] (0 where channels[c] = -1, or outside after padding);
     row i is written at out_channels[i] (concat: several gathers write into one buffer).
+    lookup: out = table[code of in], entry by entry. product: in times the second input, which may be of one pixel.
     Only quantize reads the program's input. Names are unique among steps; bounds of stored levels lie within
     quant.act_bounds of the output's encoding.
     """
 
     op: str
     name: str  # layer or value name, for people
-    inputs: tuple[int, ...]  # buffer numbers: data, then residual if any
+    inputs: tuple[int, ...]  # buffer numbers: data, then residual if any, or the product's other factor
     output: int
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
@@ -71,6 +76,7 @@ class Step:
     epilogue: Epilogue | None = None
     out_channels: np.ndarray | None = None  # None: 0 .. rows-1
     channels: np.ndarray | None = None  # gather only
+    table: np.ndarray | None = None  # lookup only: float32 [2^bits of the input], levels where these are stored
     layer: str = ""  # conv or linear layer that the step belongs to ("" if none); segments share it
     hint: str = ""  # name of a row that fits on the baseline target
 

@@ -105,6 +105,12 @@ def _same(job: _Job) -> Result:
     return job.node.op, dict(job.node.attrs), {}
 
 
+def _lookup(job: _Job) -> Result:
+    """What a table makes of 0 need not be 0, but removed channels are (`core.ops.removed`)."""
+    job.same_channels()
+    return job.node.op, dict(job.node.attrs), {"table": job.const("table")}
+
+
 def _flatten(job: _Job) -> Result:
     (source,) = job.sources
     size = int(np.prod(source.shape[1:]))
@@ -157,6 +163,8 @@ _RULES: Mapping[str, Callable[[_Job], Result]] = {
     "conv2d_int": _mixed,
     "linear_int": _mixed,
     "sum_pool2d": _same,
+    "product": _same,
+    "lookup": _lookup,
     "requantize": _epilogue,
     "affine": _epilogue,
     "max_pool2d": _same,

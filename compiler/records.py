@@ -21,7 +21,7 @@ from .program import STEP_OPS, Buffer, Epilogue, Program, Step
 
 NONE = 0xFFFFFFFF
 MAX_META = 16 << 20
-OUT_CHANNELS, CHANNELS, EPILOGUE, WEIGHTS = 1, 2, 4, 8  # flags of a step
+OUT_CHANNELS, CHANNELS, EPILOGUE, WEIGHTS, TABLE = 1, 2, 4, 8, 16  # flags of a step
 
 PROGRAM = np.dtype([("arena_bytes", "<u8"), ("input", "<u4"), ("output", "<u4"), ("c", "<u4"), ("reserved", "<u4")])
 BUFFER = np.dtype([
@@ -44,6 +44,8 @@ FLAGS = {
     "max_pool2d": (0, 0),
     "sum_pool2d": (EPILOGUE, EPILOGUE),
     "gather": (CHANNELS, CHANNELS | OUT_CHANNELS),
+    "lookup": (TABLE, TABLE),
+    "product": (EPILOGUE, EPILOGUE),
 }
 STORED_WEIGHTS = tuple(f"{family}{bits}" for family in "uio" for bits in FIELD_BITS if family == "u" or bits > 1)
 WEIGHT_NAMES = (*STORED_WEIGHTS, "b1", "t2")
@@ -151,7 +153,9 @@ class Pools:
 
 def encode_step(record: np.void, step: Step, program: Program, names: Names) -> None:
     """Fills all of `record` but its references into constants, indices and weights."""
-    flags = (OUT_CHANNELS, step.out_channels), (CHANNELS, step.channels), (EPILOGUE, step.epilogue)
+    flags = (
+        (OUT_CHANNELS, step.out_channels), (CHANNELS, step.channels), (EPILOGUE, step.epilogue), (TABLE, step.table),
+    )  # fmt: skip
     record["op"] = STEP_OPS.index(step.op)
     record["flags"] = sum(bit for bit, x in (*flags, (WEIGHTS, step.weight)) if x is not None)
     record["name"], record["layer"], record["hint"] = map(names.number, (step.name, step.layer, step.hint))
@@ -161,6 +165,8 @@ def encode_step(record: np.void, step: Step, program: Program, names: Names) -> 
     record["dilation"], record["groups"], record["rows"] = step.dilation, step.groups, rows_of(step, program.buffers)
     if step.weight:
         record["weight"], record["depth"] = step.weight.encoding.name, step.weight.shape[1]
+    if step.table is not None:
+        record["depth"] = len(step.table)
     if step.epilogue:
         record["lo"], record["hi"], record["m_r"] = step.epilogue.lo, step.epilogue.hi, step.epilogue.m_r
 
@@ -238,7 +244,7 @@ def decode_step(record: np.void, names: Sequence[str], buffers: Sequence[Buffer]
     needed, allowed = FLAGS[STEP_OPS[op]]
     if flags & needed != needed or flags & ~allowed:
         raise FormatError("BadEnum", f"step {name}: flags {flags:#x} do not fit {STEP_OPS[op]}")
-    for bits, field in ((EPILOGUE, "constants"), (OUT_CHANNELS | CHANNELS, "indices"), (WEIGHTS, "weights")):
+    for bits, field in ((EPILOGUE | TABLE, "constants"), (OUT_CHANNELS | CHANNELS, "indices"), (WEIGHTS, "weights")):
         if not flags & bits and record[field] != NONE:
             raise FormatError("BadReference", f"step {name}: refers to {field} that its flags do not announce")
     indices: dict[int, np.ndarray] = {}
@@ -262,6 +268,7 @@ def decode_step(record: np.void, names: Sequence[str], buffers: Sequence[Buffer]
         epilogue=_decode_epilogue(record, flags, name, pools),
         out_channels=indices.get(OUT_CHANNELS),
         channels=indices.get(CHANNELS),
+        table=pools.take("constants", int(record["constants"]), int(record["depth"]), name) if flags & TABLE else None,
         layer=_name(record["layer"], names, f"layer of step {name}"),
         hint=_name(record["hint"], names, f"hint of step {name}"),
     )
@@ -273,7 +280,7 @@ def decode_step(record: np.void, names: Sequence[str], buffers: Sequence[Buffer]
 def _decode_weight(record: np.void, flags: int, name: str, pools: Pools) -> PackedTensor | None:
     depth, rows = int(record["depth"]), int(record["rows"])
     if not flags & WEIGHTS:
-        if record["weight"] or depth:
+        if record["weight"] or (depth and not flags & TABLE):
             raise FormatError("BadEnum", f"step {name}: has a weight encoding or depth, but no weights")
         return None
     encoding = parse(_word(record["weight"], WEIGHT_NAMES, f"step {name}: weight encoding"))

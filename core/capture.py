@@ -370,6 +370,19 @@ def _add(tracer: _Tracer, args: _Args) -> str:
     return tracer.emit("add", (x, y))
 
 
+def _mul(tracer: _Tracer, args: _Args) -> str:
+    """Of two values of one shape, or of an image and a gate a channel; the gate comes second."""
+    x, y = sorted((args.value("self"), args.value("other")), key=lambda v: -int(np.prod(tracer.shape(v))))
+    whole, gate = tracer.shape(x), tracer.shape(y)
+    if gate != whole and (len(whole) != 3 or gate != (whole[0], 1, 1)):
+        raise _NoRow
+    return tracer.emit("mul", (x, y))
+
+
+def _curve(op: str) -> _Rule:
+    return lambda tracer, args: tracer.emit(op, (args.value("self"),))
+
+
 def _max_pool(tracer: _Tracer, args: _Args) -> tuple[str, ...]:
     if args.pair("dilation") != (1, 1):
         raise _NoRow
@@ -514,6 +527,11 @@ _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("aten.clamp", "aten.clamp_"), _clip("min", "max")),
     **dict.fromkeys(("aten.clamp_min", "aten.clamp_min_"), _clip("min", "")),
     **dict.fromkeys(("aten.add.Tensor", "aten.add_.Tensor"), _add),
+    **dict.fromkeys(("aten.mul.Tensor", "aten.mul_.Tensor"), _mul),
+    **dict.fromkeys(("aten.hardsigmoid", "aten.hardsigmoid_"), _curve("hard_sigmoid")),
+    **dict.fromkeys(("aten.hardswish", "aten.hardswish_"), _curve("hard_swish")),
+    **dict.fromkeys(("aten.sigmoid", "aten.sigmoid_"), _curve("sigmoid")),
+    **dict.fromkeys(("aten.silu", "aten.silu_"), _curve("silu")),
     "aten.max_pool2d": _first_only(_max_pool), "aten.max_pool2d_with_indices": _max_pool,
     "aten.avg_pool2d": _avg_pool,
     "aten.adaptive_avg_pool2d": _adaptive("avg_pool2d"), "aten._adaptive_avg_pool2d": _adaptive("avg_pool2d"),

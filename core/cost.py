@@ -21,7 +21,7 @@ from .graph import Graph, Node
 from .groups import Group, channel_group, groups, is_depthwise
 from .latency import Target
 from .plan import MAX_ACT_BITS, WEIGHT_BITS, BitConfig, CompressionPlan, GroupId, LayerId, Segment
-from .storage import LAYERS, act_encoding
+from .storage import LAYERS, POOLS, act_encoding
 
 WIDTHS = (2, 4, 8)  # b_j = 2 * b_(j-1): what the decomposition of SBS shares (methods A.1.2)
 END_BITS = bops.END_BITS
@@ -159,7 +159,8 @@ def search_space(graph: Graph, *, group_size: int = GROUP_SIZE, max_pruning_rati
 
     Gates stand on the groups of convolutions that nothing ties to a residual stream: the inner convolutions of
     residual blocks; in plain chains every convolution but the last. An inverted residual has one gate, on its expanded
-    width, scored on the depthwise weights (methods A.1.4).
+    width, scored on the depthwise weights (methods A.1.4); the last convolution of its squeeze-excite follows, the first
+    stays whole.
     """
     for node in graph.nodes:
         if node.op == "unknown":
@@ -172,7 +173,8 @@ def search_space(graph: Graph, *, group_size: int = GROUP_SIZE, max_pruning_rati
     if not layers:
         raise UnsupportedError("the network has no convolution and no linear layer: there is nothing to search")
     ends = tuple(dict.fromkeys((layers[0], layers[-1])))
-    gates = {g.id: _gate(graph, g, group_size, max_pruning_ratio) for g in groups(graph) if _gated(graph, g)}
+    squeezed = _squeezed(graph)
+    gates = {g.id: _gate(graph, g, group_size, max_pruning_ratio) for g in groups(graph) if _gated(graph, g, squeezed)}
     gates = {k: g for k, g in gates.items() if g.removable}
     return Space(tuple(name for name in layers if name not in ends), ends, gates)
 
@@ -182,8 +184,22 @@ def _convs(graph: Graph, group: Group) -> list[Node]:
     return [n for n in graph.nodes if n.op == "conv2d" and n.name in group.values]
 
 
-def _gated(graph: Graph, group: Group) -> bool:
+def _squeezed(graph: Graph) -> frozenset[str]:
+    """Convolutions of one pixel between a mean and the product that it scales: those of squeeze-excite."""
+    found: set[str] = set()
+    open_ = [n.inputs[1] for n in graph.nodes if n.op == "mul" and n.shape != graph.value(n.inputs[1]).shape]
+    while open_:
+        node = graph.value(open_.pop())
+        if node.op == "conv2d":
+            found.add(node.name)
+        open_ += [] if node.op in POOLS or node.shape[1:] != (1, 1) else node.inputs
+    return frozenset(found)
+
+
+def _gated(graph: Graph, group: Group, squeezed: frozenset[str]) -> bool:
     made = _convs(graph, group)
+    if squeezed.issuperset(n.name for n in made):
+        return False
     last = [n.name for n in graph.nodes if n.op == "conv2d"][-1:]
     stream = any(graph.value(v).op == "add" for v in group.values)
     only_convs = all(graph.value(p).op == "conv2d" for p in group.producers)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .curves import CURVES
 from .errors import CorruptError, UnsupportedError
 
 GRAPH_SCHEMA = "bitpress.graph"
@@ -25,16 +26,21 @@ GRAPH_VERSION = 1
 # `plan`, which lists it; every other verb refuses it.
 # fmt: off
 FLOAT_OPS = frozenset({
-    "conv2d", "linear", "batch_norm", "relu", "clip", "add", "max_pool2d", "avg_pool2d", "global_avg_pool",
-    "flatten", "slice", "pad", "concat", "unknown",
+    "conv2d", "linear", "batch_norm", "relu", "clip", "add", "mul", "max_pool2d", "avg_pool2d", "global_avg_pool",
+    "flatten", "slice", "pad", "concat", "unknown", *CURVES,
 })
 INTEGER_OPS = frozenset({
-    "quantize", "conv2d_int", "linear_int", "sum_pool2d", "requantize", "affine",
+    "quantize", "conv2d_int", "linear_int", "sum_pool2d", "product", "requantize", "affine", "lookup",
     "max_pool2d", "flatten", "slice", "pad", "concat",
 })
 # fmt: on
 PRUNED_OPS = INTEGER_OPS - {"slice", "pad"} | {"gather"}
-FUSED_OPS = PRUNED_OPS - {"conv2d_int", "linear_int", "sum_pool2d"} | {"conv2d_q", "linear_q", "sum_pool2d_q"}
+FUSED_OPS = PRUNED_OPS - {"conv2d_int", "linear_int", "sum_pool2d", "product"} | {
+    "conv2d_q",
+    "linear_q",
+    "sum_pool2d_q",
+    "product_q",
+}
 STAGES: Mapping[str, frozenset[str]] = MappingProxyType(
     {"float": FLOAT_OPS, "integer": INTEGER_OPS, "pruned": PRUNED_OPS, "fused": FUSED_OPS}
 )

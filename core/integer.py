@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import quant
+from .curves import CURVES
 from .encoding import INT32_MAX, Encoding
 from .errors import CorruptError, UnsupportedError
 from .graph import Graph, Node, verify
@@ -233,6 +234,9 @@ class _Builder:
 
     def chain(self, chain: Chain) -> None:
         """All nodes of one chain, up to its stored value."""
+        if chain.start and self.graph.value(chain.start).op in CURVES:
+            self.curve(self.graph.value(chain.start))
+            return
         acc = self.start(chain)
         for name in chain.norms:
             acc = self.norm(acc, self.graph.value(name))
@@ -244,7 +248,10 @@ class _Builder:
         if not chain.start:
             channels = self.graph.value(chain.source).shape[0]
             return self.taken(self.held(chain.source), self.storage.stored[chain.source], channels)
-        node, want = self.graph.value(chain.start), self.storage.reads[chain.start]
+        node = self.graph.value(chain.start)
+        if node.op == "mul":
+            return self.product(node)
+        want = self.storage.reads[chain.start]
         data = self.read(node.name, chain.source, want)
         return self.pool(node, data, want) if node.op in POOLS else self.layer(node, data, want)
 
@@ -274,6 +281,37 @@ class _Builder:
         self.add("sum_pool2d", name, (data,), node.name, "i32", **attrs)
         self.no_border(node, want)
         return self.taken(name, want, node.shape[0], window=window)
+
+    def product(self, node: Node) -> _Sum:
+        """Products of the levels of two values, the second perhaps of one pixel."""
+        stored = [self.storage.stored[name] for name in node.inputs]
+        if any(s.encoding is None for s in stored):
+            raise UnsupportedError(
+                f"{node.name}: multiplies a float32 stream, and products are of levels: use --residual int8"
+            )
+        if any(self.zero(s) for s in stored):
+            raise UnsupportedError(
+                f"{node.name}: multiplies values whose zero is another level than 0: quantise activations "
+                "symmetrically, or compile the float model with --quantize"
+            )
+        name = f"{node.name}.acc"
+        self.add("product", name, tuple(self.held(i) for i in node.inputs), node.name, "i32")
+        factor = np.full(node.shape[0], self.scale(stored[0]) * self.scale(stored[1]))
+        return _Sum(name, factor, np.zeros(node.shape[0]))
+
+    def curve(self, node: Node) -> None:
+        """A table, code by code: the activation of what a code stands for, rounded as it is stored."""
+        want, stored = self.storage.reads[node.name], self.storage.stored[node.name]
+        assert want.encoding is not None, "storage never hands floats to a table"
+        data = self.read(node.name, node.inputs[0], want)
+        levels = want.encoding.levels().astype(np.float64)
+        table = CURVES[node.op].exact((levels - self.zero(want)) * self.scale(want))
+        if stored.encoding is not None:
+            lo, hi = quant.act_bounds(stored.encoding)
+            table = np.clip(np.rint(table / self.scale(stored)) + self.zero(stored), lo, hi)
+        self.add("lookup", node.name, (data,), node.name, stored.dtype)
+        self.nodes[-1] = replace(self.nodes[-1], consts={"table": f"{node.name}.table"})
+        self.consts[f"{node.name}.table"] = table.astype(np.float32)
 
     def layer(self, node: Node, data: str, want: Stored) -> _Sum:
         """Integer convolution or linear layer with levels of every segment."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnx import NodeProto
 
 ENDLESS = 3e38  # a bound that float32 can hardly exceed, as exporters write "none"
+HARD_SIGMOID = {"alpha": 0.2, "beta": 0.5}  # what ONNX takes where a file says nothing
 WIDEST = 255  # levels above the lowest that a stored value can have
 _END = 2**31 - 1  # slices "to the end" carry this or more
 
@@ -368,6 +369,25 @@ def _add(importer: _Importer, call: _Call) -> str:
     return importer.emit("add", (x, y), label=call.name)
 
 
+def _mul(importer: _Importer, call: _Call) -> str:
+    """The gate, which may be a pixel for all, comes second."""
+    x, y = sorted((call.value(0), call.value(1)), key=lambda v: -int(np.prod(importer.shape(v))))
+    whole, gate = importer.shape(x), importer.shape(y)
+    if gate != whole and (len(whole) != 3 or gate != (whole[0], 1, 1)):
+        raise _Refused(f"multiplies {list(whole)} by {list(gate)}; equal shapes, or one pixel a channel, are supported")
+    return importer.emit("mul", (x, y), label=call.name)
+
+
+def _curve(op: str, **supported: float) -> _Rule:
+    def rule(importer: _Importer, call: _Call) -> str:
+        for key, value in supported.items():
+            if abs(float(call.attrs.get(key, HARD_SIGMOID[key])) - value) > 1e-6:
+                raise _Refused(f"{key} {call.attrs.get(key, HARD_SIGMOID[key]):g}: {value:g} is supported")
+        return importer.emit(op, (call.value(),), label=call.name)
+
+    return rule
+
+
 def _added_bias(importer: _Importer, call: _Call, x: str, constant: int) -> str:
     """A constant per channel behind a layer that has no bias and no other reader is that layer's bias."""
     node = importer.nodes[x]
@@ -643,6 +663,8 @@ def _again(importer: _Importer, x: str, inputs: tuple[str, ...]) -> str:
 
 RULES: Mapping[str, _Rule] = {
     "Conv": _conv, "Gemm": _gemm, "MatMul": _matmul, "BatchNormalization": _batch_norm,
+    "Mul": _mul, "HardSwish": _curve("hard_swish"), "HardSigmoid": _curve("hard_sigmoid", alpha=1 / 6, beta=0.5),
+    "Sigmoid": _curve("sigmoid"),
     "Relu": _relu, "Clip": _clip, "Add": _add, "Concat": _concat, "Pad": _pad, "Slice": _slice,
     "MaxPool": _max_pool, "AveragePool": _avg_pool, "GlobalAveragePool": _global_pool, "ReduceMean": _mean,
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _view), "Transpose": _transpose,

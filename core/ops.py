@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import quant
+from .curves import CURVES
 from .encoding import parse
 from .graph import Node
 
@@ -24,7 +25,7 @@ Shape = tuple[int, ...]
 class Op:
     """One op. `channels` says what a channel of the output is:
 
-    mix: a new channel (conv, linear); same: the input's channel; join: the same channel of every input (add);
+    mix: a new channel (conv, linear); same: the input's channel; join: the same channel of every input (add, mul);
     concat: inputs' channels one after another; gather: some input channel or a zero (slice, pad); spread: flatten.
     """
 
@@ -129,6 +130,31 @@ def _sum_pool2d(node: Node, _consts: Consts, x: np.ndarray) -> np.ndarray:
     return windows(x, node.attrs).sum(axis=(4, 5), dtype=np.int64).astype(np.int32)
 
 
+def _curve(node: Node, _consts: Consts, x: np.ndarray) -> np.ndarray:
+    return CURVES[node.op](x).astype(np.float32)
+
+
+def _lookup(node: Node, consts: Consts, x: np.ndarray) -> np.ndarray:
+    out = looked_up(consts["table"], x, node.dtype)
+    out[:, removed(node)] = 0
+    return out
+
+
+def removed(node: Node) -> list[int]:
+    """Channels that a plan gave up and that are still there, as in the integer stage: a table of theirs holds 0."""
+    kept = node.attrs.get("kept", ())
+    return sorted({*range(node.shape[0])}.difference(kept)) if 0 < len(kept) < node.shape[0] else []
+
+
+def looked_up(table: np.ndarray, levels: np.ndarray, dtype: str) -> np.ndarray:
+    """Entries float32 [2^bits] of levels, a level's lowest bits being its code, in u and in i; int32 but for "f32"."""
+    return table[levels & (len(table) - 1)].astype(np.float32 if dtype == "f32" else np.int32)
+
+
+def _product(_node: Node, _consts: Consts, x: np.ndarray, gate: np.ndarray) -> np.ndarray:
+    return x.astype(np.int32) * gate.astype(np.int32)
+
+
 def _slice_shape(attrs: Mapping[str, Any], _consts: Consts, ins: list[Shape]) -> Shape:
     return tuple(len(range(*slice(*s).indices(d))) for s, d in zip(attrs["slices"], ins[0], strict=True))
 
@@ -226,6 +252,8 @@ _ROWS = (
     Op("relu", _first, lambda _n, _c, x: np.maximum(x, x.dtype.type(0)), "same"),
     Op("clip", _first, _clip, "same"),
     Op("add", _first, lambda _n, _c, x, y: x + y, "join"),
+    Op("mul", _first, lambda _n, _c, x, gate: x * gate, "join"),  # the second operand may be one pixel
+    *(Op(name, _first, _curve, "same") for name in CURVES),
     Op("max_pool2d", _pool_shape, _max_pool2d, "same"),
     Op("avg_pool2d", _pool_shape, _avg_pool2d, "same"),
     Op("global_avg_pool", lambda _a, _c, i: (i[0][0], 1, 1), _global_avg_pool, "same"),
@@ -239,6 +267,8 @@ _ROWS = (
     Op("conv2d_int", _conv_shape, _conv2d_int, "mix", _conv_macs),
     Op("linear_int", _linear_shape, _linear_int, "mix", _linear_macs),
     Op("sum_pool2d", _pool_shape, _sum_pool2d, "same"),
+    Op("product", _first, _product, "join"),
+    Op("lookup", _first, _lookup, "same"),
     Op("requantize", _first, _requantize, "join"),
     Op("affine", _first, _affine, "join"),
     # pruned stage: channels picked by number, -1 being a zero; what slice and pad become
@@ -247,6 +277,7 @@ _ROWS = (
     Op("conv2d_q", _conv_shape, _fused(_conv2d_int), "mix", _conv_macs),
     Op("linear_q", _linear_shape, _fused(_linear_int), "mix", _linear_macs),
     Op("sum_pool2d_q", _pool_shape, _fused(_sum_pool2d), "same"),
+    Op("product_q", _first, lambda n, c, x, gate: _epilogue(n, c, _product(n, c, x, gate)), "join"),
 )
 OPS: Mapping[str, Op] = {op.name: op for op in _ROWS}
 

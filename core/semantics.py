@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from .encoding import parse
 from .errors import UsageError
 from .graph import Graph, Node, verify
+from .ops import removed
 from .quant import act_bounds
 from .torch_ops import TORCH_OPS, conv2d, padded
 
@@ -93,7 +94,9 @@ def _constants(node: Node, graph: Graph) -> dict[str, Tensor]:
     out = {}
     for role, name in node.consts.items():
         values = graph.consts[name]
-        if role == "weight":
+        if role == "table":
+            out[role] = torch.from_numpy(values)
+        elif role == "weight":
             out[role] = torch.from_numpy(values.astype(np.float32 if _fits_float32(node, graph) else np.float64))
         else:
             out[role] = torch.from_numpy(values.astype(np.float32).reshape(-1, *(1,) * (len(node.shape) - 1)))
@@ -120,6 +123,17 @@ def _sum_pool2d(node: Node, _consts: Consts, x: Tensor) -> Tensor:
     kernel = tuple(node.attrs["kernel"])
     wide = x if kernel[0] * kernel[1] * 255 <= EXACT else x.double()
     return F.avg_pool2d(padded(wide, node), kernel, tuple(node.attrs["stride"]), divisor_override=1)
+
+
+def _product(_node: Node, _consts: Consts, x: Tensor, gate: Tensor) -> Tensor:
+    return x.float() * gate.float()  # of two levels: far below 2^24
+
+
+def _lookup(node: Node, consts: Consts, x: Tensor) -> Tensor:
+    table = consts["table"]
+    out = table[x.long() & (len(table) - 1)]
+    out[:, removed(node)] = 0
+    return out
 
 
 def _affine(node: Node, consts: Consts, acc: Tensor, *rest: Tensor) -> Tensor:
@@ -151,6 +165,8 @@ _OPS: Mapping[str, Callable[..., Tensor]] = {
     "conv2d_int": _conv2d_int,
     "linear_int": _linear_int,
     "sum_pool2d": _sum_pool2d,
+    "product": _product,
+    "lookup": _lookup,
     "requantize": _requantize,
     "affine": _affine_clamped,
     **{op: TORCH_OPS[op] for op in ("max_pool2d", "flatten", "slice", "pad", "concat")},

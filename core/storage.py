@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from .curves import CURVES
 from .encoding import Encoding, twos, unsigned
 from .errors import UnsupportedError
 from .graph import Graph, Node
@@ -42,9 +43,9 @@ class Stored:
 class Chain:
     """From a stored value to the next, by node names of the float graph, in the order in which they apply.
 
-    `start`: conv, linear or pool, "" where the stored value itself is taken up. `source`: value that is read.
-    `norms`: batch norms. `add`: the sum, "" if none; `residual`: its other operand. `acts`: relus and clips.
-    `end`: the stored value.
+    `start`: conv, linear, pool, mul or curve, "" where the stored value itself is taken up. `source`: value that is
+    read. `norms`: batch norms. `add`: the sum, "" if none; `residual`: its other operand. `acts`: relus and clips.
+    `end`: the stored value. A curve is a chain of its own: it makes codes from codes.
     """
 
     start: str
@@ -70,7 +71,8 @@ class Storage:
     """Result of `analyse`.
 
     `chains` in execution order; `stored`: every stored value, those behind max pools, flatten, slice, pad and concat
-    too; `reads`: layer or pool -> how its input must be held (it is requantised to that where it is stored otherwise).
+    too; `reads`: layer, pool or curve -> how its input must be held (it is requantised to that where it is stored
+    otherwise).
     """
 
     chains: tuple[Chain, ...]
@@ -88,9 +90,9 @@ def non_negative(graph: Graph) -> dict[str, bool]:
     out = {n.name: bool(n.attrs.get(POSITIVE)) for n in graph.inputs}
     for n in graph.nodes:
         ins = [out[i] for i in n.inputs]
-        if n.op == "relu" or (n.op == "clip" and n.attrs["lo"] >= 0):
+        if n.op == "relu" or (n.op == "clip" and n.attrs["lo"] >= 0) or (n.op in CURVES and not CURVES[n.op].signed):
             out[n.name] = True
-        elif n.op in PASS | POOLS | {"add", "concat", "clip"}:
+        elif n.op in PASS | POOLS | {"add", "mul", "concat", "clip"}:
             out[n.name] = all(ins)
         else:
             out[n.name] = False
@@ -131,7 +133,7 @@ def _chains(graph: Graph) -> tuple[Chain, ...]:
 
     out: list[Chain] = []
     for node in graph.nodes:
-        if node.op in LAYERS | POOLS:
+        if node.op in LAYERS | POOLS | {"mul", *CURVES}:
             chain = Chain(node.name, node.inputs[0], (), "", "", (), node.name)
         elif node.op == "add":
             first, second = node.inputs
@@ -147,23 +149,27 @@ def _chains(graph: Graph) -> tuple[Chain, ...]:
             chain = Chain(chain.start, chain.source, norms, chain.add, chain.residual, acts, node.name)
         else:
             continue
-        user = extends(node.name)
-        if user is not None and _takes(user, chain, open_):
+        user = None if node.op in CURVES else extends(node.name)
+        if user is not None and _takes(graph, user, chain, open_):
             open_[node.name] = chain
         else:
             out.append(chain)
     return tuple(out)
 
 
-def _takes(user: Node, chain: Chain, open_: Mapping[str, Chain]) -> bool:
-    """Whether `user` can go on with `chain`; only one operand of a sum can be an unrounded accumulator."""
+def _takes(graph: Graph, user: Node, chain: Chain, open_: Mapping[str, Chain]) -> bool:
+    """Whether `user` can go on with `chain`; only one operand of a sum can be an unrounded accumulator.
+
+    A product has two operands already and takes no residual.
+    """
     if user.op in ACTS:
         return True
     plain = not chain.add and not chain.acts
     if user.op == "batch_norm":
         return plain
     others = [i for i in user.inputs if i != chain.end]
-    return user.op == "add" and plain and len(others) == 1 and others[0] not in open_
+    product = chain.start and graph.value(chain.start).op == "mul"
+    return user.op == "add" and plain and not product and len(others) == 1 and others[0] not in open_
 
 
 def _uses(graph: Graph, consumers: Mapping[str, tuple[Node, ...]], value: str) -> Iterator[Node]:
@@ -225,7 +231,7 @@ def _reads(graph: Graph, act: Mapping[str, Encoding], stored: Mapping[str, Store
     for node in graph.nodes:
         if node.op in LAYERS:
             out[node.name] = Stored(act[node.name], f"{node.name}.act_clip")
-        elif node.op in POOLS:
+        elif node.op in POOLS or node.op in CURVES:
             held = stored[node.inputs[0]]
             own = unsigned(STREAM_BITS) if positive[node.inputs[0]] else twos(STREAM_BITS)
             out[node.name] = held if held.encoding is not None else Stored(own, f"{node.name}.act_clip")

@@ -19,5 +19,7 @@ _OPS = {
     "max_pool2d": (_NO_BITS, _ANY),
     "sum_pool2d": (_NO_BITS, _LEVELS),
     "gather": (_NO_BITS, _ANY),
+    "lookup": (_NO_BITS, _LEVELS),
+    "product": (_NO_BITS, _LEVELS),
 }
 ROWS: tuple[Kernel, ...] = tuple(Kernel(f"{op}_{REFERENCE}", op, op, REFERENCE, w, a) for op, (w, a) in _OPS.items())

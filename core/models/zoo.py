@@ -14,6 +14,7 @@ from .efficientnet_lite import efficientnet_lite0
 from .mobilenet_v1 import mobilenet_v1, mobilenet_v1_075
 from .mobilenet_v2 import mobilenet_v2
 from .mobilenet_v2_tf import mobilenet_v2_tf, without_background
+from .mobilenet_v3 import mobilenet_v3_small
 from .preresnet import preresnet20, preresnet56
 from .resnet import resnet18, resnet50
 from .resnet_cifar import resnet20, resnet56
@@ -60,6 +61,7 @@ _ROWS = (
     Entry("mobilenet_v1_075", mobilenet_v1_075, 1000, (3, 224, 224), *TENSORFLOW),
     Entry("mobilenet_v2", mobilenet_v2, 1000, (3, 224, 224), *IMAGENET),
     Entry("efficientnet_lite0", efficientnet_lite0, 1000, (3, 224, 224), *IMAGENET),
+    Entry("mobilenet_v3_small", mobilenet_v3_small, 1000, (3, 224, 224), *IMAGENET),
     Entry("mobilenet_v2_tf", mobilenet_v2_tf, 1000, (3, 224, 224), *TENSORFLOW, adapt=without_background),
     Entry("skynet", skynet, 10, (3, 160, 320), (0.5,) * 3, (0.25,) * 3),  # 10 values a place: two anchors
 )

@@ -149,6 +149,27 @@ struct Quantize {
   Output out;  // data: of this image; no residual
 };
 
+// `pixels` values of channels elements each: levels times those of `gate`, of the same shape or, `one`, of one pixel.
+struct Product {
+  const void* in;  // of the image, like `gate` and out.data
+  const void* gate;
+  Storage storage, gate_storage;  // levels both
+  bool one;
+  uint32_t channels;
+  size_t first_pixel, pixels;
+  int32_t* sums;  // [channels padded] scratch
+  Output out;     // no residual
+};
+
+// Byte by byte through a table.
+struct Lookup {
+  const uint8_t* in;
+  void* out;
+  const void* table;  // [256] of what is written, by the byte that is read
+  uint32_t element_bytes;  // of what is written: 1 or 4
+  size_t count;
+};
+
 // A pool on one image, rows [row_begin, row_end) of the output. Padding adds nothing and never wins.
 struct Pool {
   const void* in;

@@ -173,3 +173,22 @@ void sum_pool2d(const Pool& p) {
   if (p.storage == Storage::kU8) return sum_pool_as<uint8_t, F>(p);
   sum_pool_as<int8_t, F>(p);
 }
+
+template <class A, class B, class F>
+void product_as(const Product& p) {
+  const uint32_t n = p.channels;
+  int32_t* const sums = p.sums;
+  for (size_t x = p.first_pixel; x < p.first_pixel + p.pixels; ++x) {
+    const A* __restrict in = static_cast<const A*>(p.in) + x * n;
+    const B* __restrict gate = static_cast<const B*>(p.gate) + (p.one ? 0 : x * n);
+    for (uint32_t c = 0; c < n; ++c) sums[c] = static_cast<int32_t>(in[c]) * gate[c];
+    finish<F, FromSums>(p.out, sums, n, 0, n, x, 1, nullptr);
+  }
+}
+
+template <class F>
+void product(const Product& p) {
+  const bool gate = p.gate_storage == Storage::kU8;
+  if (p.storage == Storage::kU8) return gate ? product_as<uint8_t, uint8_t, F>(p) : product_as<uint8_t, int8_t, F>(p);
+  gate ? product_as<int8_t, uint8_t, F>(p) : product_as<int8_t, int8_t, F>(p);
+}

@@ -206,5 +206,6 @@ void quantize_avx2(const Quantize& q) { quantize<F>(q); }
 void requantize_avx2(const Requantize& r) { requantize<F>(r); }
 void max_pool2d_avx2(const Pool& p) { max_pool2d(p); }
 void sum_pool2d_avx2(const Pool& p) { sum_pool2d<F>(p); }
+void product_avx2(const Product& p) { product<F>(p); }
 
 }  // namespace bitpress::gemm

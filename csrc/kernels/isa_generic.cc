@@ -250,6 +250,13 @@ void gather(const Gather& g) {
   }
 }
 
+template <class T>
+void lookup_as(const Lookup& l) {
+  const T* const table = static_cast<const T*>(l.table);
+  T* const out = static_cast<T*>(l.out);
+  for (size_t i = 0; i < l.count; ++i) out[i] = table[l.in[i]];
+}
+
 }  // namespace
 
 void i8dot_generic(const Conv& c) { i8dot(c); }
@@ -261,5 +268,7 @@ void requantize_generic(const Requantize& r) { requantize<F>(r); }
 void max_pool2d_generic(const Pool& p) { max_pool2d(p); }
 void sum_pool2d_generic(const Pool& p) { sum_pool2d<F>(p); }
 void gather_generic(const Gather& g) { gather(g); }
+void lookup_generic(const Lookup& l) { l.element_bytes == 1 ? lookup_as<uint8_t>(l) : lookup_as<float>(l); }
+void product_generic(const Product& p) { product<F>(p); }
 
 }  // namespace bitpress::gemm

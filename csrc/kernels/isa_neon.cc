@@ -143,5 +143,6 @@ void depthwise_neon(const Depthwise& d) { depthwise<Dots, F>(d); }
 void quantize_neon(const Quantize& q) { quantize<F>(q); }
 void requantize_neon(const Requantize& r) { requantize<F>(r); }
 void sum_pool2d_neon(const Pool& p) { sum_pool2d<F>(p); }
+void product_neon(const Product& p) { product<F>(p); }
 
 }  // namespace bitpress::gemm

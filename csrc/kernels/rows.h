@@ -12,6 +12,8 @@ namespace bitpress::gemm {
 #define BITPRESS_ARGS_max_pool2d Pool
 #define BITPRESS_ARGS_sum_pool2d Pool
 #define BITPRESS_ARGS_gather Gather
+#define BITPRESS_ARGS_lookup Lookup
+#define BITPRESS_ARGS_product Product
 #define KERNEL(family, isa, op, w_from, w_to, a_from, a_to, lanes, group, cost) \
   void family##_##isa(const BITPRESS_ARGS_##op&);
 #include "../../kernels/kernels.def"

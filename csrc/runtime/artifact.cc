@@ -14,7 +14,7 @@ namespace {
 
 constexpr uint8_t kMagic[8] = {0x89, 'B', 'P', 'K', '\r', '\n', 0x1a, '\n'};
 constexpr uint32_t kVersion = 1;
-constexpr uint32_t kKnownFeatures = 0;
+constexpr uint32_t kKnownFeatures = kLaterOps;
 constexpr uint32_t kMaxSections = 65535;
 constexpr size_t kCrcAt = 36;
 
@@ -143,6 +143,8 @@ uint32_t crc32(Bytes bytes, uint32_t crc) {
 bool has_magic(Bytes file) {
   return file.size == 0 || std::memcmp(file.data, kMagic, std::min(file.size, sizeof kMagic)) == 0;
 }
+
+uint32_t features(Bytes file) { return read_header(file).features; }
 
 std::vector<Section> split(Bytes file) {
   const Header h = read_header(file);

@@ -44,6 +44,10 @@ uint32_t crc32(Bytes bytes, uint32_t crc = 0);
 // Whether a file begins as a .bpk does, as far as it goes.
 bool has_magic(Bytes file);
 
+// Feature bits, and those of a file that `split` has read.
+constexpr uint32_t kLaterOps = 1;  // steps that the first readers of version 1 do not know
+uint32_t features(Bytes file);
+
 // Sections of a file, in order, as views into it; Error(kCorrupt) if the container breaks any rule.
 std::vector<Section> split(Bytes file);
 

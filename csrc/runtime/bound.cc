@@ -38,7 +38,10 @@ Memory::Memory(size_t size) : size_(size) {
 
 Bound::Bound(const Step& step, const Program& program, const Choice& choice)
     : step_(step), in_(program.buffers[step.data]), out_(program.buffers[step.output]) {
-  if (step.residual != kNone) residual_ = program.buffers[step.residual].storage;
+  if (step.residual != kNone) {
+    residual_ = program.buffers[step.residual].storage;
+    residual_elements_ = program.buffers[step.residual].elements();
+  }
   const Choice::Verdict verdict = choice.find(problem_of(step, program));
   row_ = verdict.row;
   why_ = verdict.why;
@@ -46,7 +49,8 @@ Bound::Bound(const Step& step, const Program& program, const Choice& choice)
   if (step.op == Op::kConv2d) bind_convolution(step);
   if (step.op == Op::kDepthwiseConv2d) bind_depthwise(step);
   if (step.op == Op::kGather) bind_gather(step);
-  if (step.op == Op::kSumPool2d) scratch_ = (step.rows + kSpareRows) * sizeof(int32_t);
+  if (step.op == Op::kLookup) bind_lookup(step);
+  if (step.op == Op::kSumPool2d || step.op == Op::kProduct) scratch_ = (step.rows + kSpareRows) * sizeof(int32_t);
   if (scratch_ > kMostScratch)
     throw Error(Code::kUnsupported, "step " + step.name + " needs " + std::to_string(scratch_) +
                                         " bytes of working memory for its borders and windows, at most " +
@@ -409,6 +413,19 @@ void Bound::bind_depthwise(const Step& s) {
   }
   plan_bands(0);
   scratch_ = windows_.scratch;
+}
+
+// Codes are the lowest bits of bytes.
+void Bound::bind_lookup(const Step& s) {
+  const bool floats = out_.storage.is_float();
+  tables_ = Memory(256 * (floats ? sizeof(float) : 1));
+  for (size_t byte = 0; byte < 256; ++byte) {
+    const float entry = s.table[byte & (s.table.size() - 1)];
+    if (floats)
+      reinterpret_cast<float*>(tables_.data())[byte] = entry;
+    else
+      tables_.data()[byte] = static_cast<uint8_t>(static_cast<int32_t>(entry));
+  }
 }
 
 void Bound::bind_gather(const Step& s) {

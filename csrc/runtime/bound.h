@@ -97,6 +97,7 @@ class Bound {
   void bind_thresholds(const Step& step, int64_t most);
   void bind_depthwise(const Step& step);
   void bind_gather(const Step& step);
+  void bind_lookup(const Step& step);
   void plan_windows(bool channels_chosen);
   void plan_bands(size_t weight_bytes);
   gemm::Output output(const Place& place) const;
@@ -108,11 +109,14 @@ class Bound {
   void run_depthwise(const Place&, size_t begin, size_t end, uint8_t* scratch) const;
   void run_pool(const Place&, size_t begin, size_t end, uint8_t* scratch) const;
   void run_gather(const Place&, size_t begin, size_t end) const;
+  void run_lookup(const Place&, size_t begin, size_t end) const;
+  void run_product(const Place&, size_t begin, size_t end, uint8_t* scratch) const;
   void run_values(const Place&, size_t begin, size_t end) const;
 
   Step step_;
   Buffer in_, out_;
   Encoding residual_;
+  uint64_t residual_elements_ = 0;
   const Row* row_ = nullptr;
   std::string why_;
   Memory weights_, tables_;

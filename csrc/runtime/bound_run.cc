@@ -121,6 +121,10 @@ void Bound::run(const Place& place, size_t begin, size_t end, uint32_t block_beg
       return run_pool(place, begin, end, scratch);
     case Op::kGather:
       return run_gather(place, begin, end);
+    case Op::kLookup:
+      return run_lookup(place, begin, end);
+    case Op::kProduct:
+      return run_product(place, begin, end, scratch);
     case Op::kQuantize:
     case Op::kRequantize:
       return run_values(place, begin, end);
@@ -306,6 +310,39 @@ void Bound::run_gather(const Place& place, size_t begin, size_t end) const {
     g.row_begin = static_cast<uint32_t>(y);
     g.row_end = static_cast<uint32_t>(stop);
     row_->run(g);
+    at += stop - y;
+  }
+}
+
+void Bound::run_lookup(const Place& place, size_t begin, size_t end) const {
+  gemm::Lookup l{};
+  const size_t row = out_.w * out_.c;
+  l.element_bytes = static_cast<uint32_t>(element_of(out_));
+  l.in = place.data + begin * row;
+  l.out = place.output + begin * row * l.element_bytes;
+  l.table = tables_.data();
+  l.count = (end - begin) * row;
+  row_->run(l);
+}
+
+void Bound::run_product(const Place& place, size_t begin, size_t end, uint8_t* scratch) const {
+  gemm::Product p{};
+  p.storage = storage_of(in_.storage);
+  p.gate_storage = storage_of(residual_);
+  p.one = residual_elements_ != out_.elements();
+  p.channels = static_cast<uint32_t>(in_.c);
+  p.sums = reinterpret_cast<int32_t*>(scratch);
+  for (size_t at = begin; at < end;) {
+    const size_t image = at / out_.h, y = at % out_.h, stop = std::min<size_t>(out_.h, y + end - at);
+    Place here = place;
+    here.residual = nullptr;
+    here.output += image * out_.elements() * element_of(out_);
+    p.in = place.data + image * in_.elements();
+    p.gate = place.residual + image * residual_elements_;
+    p.first_pixel = y * out_.w;
+    p.pixels = (stop - y) * out_.w;
+    p.out = output(here);
+    row_->run(p);
     at += stop - y;
   }
 }

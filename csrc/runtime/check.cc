@@ -20,6 +20,10 @@ bool is_convolution(const Step& s) { return s.op == Op::kConv2d || s.op == Op::k
 bool is_pool(const Step& s) { return s.op == Op::kMaxPool2d || s.op == Op::kSumPool2d; }
 bool may_have_residual(const Step& s) { return is_convolution(s) || s.op == Op::kRequantize || s.op == Op::kSumPool2d; }
 
+bool is_of_levels(const Step& s) {
+  return is_convolution(s) || s.op == Op::kSumPool2d || s.op == Op::kLookup || s.op == Op::kProduct;
+}
+
 [[noreturn]] void fail(const char* error, const Step& s, const std::string& detail) {
   corrupt(error, "step " + s.name + " (" + op_name(s.op) + "): " + detail);
 }
@@ -66,7 +70,9 @@ void check_references(const Step& s, const Program& p) {
   for (uint32_t number : {s.data, residual ? s.residual : s.data, s.output})
     if (number >= p.buffers.size())
       fail("BadReference", s, "buffer " + str(number) + ", there are " + str(p.buffers.size()));
-  if (residual && !may_have_residual(s)) fail("BadReference", s, "has a residual");
+  const bool product = s.op == Op::kProduct;
+  if (product && !residual) fail("BadReference", s, "has no second factor");
+  if (residual && !product && !may_have_residual(s)) fail("BadReference", s, "has a residual");
   if (s.output == p.input || s.output == s.data || s.output == s.residual)
     fail("BadReference", s, "writes the input or a buffer that it reads");
   if ((s.op == Op::kQuantize) != (s.data == p.input) || (residual && s.residual == p.input))
@@ -113,13 +119,15 @@ void check_shape(const Step& s, const Program& p) {
     fail("BadShape", s, "padding is not smaller than the kernel");
   if (s.residual == kNone) return;
   const Buffer& r = p.buffers[s.residual];
-  if (r.c != out.c || r.h != out.h || r.w != out.w)
+  const bool pixel = s.op == Op::kProduct && r.h == 1 && r.w == 1;
+  if (r.c != out.c || (!pixel && (r.h != out.h || r.w != out.w)))
     fail("BadShape", s, "residual is " + shape(r) + ", output " + shape(out));
 }
 
 void check_storage(const Step& s, const Program& p) {
   const Encoding &in = p.buffers[s.data].storage, &out = p.buffers[s.output].storage;
-  if ((is_convolution(s) || s.op == Op::kSumPool2d) && in.is_float())
+  const bool factor = s.op == Op::kProduct && p.buffers[s.residual].storage.is_float();
+  if (is_of_levels(s) && (in.is_float() || factor))
     fail("BadEnum", s, "reads floats, but works on levels");
   if ((s.op == Op::kMaxPool2d || s.op == Op::kGather) && in.name != out.name)
     fail("BadEnum", s, "reads " + in.name + " and writes " + out.name);
@@ -146,13 +154,29 @@ void check_epilogue(const Step& s, const Program& p) {
   if (!finite(s.m) || !finite(s.b) || !std::isfinite(s.m_r)) fail("NonFinite", s, "m, b or m_r is NaN or infinite");
   const std::string bounds = "bounds " + std::to_string(s.lo) + " .. " + std::to_string(s.hi);
   if (std::isnan(s.lo) || std::isnan(s.hi)) fail("NonFinite", s, bounds);
-  if (s.lo > s.hi || (s.m_r != 0 && s.residual == kNone))
+  if (s.lo > s.hi || (s.m_r != 0 && (s.residual == kNone || s.op == Op::kProduct)))
     fail("BadEpilogue", s, bounds + ", residual multiplier " + std::to_string(s.m_r));
   const Encoding& out = p.buffers[s.output].storage;
   if (out.is_float()) return;
   const auto low = static_cast<float>(out.act_lo()), high = static_cast<float>(out.hi());
   if (s.lo < low || s.hi > high || s.lo != std::trunc(s.lo) || s.hi != std::trunc(s.hi))
     fail("BadEpilogue", s, bounds + " are not levels of " + out.name);
+}
+
+void check_table(const Step& s, const Program& p) {
+  if (s.op != Op::kLookup) return;
+  const Encoding &in = p.buffers[s.data].storage, &out = p.buffers[s.output].storage;
+  const size_t codes = size_t{1} << in.bits;
+  if (s.table.size() != codes)
+    fail("BadTable", s, "has " + str(s.table.size()) + " entries, its input " + str(codes) + " codes");
+  for (const float entry : s.table) {
+    if (!std::isfinite(entry)) fail("NonFinite", s, "an entry of the table is NaN or infinite");
+  }
+  if (out.is_float()) return;
+  const auto low = static_cast<float>(out.act_lo()), high = static_cast<float>(out.hi());
+  for (const float entry : s.table)
+    if (entry < low || entry > high || entry != std::trunc(entry))
+      fail("BadTable", s, "an entry of the table is no level of " + out.name);
 }
 
 void check_weights(const Step& s) {
@@ -239,6 +263,7 @@ void check_program(const Program& p) {
     check_storage(s, p);
     check_indices(s, p);
     check_epilogue(s, p);
+    check_table(s, p);
     check_weights(s);
     check_range(s, p);
     check_written(written[s.data], p.buffers[s.data], s.name);

@@ -13,7 +13,7 @@ __extension__ using u128 = unsigned __int128;
 
 constexpr uint64_t kMaxMeta = 16 << 20;
 
-enum Flag : uint8_t { kOutChannels = 1, kChannels = 2, kEpilogue = 4, kHasWeights = 8 };
+enum Flag : uint8_t { kOutChannels = 1, kChannels = 2, kEpilogue = 4, kHasWeights = 8, kTable = 16 };
 
 struct OpRow {
   const char* name;
@@ -27,6 +27,8 @@ constexpr OpRow kOpRows[kOps] = {
     {"max_pool2d", 0, 0},
     {"sum_pool2d", kEpilogue, kEpilogue},
     {"gather", kChannels, kChannels | kOutChannels},
+    {"lookup", kTable, kTable},
+    {"product", kEpilogue, kEpilogue},
 };
 
 struct HeadRecord {
@@ -206,7 +208,8 @@ class Pools {
 
 void read_weights(const StepRecord& r, Pools* pools, Step* step) {
   if (!(r.flags & kHasWeights)) {
-    if (std::any_of(r.weight, r.weight + 4, [](char c) { return c != 0; }) || r.depth)
+    if (std::any_of(r.weight, r.weight + 4, [](char c) { return c != 0; }) ||
+        (r.depth && !(r.flags & kTable)))
       corrupt("BadEnum", "step " + step->name + ": has a weight encoding or depth, but no weights");
     return;
   }
@@ -245,7 +248,7 @@ Step read_step(const StepRecord& r, const std::vector<std::string>& names, const
   if ((r.flags & row.needed) != row.needed || (r.flags & ~row.allowed))
     corrupt("BadEnum", "step " + s.name + ": flags " + str(r.flags) + " do not fit " + row.name);
   const std::pair<int, uint32_t> references[] = {
-      {kEpilogue, r.constants}, {kOutChannels | kChannels, r.indices}, {kHasWeights, r.weights}};
+      {kEpilogue | kTable, r.constants}, {kOutChannels | kChannels, r.indices}, {kHasWeights, r.weights}};
   for (const auto& [bits, reference] : references)
     if (!(r.flags & bits) && reference != kNone)
       corrupt("BadReference", "step " + s.name + ": refers to what its flags do not announce");
@@ -273,9 +276,10 @@ Step read_step(const StepRecord& r, const std::vector<std::string>& names, const
   s.groups = r.groups;
   read_weights(r, pools, &s);
   read_epilogue(r, pools, &s);
+  if (r.flags & kTable) s.table = pools->constants(r.constants, r.depth, s.name);
   s.layer = name_at(names, r.layer, "layer of step " + s.name);
   s.hint = name_at(names, r.hint, "hint of step " + s.name);
-  if (s.op == Op::kMaxPool2d && s.output < buffers.size() && s.rows != buffers[s.output].c)
+  if ((s.op == Op::kMaxPool2d || s.op == Op::kLookup) && s.output < buffers.size() && s.rows != buffers[s.output].c)
     corrupt("BadShape",
             "step " + s.name + ": " + str(s.rows) + " rows, its output has " + str(buffers[s.output].c) + " channels");
   return s;
@@ -374,6 +378,11 @@ Program read_program(Bytes file) {
   program.golden_output = read_golden(content[kGoldenOutput], "golden_output", program, program.output);
   if (content[kMeta].size > kMaxMeta)
     corrupt("TooLarge", "meta has " + str(content[kMeta].size) + " bytes, at most " + str(kMaxMeta) + " are allowed");
+  const auto later = [](const Step& s) { return static_cast<uint8_t>(s.op) >= kFirstOps; };
+  const uint32_t needed = std::any_of(program.steps.begin(), program.steps.end(), later) ? kLaterOps : 0;
+  if (features(file) != needed)
+    corrupt("BadFeature",
+            "the file announces features " + str(features(file)) + ", its steps need " + str(needed));
   check_program(program);
   return program;
 }

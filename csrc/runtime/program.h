@@ -41,8 +41,9 @@ struct Buffer {
 };
 
 // The number is part of the format.
-enum class Op : uint8_t { kQuantize, kConv2d, kDepthwiseConv2d, kRequantize, kMaxPool2d, kSumPool2d, kGather };
-constexpr uint8_t kOps = 7;
+enum class Op : uint8_t { kQuantize, kConv2d, kDepthwiseConv2d, kRequantize, kMaxPool2d, kSumPool2d, kGather, kLookup, kProduct };
+constexpr uint8_t kOps = 9;
+constexpr uint8_t kFirstOps = 7;  // of them that every reader of version 1 knows; a file with a later one announces it
 const char* op_name(Op op);
 
 constexpr uint32_t kNone = std::numeric_limits<uint32_t>::max();
@@ -50,7 +51,7 @@ constexpr uint32_t kNone = std::numeric_limits<uint32_t>::max();
 struct Step {
   Op op = Op::kQuantize;
   std::string name, layer, hint;
-  uint32_t data = kNone, residual = kNone, output = kNone;  // buffer numbers
+  uint32_t data = kNone, residual = kNone, output = kNone;  // buffer numbers; a product's `residual` is a factor
   uint32_t kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1;
   uint32_t top = 0, left = 0, bottom = 0, right = 0;
   uint32_t dilation_h = 1, dilation_w = 1;
@@ -59,6 +60,7 @@ struct Step {
   Encoding weight;
   Bytes fields;             // [rows, ceil(depth * bits / 8)], a view into the file
   std::vector<float> m, b;  // [rows]
+  std::vector<float> table;  // lookup: of each code of the input
   std::vector<int32_t> out_channels, channels;
   float lo = 0, hi = 0, m_r = 0;
 };

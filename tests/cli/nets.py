@@ -22,7 +22,7 @@ def chain(classes: int = 3) -> nn.Module:
 def strange(classes: int = 3) -> nn.Module:
     """The same with an op that Bitpress does not know."""
     net = chain(classes)
-    out = nn.Sequential(*list(net)[:3], nn.Sigmoid(), *list(net)[3:])
+    out = nn.Sequential(*list(net)[:3], nn.Tanh(), *list(net)[3:])
     out.in_shape = net.in_shape
     return out
 

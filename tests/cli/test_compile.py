@@ -159,7 +159,7 @@ def _nan_weights(folder: Path) -> Path:
         (2, ["digits_cnn", *PTQ], "C,H,W"),
         (2, [CHAIN], "no RUN folder"),
         (2, [f"{NETS}:nothing", *PTQ], "no function 'nothing'"),
-        (3, [STRANGE, *PTQ], "sigmoid"),
+        (3, [STRANGE, *PTQ], "tanh"),
         (3, [CHAIN, "--quantize", "w3a4", "--calibrate", BLOBS], "3 bits"),
         (3, [CHAIN, "--quantize", "w8a9", "--calibrate", BLOBS], "9 bits"),
         (2, ["net.onnx", *PTQ], "no file net.onnx"),
@@ -274,8 +274,8 @@ def test_an_extra_that_is_missing(made: Path, tmp_path: Path) -> None:
 
 def test_plan_lists_what_it_does_not_know() -> None:
     document = good("plan", STRANGE, "--json", "-").document()
-    assert [row["op"] for row in document["unsupported"]] == ["aten.sigmoid"] and document["space"] is None
-    assert "sigmoid" in refused(3, "plan", STRANGE, "--budget", "bops=50%")
+    assert [row["op"] for row in document["unsupported"]] == ["aten.tanh"] and document["space"] is None
+    assert "tanh" in refused(3, "plan", STRANGE, "--budget", "bops=50%")
 
 
 def test_plan_counts_and_judges_budgets() -> None:

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quantise(
         made / "float.onnx", made / "coded.onnx", images, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8
     )
-    write(made / "strange.onnx", [op("Conv", ["x", "w"], ["c"]), op("Sigmoid", ["c"], ["y"], name="act")],
+    write(made / "strange.onnx", [op("Conv", ["x", "w"], ["c"]), op("Tanh", ["c"], ["y"], name="act")],
           {"w": np.ones((2, 3, 1, 1), np.float32)})  # fmt: skip
     for bits in (2, 4):
         annotate(made / "float.onnx", made / f"quant{bits}.onnx", images, form="QONNX", weights=bits, acts=4)
@@ -124,9 +124,9 @@ def test_plan_counts(name: str, folder: Path) -> None:
 
 def test_plan_lists_what_compile_refuses(folder: Path, tmp_path: Path) -> None:
     document = good("plan", folder / "strange.onnx", "--json", "-").document()
-    assert document["unsupported"] == [{"name": "act", "op": "Sigmoid: has no counterpart", "shape": [2, 6, 7]}]
+    assert document["unsupported"] == [{"name": "act", "op": "Tanh: has no counterpart", "shape": [2, 6, 7]}]
     artifact = tmp_path / "x.bpk"
-    assert "act (Sigmoid: has no counterpart)" in refused(3, "compile", folder / "strange.onnx", *PTQ, "-o", artifact)
+    assert "act (Tanh: has no counterpart)" in refused(3, "compile", folder / "strange.onnx", *PTQ, "-o", artifact)
     assert not list(tmp_path.iterdir())
 
 

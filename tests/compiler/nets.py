@@ -111,6 +111,24 @@ def space_to_depth(seed: int = 0) -> Graph:
     return m.graph(m.conv("d", y, 5, 1))
 
 
+def gated(seed: int = 0) -> Graph:
+    """Activations that are tables, behind layers, sums, flattens and at the end; products with gates and values."""
+    m = Maker((3, 8, 7), seed)
+    x = m.add("hard_swish", "stem.act", m.norm("stem.bn", m.conv("stem", "image", 8)))
+    y = m.add("silu", "a.act", m.norm("a.bn", m.conv("a", x, 16, 1)))
+    y = m.add("relu", "dw.act", m.norm("dw.bn", m.conv("dw", y, 16, 5, groups=16)))
+    z = m.add("relu", "squeeze.act", m.conv("squeeze", m.add("global_avg_pool", "squeeze.mean", y), 6, 1, bias=True))
+    z = m.add("hard_sigmoid", "excite.act", m.conv("excite", z, 16, 1, bias=True))
+    y = m.norm("b.bn", m.conv("b", m.add("mul", "gate", y, z), 8, 1))
+    x = m.add("hard_swish", "sum.act", m.add("add", "sum", y, x))
+    gate = m.add("sigmoid", "whole.act", m.norm("whole.bn", m.conv("whole", x, 8, stride=1)))
+    x = m.add("relu", "product.act", m.norm("product.bn", m.add("mul", "product", x, gate)))
+    x = m.add("add", "late", m.add("mul", "square", x, x), m.conv("c", x, 8, 1))
+    x = m.add("flatten", "flat", m.add("global_avg_pool", "pool", x))
+    x = m.add("silu", "hidden.act", m.linear("hidden", x, 12))
+    return m.graph(m.add("sigmoid", "last", m.linear("fc", x, 7)))
+
+
 def odd_sum(seed: int = 0) -> Graph:
     """The image itself is a stream; behind it a value is added to itself."""
     m = Maker((4, 6, 6), seed)
@@ -152,6 +170,7 @@ NETS = {
     "shared_flat": shared_flat,
     "inverted": inverted,
     "space_to_depth": space_to_depth,
+    "gated": gated,
     "odd_sum": odd_sum,
     "bare_output": bare_output,
     "joined_output": joined_output,

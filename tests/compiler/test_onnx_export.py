@@ -11,6 +11,7 @@ from bitpress.core.errors import UnsupportedError
 from bitpress.core.graph import FLOAT_OPS, Graph, Node, run, verify
 
 from ..benchmarks.graphs import everything, residual, tolerance
+from .nets import gated
 
 onnx = pytest.importorskip("onnx", reason="the ONNX writer needs the extra `onnx`")
 ort = pytest.importorskip("onnxruntime", reason="the check of ONNX models needs the extra `onnx`")
@@ -25,7 +26,7 @@ def images(graph: Graph, count: int) -> np.ndarray:
     return np.random.default_rng(7).normal(0, 1, (count, *graph.inputs[0].shape)).astype(np.float32)
 
 
-@pytest.mark.parametrize("graph", [everything(), residual()], ids=["everything", "residual"])
+@pytest.mark.parametrize("graph", [everything(), residual(), gated()], ids=["everything", "residual", "gated"])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("fold", [False, True], ids=["norms", "folded"])
 def test_onnxruntime_agrees_with_the_graph(graph: Graph, count: int, fold: bool) -> None:
@@ -37,7 +38,7 @@ def test_onnxruntime_agrees_with_the_graph(graph: Graph, count: int, fold: bool)
 
 
 def test_every_float_op_is_written() -> None:
-    written = {node.op for graph in (everything(), residual()) for node in graph}
+    written = {node.op for graph in (everything(), residual(), gated()) for node in graph}
     assert written == FLOAT_OPS - {"unknown"}
 
 

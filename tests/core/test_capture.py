@@ -223,11 +223,25 @@ def test_what_does_nothing_vanishes() -> None:
     assert [n.name for n in graph] == ["relu"]
 
 
+def test_curves_and_gates() -> None:
+    """The gate comes second, whichever way it is written."""
+
+    def forward(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        gate = F.hardsigmoid(F.adaptive_avg_pool2d(F.silu(x), 1))
+        x = gate * F.hardswish(x)
+        return x * torch.sigmoid(x)
+
+    graph = same(Do(forward))
+    assert ops(graph) == ["silu", "global_avg_pool", "hard_sigmoid", "hard_swish", "mul", "sigmoid", "mul"]
+    assert graph.nodes[4].inputs == ("hard_swish", "hard_sigmoid")
+
+
 @pytest.mark.parametrize(
     ("function", "target"),
     [
-        (torch.sigmoid, "aten.sigmoid"),
-        (lambda x: x * x, "aten.mul.Tensor"),
+        (torch.tanh, "aten.tanh"),
+        (lambda x: x * 2.0, "aten.mul.Tensor"),
+        (lambda x: x * x.mean((1, 2, 3), keepdim=True), "aten.mul.Tensor"),
         (lambda x: x + 1, "aten.add.Tensor"),
         (lambda x: torch.add(x, x, alpha=2), "aten.add.Tensor"),
         (lambda x: x + x.mean((2, 3), keepdim=True), "aten.add.Tensor"),

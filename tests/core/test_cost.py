@@ -39,6 +39,7 @@ from bitpress.core.models import load
 from bitpress.core.plan import GroupId, LayerId
 
 from ..benchmarks.graphs import Maker, residual
+from ..compiler.nets import gated
 
 
 def chain(seed: int = 0) -> Graph:
@@ -113,6 +114,20 @@ def test_in_residual_networks_streams_stay_whole() -> None:
 def test_inverted_residuals_are_scored_on_the_depthwise_weights() -> None:
     gates = search_space(depthwise()).gates
     assert {g: gate.scored for g, gate in gates.items()} == {"expand": ("dw",)}
+
+
+def test_a_squeeze_follows_the_block_that_it_scales() -> None:
+    """One gate a block: filters of the last convolution go with their channels, the inner one stays whole."""
+    graph = gated()
+    space = search_space(graph)
+    assert {g: gate.scored for g, gate in space.gates.items()} == {"a": ("dw",)}
+    costs = Costs(graph, space)
+    whole, cut = largest(space), smallest(space)
+    assert cut.parts["a"] == (2, 3)
+    less = replace(whole, parts=cut.parts)
+    plans = [to_plan(graph, space, choice, residual="int8") for choice in (whole, less)]
+    assert [costs.bops(choice) for choice in (whole, less)] == [bops.count(graph, p).totals.bops for p in plans]
+    assert [row.channels_kept for row in bops.count(graph, plans[1]).layers if row.name == "excite"] == [8]
 
 
 def _captured(name: str) -> Graph:

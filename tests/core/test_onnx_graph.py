@@ -65,6 +65,13 @@ GOOD: dict[str, tuple[list[Any], dict[str, np.ndarray]]] = {
         {"g": f32(3), "b": f32(3), "m": f32(3), "v": np.abs(f32(3)) + np.float32(0.5)},
     ),
     "relu6": ([op("Clip", ["x", "lo", "hi"], ["y"])], {"lo": K(0, np.float32), "hi": K(6, np.float32)}),
+    "curves": (
+        [op("HardSwish", ["x"], ["a"]), op("HardSigmoid", ["a"], ["b"], alpha=1 / 6), op("Sigmoid", ["b"], ["c"]),
+         op("Mul", ["c", "x"], ["y"])], {},
+    ),
+    "gate": (
+        [op("GlobalAveragePool", ["x"], ["m"]), op("Sigmoid", ["m"], ["g"]), op("Mul", ["g", "x"], ["y"])], {},
+    ),
     "one-sided clip": ([op("Clip", ["x", "lo"], ["y"])], {"lo": K(0, np.float32)}),
     "max pool, ceiling": (
         [op("MaxPool", ["x"], ["y"], kernel_shape=[3, 2], strides=[2, 2], ceil_mode=1, pads=[1, 0, 1, 0])], {},
@@ -149,7 +156,10 @@ def test_a_minus_infinite_pad_belongs_to_the_max_pool(tmp_path: Path) -> None:
 BIG = {"w": f32(4, 3, 3, 3)}
 # nodes, constants, part of the reason
 BAD: list[tuple[list[Any], dict[str, np.ndarray], str]] = [
-    ([op("Sigmoid", ["x"], ["y"], name="/act/Sigmoid")], {}, "act (Sigmoid: has no counterpart)"),
+    ([op("Tanh", ["x"], ["y"], name="/act/Tanh")], {}, "act (Tanh: has no counterpart)"),
+    ([op("HardSigmoid", ["x"], ["y"])], {}, "y (HardSigmoid: alpha 0.2: 0.166667 is supported)"),
+    ([op("Relu", ["x"], ["r"]), op("ReduceMean", ["r", "a"], ["m"]), op("Mul", ["r", "m"], ["y"])], {"a": K([1])},
+     "y (Mul: "),
     ([op("Softmax", ["x"], ["y"])], {}, "y (Softmax: has no counterpart)"),
     ([op("Gelu", ["x"], ["y"], domain="com.microsoft")], {}, "domain com.microsoft"),
     ([op("Conv", ["x", "x2"], ["y"]), op("Conv", ["x", "w"], ["x2"])][::-1], BIG, "is computed"),

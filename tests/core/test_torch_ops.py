@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
+from bitpress.core.curves import CURVES
 from bitpress.core.graph import FLOAT_OPS, Node, run
 from bitpress.core.ops import OPS
 from bitpress.core.torch_ops import TORCH_OPS
@@ -23,6 +25,20 @@ def test_every_float_op_as_numpy_defines_it():
     bound = tolerance(graph, x)
     for name, value in values.items():
         assert np.abs(value.numpy() - want[name]).max() <= bound, name
+
+
+@pytest.mark.parametrize("op", [*CURVES, "mul"])
+def test_curves_and_products(op):
+    rng = np.random.default_rng(3)
+    inputs = [rng.normal(0, 4, (2, 3, 4, 5)).astype(np.float32)]
+    if op == "mul":
+        inputs.append(rng.normal(size=(2, 3, 1, 1)).astype(np.float32))
+    node = Node(op, "y", ("x", "g")[: len(inputs)], (3, 4, 5))
+    want = OPS[op].meaning(node, {}, *inputs)
+    got = TORCH_OPS[op](node, {}, *map(torch.from_numpy, inputs)).numpy()
+    assert want.dtype == got.dtype == np.float32
+    # torch rounds after each of at most four operations
+    assert np.abs(got - want).max() <= 4 * np.finfo(np.float32).eps * np.abs(want).max()
 
 
 def test_every_float_op_has_a_row():

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bitpress.compiler import artifact, container, records
+from bitpress.compiler.program import STEP_OPS
 
 FORMAT_MD = Path(__file__).parents[2] / "docs" / "format.md"
 Sections = dict[tuple[str, int], bytearray]
@@ -61,8 +62,8 @@ def _drop_golden(sections: Sections) -> None:
     del sections["golden_input", 0], sections["golden_output", 0]
 
 
-def _join(sections: Sections) -> bytes:
-    return container.join([(kind, index, bytes(piece)) for (kind, index), piece in sections.items()])
+def _join(sections: Sections, features: int = 0) -> bytes:
+    return container.join([(kind, index, bytes(piece)) for (kind, index), piece in sections.items()], features)
 
 
 def _container_cases(good: bytes) -> Iterator[Case]:
@@ -218,7 +219,7 @@ def _record_cases(good: bytes) -> Iterator[Case]:
     yield buffer("ArenaOverflow", "input in the arena", "image", offset=64)
     yield buffer("ArenaOverflow", "huge input", "image", c=2**26, h=9, w=11, bytes=2**26 * 9 * 11 * 4)
 
-    yield step("BadEnum", "op", "stem", op=7)
+    yield step("BadEnum", "op", "stem", op=len(STEP_OPS))
     yield step("BadEnum", "flag unknown", "stem", flags=0x1C)
     yield step("BadEnum", "flag missing", "stem", flags=records.WEIGHTS)
     yield step("BadEnum", "flag not for the op", "max", flags=records.EPILOGUE)
@@ -274,6 +275,58 @@ def _record_cases(good: bytes) -> Iterator[Case]:
     yield buffer("BadEnum", "gather to other storage", "short", storage=b"u5")
 
 
+def _gate_cases(gates: bytes) -> Iterator[Case]:
+    """Tables and products of the sample `gates`."""
+    program = artifact.decode(gates)
+    step_of = {step.name: i for i, step in enumerate(program.steps)}
+    buffer_of = {buffer.name: i for i, buffer in enumerate(program.buffers)}
+    start = {s.name: int(records_of(gates)[i]["constants"]) for i, s in enumerate(program.steps)}
+
+    def step(error: str, what: str, target: str, /, **fields: object) -> Case:
+        sections = _split(gates)
+        table = np.frombuffer(sections["steps", 0], records.STEP)
+        for field, value in fields.items():
+            table[step_of[target]][field] = value
+        return Case(error, what, _join(sections, container.LATER_OPS))
+
+    def entry(error: str, what: str, target: str, value: float) -> Case:
+        sections = _split(gates)
+        struct.pack_into("<f", sections["constants", 0], 4 * (start[target] + 5), value)
+        return Case(error, what, _join(sections, container.LATER_OPS))
+
+    yield Case("BadFeature", "later ops unannounced", _join(_split(gates)))
+    yield entry("BadTable", "level above the range", "up", 256.0)
+    yield entry("BadTable", "level below the symmetric range", "narrow", -128.0)
+    yield entry("BadTable", "half a level", "down", 0.5)
+    yield entry("NonFinite", "entry of levels", "up", float("nan"))
+    yield entry("NonFinite", "entry of floats", "last", float("-inf"))
+    yield step("SizeMismatch", "table beyond the file", "last", depth=2**32 - 1)
+    yield step("BadReference", "table elsewhere", "down", constants=start["up"])
+    yield step("BadTable", "codes and entries differ", "narrow", data=buffer_of["up"])
+    yield step("BadEnum", "table not announced", "up", flags=0)
+    yield step("BadEnum", "table of a product", "scaled", flags=records.TABLE)
+    yield step("BadEnum", "table of weights", "up", weight=b"i8")
+    yield step("BadEnum", "table of floats", "up", data=buffer_of["floats"])
+    yield step("BadEpilogue", "bounds of a table", "up", hi=1)
+    yield step("BadReference", "second input of a table", "up", residual=buffer_of["stem.out"])
+    yield step("BadShape", "rows of a table", "up", rows=18)
+    yield step("BadShape", "stride of a table", "up", stride=(2, 1))
+    yield step("BadReference", "product of one value", "scaled", residual=records.NONE)
+    yield step("BadReference", "product with the image", "scaled", residual=buffer_of["image"])
+    yield step("BadReference", "product into its factor", "scaled", output=buffer_of["gate"])
+    yield step("BadEnum", "product of floats", "crossed", data=buffer_of["floats"])
+    yield step("BadEnum", "product with floats", "crossed", residual=buffer_of["floats"])
+    yield step("BadEpilogue", "m_r of a product", "scaled", m_r=0.5)
+    yield step("BadShape", "product with other channels", "scaled", residual=buffer_of["image.q"])
+    yield step("BadShape", "product of a pixel with a map", "signed", data=buffer_of["gate"])
+    yield step("UnwrittenRead", "product reads ahead", "scaled", residual=buffer_of["signed"])
+
+
+def records_of(data: bytes) -> np.ndarray:
+    """Step records of a file."""
+    return np.frombuffer(_split(data)["steps", 0], records.STEP)
+
+
 def _tail_case(good: bytes) -> Case:
     """A set bit behind the last weight of a row: 27 o4 weights of 4 bits leave half a byte."""
     program = artifact.decode(good)
@@ -290,12 +343,14 @@ def _overflow_case(deep: bytes) -> Case:
     return Case("AccumulatorOverflow", "deep sum", _join(sections))
 
 
-def cases(good: bytes, deep: bytes) -> list[Case]:
-    """All of them, made from the good files of `tests/runtime/samples.py`: `everything` and `deep`."""
+def cases(good: bytes, deep: bytes, gates: bytes) -> list[Case]:
+    """All of them, made from the good files of `tests/runtime/samples.py`: `everything`, `deep` and `gates`."""
     return [
         *_container_cases(good),
         *_section_cases(good),
         *_record_cases(good),
+        Case("BadFeature", "later ops announced in vain", _join(_split(good), container.LATER_OPS)),
+        *_gate_cases(gates),
         _tail_case(good),
         _overflow_case(deep),
     ]

@@ -21,7 +21,12 @@ from bitpress.kernels.packed import field_bytes
 from ..runtime import samples
 
 DATA = Path(__file__).parent / "data"
-PROGRAMS = {"straight": samples.straight, "everything": samples.everything, "deep": samples.deep}
+PROGRAMS = {
+    "straight": samples.straight,
+    "everything": samples.everything,
+    "gates": samples.gates,
+    "deep": samples.deep,
+}
 
 
 def assert_equal(a: object, b: object, where: str = "program") -> None:

@@ -143,6 +143,27 @@ class Maker:
         )
         return out
 
+    def lookup(self, name: str, data: int, storage: str) -> int:
+        """Stored levels through a random table."""
+        out = self.buffer(name, self.shape(data), storage)
+        codes = 2 ** parse(self.buffers[data].storage).bits
+        if storage == "f32":
+            table = self.rng.normal(size=codes)
+        else:
+            lo, hi = act_bounds(parse(storage))
+            table = self.rng.integers(lo, hi + 1, codes)
+        self.steps.append(Step("lookup", name, (data,), out, table=table.astype(np.float32)))
+        return out
+
+    def product(self, name: str, data: int, factor: int, storage: str) -> int:
+        """Levels times levels."""
+        c, h, w = self.shape(data)
+        out = self.buffer(name, (c, h, w), storage)
+        top = [act_bounds(parse(self.buffers[n].storage))[1] for n in (data, factor)]
+        epilogue = self.epilogue(c, storage, top[0] * top[1] / 2)
+        self.steps.append(Step("product", name, (data, factor), out, epilogue=epilogue))
+        return out
+
     def gather(
         self,
         name: str,
@@ -210,6 +231,23 @@ def everything(seed: int = 0) -> Program:
     m.buffer("spare", (10, 1, 1), "f32")
     golden = m.rng.normal(size=(1, 3, 9, 11)).astype(np.float32)
     program = m.program(m.conv("fc", y, (10, "f32"), "i8", kernel=(1, 1), padding=(0, 0, 0, 0)))
+    return replace(program, golden_input=golden, golden_output=execute(program, golden))
+
+
+def gates(seed: int = 0) -> Program:
+    """Tables from and to levels of every kind, and to floats; products with a pixel and with a whole value."""
+    m = Maker((3, 5, 7), seed)
+    x = m.conv("stem", m.quantize("i8"), (19, "i8"), "i8")
+    a, b = m.lookup("up", x, "u8"), m.lookup("down", x, "i5")
+    narrow = m.lookup("narrow", m.requantize("few", x, "u3"), "i8")
+    gate = m.lookup("gate", m.pool("sum_pool2d", "means", a, "i6", (5, 7), (1, 1)), "u8")
+    x = m.product("scaled", a, gate, "u8")
+    x = m.product("signed", narrow, x, "i8")
+    x = m.product("crossed", x, b, "i4")
+    m.product("floats", a, narrow, "f32")
+    x = m.conv("c", x, (8, "i7"), "i4", stride=(5, 7), padding=(0, 0, 0, 0), kernel=(5, 7))
+    golden = m.rng.normal(size=(1, 3, 5, 7)).astype(np.float32)
+    program = m.program(m.lookup("last", x, "f32"))
     return replace(program, golden_input=golden, golden_output=execute(program, golden))
 
 

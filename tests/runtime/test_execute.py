@@ -38,6 +38,13 @@ def loops(step: Step, program: Program, held: dict[int, np.ndarray], out: np.nda
                 acc = sum(int(x[row, y, z]) for y, z in inside.values())
             elif step.op == "max_pool2d":
                 acc = max(x[row, y, z] for y, z in inside.values())
+            elif step.op == "product":
+                assert residual is not None
+                gate = residual[row, oy % residual.shape[1], ox % residual.shape[2]]
+                acc = int(x[row, oy, ox]) * int(gate)
+            elif step.op == "lookup":
+                assert step.table is not None
+                acc = step.table[int(x[row, oy, ox]) % len(step.table)]
             elif step.op == "gather":
                 assert step.channels is not None
                 source = int(step.channels[row])
@@ -48,13 +55,13 @@ def loops(step: Step, program: Program, held: dict[int, np.ndarray], out: np.nda
                 e = step.epilogue
                 t = np.float32(np.float32(acc) * e.m[row])
                 t = np.float32(t + e.b[row])
-                if residual is not None:
+                if residual is not None and step.op != "product":
                     t = np.float32(t + np.float32(np.float32(residual[channel, oy, ox]) * np.float32(e.m_r)))
                 acc = min(max(t if floats else np.rint(t), np.float32(e.lo)), np.float32(e.hi))
             out[channel, oy, ox] = acc
 
 
-@pytest.mark.parametrize("make", [samples.straight, samples.everything])
+@pytest.mark.parametrize("make", [samples.straight, samples.everything, samples.gates])
 def test_executor_equals_loops(make: object) -> None:
     program: Program = make()  # type: ignore[operator]
     x = np.random.default_rng(3).normal(size=(1, *program.buffers[0].shape)).astype(np.float32)

@@ -27,6 +27,7 @@ PROGRAMS: dict[str, Program] = {
     "odd 8 bit": samples.straight("o8", "u8"),
     "bipolar": samples.straight("b1", "i2", channels=65),
     **{f"everything {seed}": samples.everything(seed) for seed in range(3)},
+    **{f"gates {seed}": samples.gates(seed) for seed in range(2)},
     "deep": samples.deep(),
 }
 
@@ -52,7 +53,7 @@ def test_every_value_on_every_isa(isa: str, name: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("name", ["straight", "everything 0", "deep"])
+@pytest.mark.parametrize("name", ["straight", "everything 0", "gates 0", "deep"])
 def test_threads_and_batches_change_nothing(name: str, threads: int) -> None:
     program = PROGRAMS[name]
     session = _native.Session(artifact.encode(program), threads=threads)
