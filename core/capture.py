@@ -477,6 +477,23 @@ def _slice(tracer: _Tracer, args: _Args) -> str:
     return tracer.emit("slice", (x,), slices=tuple(slices))
 
 
+def _split(tracer: _Tracer, args: _Args) -> tuple[str, ...]:
+    """split, chunk: a slice for each part."""
+    x = args.value("self")
+    shape = tracer.shape(x)
+    dim = int(args["dim"]) % (len(shape) + 1)
+    if dim == 0:
+        raise _NoRow
+    sizes = [int(part.shape[dim]) for part in args.node.meta["val"]]
+    made = []
+    for start, size in zip(np.cumsum([0, *sizes[:-1]]).tolist(), sizes, strict=True):
+        slices: list[_Part] = [_WHOLE] * len(shape)
+        end = start + size
+        slices[dim - 1] = (start or None, None if end == shape[dim - 1] else end, None)
+        made.append(tracer.emit("slice", (x,), slices=tuple(slices)))
+    return tuple(made)
+
+
 def _pad(tracer: _Tracer, args: _Args) -> str:
     x = args.value("self")
     shape, flat = tracer.shape(x), tuple(int(p) for p in args["pad"])
@@ -538,6 +555,7 @@ _RULES: Mapping[str, _Rule] = {
     "aten.mean.dim": _mean,
     **dict.fromkeys(_VIEWS, _view),
     "aten.slice.Tensor": _slice,
+    **dict.fromkeys(("aten.split.Tensor", "aten.split_with_sizes", "aten.chunk"), _split),
     **dict.fromkeys(("aten.constant_pad_nd", "aten.pad"), _pad),
     "aten.cat": _cat,
     **dict.fromkeys(("aten.dropout", "aten.feature_dropout", "aten.contiguous", "aten.detach", "aten.clone",

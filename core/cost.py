@@ -159,8 +159,8 @@ def search_space(graph: Graph, *, group_size: int = GROUP_SIZE, max_pruning_rati
 
     Gates stand on the groups of convolutions that nothing ties to a residual stream: the inner convolutions of
     residual blocks; in plain chains every convolution but the last. An inverted residual has one gate, on its expanded
-    width, scored on the depthwise weights (methods A.1.4); the last convolution of its squeeze-excite follows, the first
-    stays whole.
+    width, scored on the depthwise weights (methods A.1.4); the last convolution of its squeeze-excite follows, the
+    first stays whole.
     """
     for node in graph.nodes:
         if node.op == "unknown":

@@ -267,14 +267,25 @@ def test_unknown_ops_are_named(function: Callable[[torch.Tensor], torch.Tensor],
 
 def test_unknown_ops_with_several_results_and_computed_weights() -> None:
     def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        a, b = x.split(2, dim=3)[:2]
-        return F.conv2d(a + b, m.conv.weight * 2)
+        a, _ = torch.sort(x, dim=3)
+        return F.conv2d(a, m.conv.weight * 2)
 
     graph = capture(Do(forward, conv=nn.Conv2d(3, 4, 1)), (3, 4, 4))
-    assert [n.attrs.get("target", n.op) for n in graph] == [
-        "aten.split.Tensor", "aten.split.Tensor", "add", "aten.mul.Tensor", "aten.conv2d",
-    ]  # fmt: skip
-    assert graph.value(graph.outputs[0]).shape == (4, 4, 2)
+    targets = [n.attrs.get("target", n.op) for n in graph]
+    assert targets[0] == "aten.sort" and targets[-2:] == ["aten.mul.Tensor", "aten.conv2d"]
+    assert graph.value(graph.outputs[0]).shape == (4, 4, 4)
+
+
+def test_a_split_is_a_slice_for_each_part() -> None:
+    def forward(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        a, b, c = x.split([1, 4, 3], dim=1)
+        d, e = b.chunk(2, dim=1)
+        f, g = c.split(2, dim=1)
+        return torch.cat([g, d + e, a, f], dim=1)
+
+    graph = same(Do(forward), (8, 5, 6))
+    assert sorted(set(ops(graph))) == ["add", "concat", "slice"]
+    assert [n.attrs["slices"][0] for n in graph if n.op == "slice"][:3] == [(None, 1, None), (1, 5, None), (5, None, None)]
 
 
 def test_names_are_unique_readable_and_stable() -> None:
@@ -338,6 +349,7 @@ ZOO_SHAPES = {
     "preresnet56": (3, 16, 16), "vgg7": (3, 16, 16), "resnet18": (3, 32, 32), "resnet50": (3, 32, 32),
     "mobilenet_v1": (3, 32, 32), "mobilenet_v1_075": (3, 32, 32), "mobilenet_v2": (3, 32, 32),
     "mobilenet_v2_tf": (3, 32, 32), "skynet": (3, 32, 48), "efficientnet_lite0": (3, 32, 32),
+    "mobilenet_v3_small": (3, 32, 32),
 }  # fmt: skip
 HEAVY = {
     "resnet50",
@@ -348,6 +360,7 @@ HEAVY = {
     "preresnet56",
     "mobilenet_v2_tf",
     "efficientnet_lite0",
+    "mobilenet_v3_small",
 }  # run five times in numpy
 
 

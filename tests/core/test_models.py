@@ -20,7 +20,7 @@ from bitpress.core.models import ZOO, load  # noqa: E402
 
 NAMES = (
     "digits_cnn", "resnet20", "resnet56", "preresnet20", "preresnet56", "vgg7", "resnet18", "resnet50", "mobilenet_v1",
-    "mobilenet_v2", "skynet", "efficientnet_lite0",
+    "mobilenet_v2", "skynet", "efficientnet_lite0", "mobilenet_v3_small",
 )  # fmt: skip
 
 
@@ -312,11 +312,16 @@ def test_a_library_that_fails_otherwise_names_the_extra(tmp_path: Path, monkeypa
         load("timm:small")
 
 
-def test_efficientnet_lite0_is_the_one_of_timm() -> None:
-    module = ZOO["efficientnet_lite0"].factory(1000, (3, 224, 224)).eval()
-    assert sum(p.numel() for p in module.parameters()) == 4_652_008  # as published: 4.65 M
+@pytest.mark.parametrize(
+    ("name", "library", "parameters"),
+    [("efficientnet_lite0", "timm", 4_652_008), ("mobilenet_v3_small", "torchvision", 2_542_856)],
+)
+def test_networks_of_the_zoo_are_those_of_the_libraries(name: str, library: str, parameters: int) -> None:
+    """With as many parameters as published (4.65 and 2.54 millions); the rest where the library is there."""
+    module = ZOO[name].factory(1000, (3, 224, 224)).eval()
+    assert sum(p.numel() for p in module.parameters()) == parameters
     try:
-        other = load("timm:efficientnet_lite0", in_shape=(3, 32, 32)).module
+        other = load(f"{library}:{name}", in_shape=(3, 32, 32)).module
     except EnvironmentMissing as missing:
         pytest.skip(str(missing))
     assert list(other.state_dict()) == list(module.state_dict())
