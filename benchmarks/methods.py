@@ -219,7 +219,7 @@ def _plan(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Channels of the layers that lost some, and the widths of the layers between the ends."""
     cut = [row for row in layers if row["channels_kept"] < row["channels_total"]]
     inner = layers[1:-1]
-    widths = [row["w_bits_hist"] or {str(row["w_bits"]): row["channels_kept"]} for row in inner]
+    widths = [row.get("w_bits_hist") or {str(row["w_bits"]): row["channels_kept"]} for row in inner]
     return {
         "pruned_layers": len(cut), "kept": sum(row["channels_kept"] for row in layers),
         "whole": sum(row["channels_total"] for row in layers),

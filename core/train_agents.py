@@ -29,6 +29,7 @@ from .walk import LAYER, Ranks, Walk
 NAME = "search"
 REWARD = 0.1  # of a point of top-1 against the float network (HAQ)
 DOUBT = 1.0  # of a nat of loss against the float network, which tells plans apart where none of them errs (ours)
+SPARED = 0.2  # of all channels that may go, so two points of top-1: they save what the budget may not tell (ours)
 WARMUP = 1 / 8  # share of the episodes in which everything is drawn by chance (AMC)
 SPREAD, SPREAD_LAST = 0.5, 0.01  # standard deviation of what is tried, falling geometrically after that
 JUDGED = 1024  # images of the held-out slice that judge an episode, at most
@@ -166,18 +167,26 @@ class Episodes:
         """The reward of an episode, from the held-out slice; both controllers learn from it."""
         choice = self.net.choice()
         top1, loss = evaluate(self.net, *self._judges(), self.job.goal)
-        reward = REWARD * (top1 - self.float_top1) - DOUBT * (loss - self.float_loss)
+        spared = self._spared(choice)
+        reward = REWARD * (top1 - self.float_top1) - DOUBT * (loss - self.float_loss) + SPARED * spared
         chosen = {**described(choice), "top1": top1, "loss": loss, "reward": reward}
         better = not self.best or reward > self.best["reward"]
         if better:
             self.best = chosen
         figures = {b.kind: self.net.costs.figure(b.kind, choice) for b in self.job.budgets}
         self.job.loop.event(
-            "episode", phase=NAME, **self.told, figures=figures, top1=top1, loss=loss, reward=reward, best=better
-        )
+            "episode", phase=NAME, **self.told, figures=figures, top1=top1, loss=loss, spared=spared, reward=reward,
+            best=better,
+        )  # fmt: skip
         seed = int(np.random.SeedSequence([self.job.settings.seed, number]).generate_state(1)[0])
         for agent in self.agents.values():
             agent.learn(reward, steps=len(agent.decided) if number >= WARMUP * count else 0, seed=seed)
+
+    def _spared(self, choice: Choice) -> float:
+        """Share of the channels that may go which a choice gives up, the mean over the groups."""
+        gates = self.net.space.open
+        gone = [(len(gate.sizes) - len(choice.parts[group])) / gate.removable for group, gate in gates.items()]
+        return sum(gone) / max(len(gone), 1)
 
     def settle(self) -> None:
         """The best plan, and the net at it."""

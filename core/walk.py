@@ -151,11 +151,9 @@ class Walk:
         self.previous[turn.role] = sum(said) / len(said)
         self.at += 1
         if self.ended:
+            self._merge()
             self._wall()
             self._spend()
-            if self._merge():
-                self._spend()
-                self._merge()
 
     # -- decisions ----------------------------------------------------------------------------------------------
 
@@ -238,6 +236,26 @@ class Walk:
 
     # -- budgets ------------------------------------------------------------------------------------------------
 
+    def _merge(self) -> None:
+        """Narrow filters join the next wider ones where that takes no longer: few of them fill no block of a kernel.
+
+        Where no machine's times are given, or a budget of another kind would break, they stay apart.
+        """
+        for term in self.costs.terms if self.space.target else ():
+            while (joined := self._joined(term.layer)) is not None:
+                broken = self.costs.over(joined, self.budgets).keys() - self.costs.over(self.choice, self.budgets)
+                if broken or self.costs.time_of(joined, term) > self.costs.time_of(self.choice, term):
+                    break
+                self.choice, self.record.merged = joined, self.record.merged + 1
+
+    def _joined(self, layer: LayerId) -> Choice | None:
+        """The choice with a layer's narrowest filters as wide as the next of them; None where they are alike."""
+        if layer not in self.choice.filters:
+            return None
+        line = self._lined(self.choice, layer)
+        wider = line[line.index(line[-1]) - 1]
+        return self._set(self.choice, layer, [max(bits, wider) for bits in line])
+
     def _wall(self) -> None:
         """From the last layer backwards, again and again: the input a width down, then filters by a bit on average.
 
@@ -296,27 +314,6 @@ class Walk:
     def _restored(self, parts: int) -> bool:
         return any([self._restore(group, parts) for group in self.space.open])
 
-    def _merge(self) -> bool:
-        """Whether narrow filters joined the next wider ones, where that takes no longer: few fill no block of a kernel.
-
-        Where no machine's times are given nothing says so.
-        """
-        before = self.record.merged
-        for term in self.costs.terms if self.space.target else ():
-            while (joined := self._joined(term.layer)) is not None and not self.costs.over(joined, self.budgets):
-                if self.costs.time_of(joined, term) > self.costs.time_of(self.choice, term):
-                    break
-                self.choice, self.record.merged = joined, self.record.merged + 1
-        return self.record.merged > before
-
-    def _joined(self, layer: LayerId) -> Choice | None:
-        """The choice with a layer's narrowest filters at the next wider width that it holds; None if they are alike."""
-        if layer not in self.choice.filters:
-            return None
-        line = self._lined(self.choice, layer)
-        wider = line[line.index(line[-1]) - 1]
-        return self._set(self.choice, layer, [max(bits, wider) for bits in line])
-
     def _raise(self, layer: LayerId, parts: int) -> bool:
         """A step of the input or of some filters, first of what is narrower; whether anything fitted.
 
@@ -331,10 +328,10 @@ class Walk:
             first, bits = line.index(line[-1]), self.widths[self.widths.index(line[-1]) + 1]
             some = max(1, len(line) // parts) if parts else 1
             last = min(first + some, len(line)) if self._parted(layer) else len(line)
-            ends = {last, len(line)} if self.space.target else {last}  # all may take less time than some
-            lines = [[*line[:first], *[bits] * (end - first), *line[end:]] for end in sorted(ends)]
-            raised = [self._set(self.choice, layer, wider) for wider in lines]
-            steps = [*raised, *steps] if sum(line) / len(line) <= self.choice.act[layer] else [*steps, *raised]
+            raised = self._set(self.choice, layer, [*line[:first], *[bits] * (last - first), *line[last:]])
+            steps.insert(0 if sum(line) / len(line) <= self.choice.act[layer] else len(steps), raised)
+        if self.space.target and (joined := self._joined(layer)) is not None:
+            steps.append(joined)  # all of them may take less time than some
         return any(self._fits(step) for step in steps)
 
     def _restore(self, group: GroupId, parts: int) -> bool:

@@ -4,33 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bitpress.core.bops import count
-from bitpress.core.cost import Costs, largest, parse_budget, search_space, smallest, to_plan
+from bitpress.core.cost import Costs, cheapest, largest, parse_budget, search_space, to_plan
 from bitpress.core.graph import Graph
 from bitpress.core.plan import validate
 from bitpress.core.walk import CHANNEL, LAYER, Ranks, Walk
 
 from ..benchmarks.graphs import residual
+from .tables import Formula, flat, made, narrow_is_slow, smooth
 from .test_cost import chain, depthwise
 
 
-def walk(make: Callable[[], Graph], *budgets: str, widths: tuple[int, ...] = (2, 4, 8), group_size: int = 1) -> Walk:
-    """Ranks drawn by chance; a budget "bops=0.5" lies half way between the least and the largest plan."""
+def walk(
+    make: Callable[[], Graph], *budgets: str, widths: tuple[int, ...] = (2, 4, 8), group_size: int = 1, seed: int = 1,
+    table: Path | None = None, formula: Formula = smooth,
+) -> Walk:  # fmt: skip
+    """Ranks drawn by chance; a budget "bops=0.5" lies half way between the least and the largest plan.
+
+    `table`: folder for a table of made-up times, in blocks of eight filters.
+    """
     graph = make()
     space = replace(search_space(graph, group_size=group_size), widths=widths)
-    rng = np.random.default_rng(1)
+    if table is not None:
+        space = replace(space, target=made(table, graph, formula, block=8))
+    rng = np.random.default_rng(seed)
     filters = {n: rng.permutation(graph.value(n).shape[0]).tolist() for n in space.searched}
     ranks = Ranks(filters, {g: rng.permutation(len(gate.sizes)).tolist() for g, gate in space.open.items()})
     costs = Costs(graph, space)
     found = []
     for text in budgets:
         kind, _, share = text.partition("=")
-        least, most = (costs.figure(kind, end(space)) for end in (smallest, largest))
-        found.append(parse_budget(f"{kind}={round(least + float(share) * (most - least))}"))
+        least, most = costs.figure(kind, cheapest(costs, kind)), costs.figure(kind, largest(space))
+        bound = least + float(share) * (most - least)
+        found.append(parse_budget(f"latency={bound!r}ms" if kind == "latency" else f"{kind}={round(bound)}"))
     return Walk(graph, costs, found, ranks)
 
 
@@ -118,3 +129,56 @@ def test_observations_are_within_their_bounds_and_tell_turns_apart() -> None:
     table = np.stack(seen)
     assert table.dtype == np.float32 and table.min() >= 0 and table.max() <= 1
     assert len(np.unique(table, axis=0)) == len(table)
+
+
+@pytest.mark.parametrize("budget", ["bops=0.9", "size=0.9", "size=0.3"])
+def test_what_was_given_up_comes_back_only_where_there_are_no_bits_to_buy(budget: str) -> None:
+    one = walk(chain, budget)
+    through(one, lambda role, size: np.full(size, 0.25 if role == LAYER else 0.5))
+    decided = {g: round(kept * len(one.space.gates[g].sizes)) for g, (_, kept) in _by_group(one).items()}
+    stayed = {g: len(parts) for g, parts in one.choice.parts.items()}
+    wide = all(min(one._lined(one.choice, n)) == 8 == one.choice.act[n] for n in one.space.searched)
+    assert wide == (budget != "size=0.3")
+    assert (stayed == decided) == (not wide)
+
+
+def _by_group(one: Walk) -> dict[str, tuple[float, float]]:
+    layers = {str(turn.layer): turn.group for turn in one.turns if turn.group is not None}
+    return {layers[name]: shares for name, shares in one.record.kept.items()}
+
+
+@pytest.mark.parametrize("group_size", [1, 3, 5])
+@pytest.mark.parametrize("make", [chain, depthwise, residual])
+def test_the_least_budget_is_kept_whoever_is_first_in_rank(make: Callable[[], Graph], group_size: int) -> None:
+    """A group's last part may hold fewer channels than others: where only it fits it stays, whatever its rank."""
+    for seed in range(4):
+        one = walk(make, "bops=0", "size=0", group_size=group_size, seed=seed)
+        through(one, by_chance(seed))
+        assert not one.costs.over(one.choice, one.budgets)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5])
+@pytest.mark.parametrize("formula", [smooth, flat, narrow_is_slow])
+def test_budgets_of_time_hold_where_fewer_bits_are_no_faster(tmp_path: Path, formula: Formula, share: float) -> None:
+    one = walk(chain, f"latency={share}", table=tmp_path, formula=formula, group_size=3)
+    for seed in range(4):
+        through(one, by_chance(seed))
+        assert not one.costs.over(one.choice, one.budgets)
+
+
+@pytest.mark.parametrize("formula", [smooth, flat])
+def test_a_few_narrow_filters_that_would_take_a_block_of_their_own_join_the_wider_ones(
+    tmp_path: Path, formula: Formula
+) -> None:
+    plain, timed = walk(chain, "bops=0.8"), walk(chain, "bops=0.8", table=tmp_path, formula=formula)
+    merged = []
+    for seed in range(6):
+        through(plain, by_chance(seed))
+        through(timed, by_chance(seed))
+        assert not plain.record.merged and not timed.costs.over(timed.choice, timed.budgets)
+        merged.append(timed.record.merged)
+        for term in timed.costs.terms:
+            joined = timed._joined(term.layer)
+            if joined is not None and not timed.costs.over(joined, timed.budgets):
+                assert timed.costs.time_of(joined, term) > timed.costs.time_of(timed.choice, term)
+    assert any(merged)

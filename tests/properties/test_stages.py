@@ -24,6 +24,7 @@ from tests.compiler.nets import (
 
 WEIGHTS = ("o2", "o4", "o8", "i2", "i4", "i8", "t2", "b1", "u4")
 NATIVE_THREADS = (1, 2)
+KINDS = ("conv", "depthwise", "grouped", "norm", "relu", "clip", "max", "mean", "sum", "inverted", "concat")
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -46,11 +47,11 @@ def test_every_encoding_pair(weight, act):
 
 @st.composite
 def graphs(draw: st.DrawFn) -> Graph:
-    """Random nets: convs of all kinds, norms, activations, pools, sums, a flatten, a linear layer."""
+    """Random nets: convs of all kinds, norms, activations, pools, sums, inverted residuals, joins, linear layers."""
     m = Maker((draw(st.integers(1, 4)), draw(st.integers(5, 9)), draw(st.integers(5, 9))), draw(st.integers(0, 999)))
     x = m.conv("conv0", "image", 2 * draw(st.integers(1, 5)))
     for i in range(1, draw(st.integers(2, 6))):
-        kind = draw(st.sampled_from(["conv", "depthwise", "grouped", "norm", "relu", "clip", "max", "mean", "sum"]))
+        kind = draw(st.sampled_from(KINDS))
         c = next(n.shape for n in m.nodes if n.name == x)[0]
         if kind == "conv":
             x = m.conv(
@@ -72,6 +73,11 @@ def graphs(draw: st.DrawFn) -> Graph:
             x = m.add("max_pool2d", f"max{i}", x, kernel=(2, 2), stride=(1, 1), padding=(0, 0, 1, 1))
         elif kind == "mean":
             x = m.add("avg_pool2d", f"mean{i}", x, kernel=(2, 2), stride=(1, 1), padding=(1, 0, 0, 1))
+        elif kind == "inverted":
+            x = _inverted(m, f"block{i}", x, 2 * draw(st.integers(2, 8)), draw(st.booleans()))
+        elif kind == "concat":
+            y = m.add("relu", f"join{i}.relu", m.conv(f"left{i}", x, 2 * draw(st.integers(1, 4))))
+            x = m.add("concat", f"join{i}", y, m.conv(f"right{i}", x, 2 * draw(st.integers(1, 4)), 1))
         else:
             y = m.conv(f"branch{i}", x, c)
             y = m.norm(f"branch{i}.bn", y) if draw(st.booleans()) else y
@@ -82,6 +88,15 @@ def graphs(draw: st.DrawFn) -> Graph:
     if draw(st.booleans()):
         x = m.linear("fc2", m.add("relu", "fc.relu", x), 3)
     return m.graph(x)
+
+
+def _inverted(m: Maker, name: str, source: str, wide: int, summed: bool) -> str:
+    """Expansion, depthwise, projection; with a sum around them if `summed`."""
+    c = next(n.shape for n in m.nodes if n.name == source)[0]
+    x = m.add("relu", f"{name}.wide.relu", m.norm(f"{name}.wide.bn", m.conv(f"{name}.wide", source, wide, 1)))
+    x = m.add("clip", f"{name}.deep.clip", m.conv(f"{name}.deep", x, wide, groups=wide), lo=0.0, hi=6.0)
+    x = m.norm(f"{name}.thin.bn", m.conv(f"{name}.thin", x, c, 1))
+    return m.add("add", f"{name}.sum", x, source) if summed else x
 
 
 @settings(max_examples=60)
