@@ -15,12 +15,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..core.cost import KINDS, Costs, hold_bits, parse_budget, plan_cost, search_space
+from ..core.cost import KINDS, Costs, hold_bits, hold_channels, largest, parse_budget, plan_cost, search_space
 from ..core.encoding import parse_bits
 from ..core.errors import BitpressError, CheckFailed, Interrupted, UsageError
+from ..core.graph import Graph
 from ..core.host import head, write_text
 from ..core.job import sha256
 from ..core.plan import WEIGHT_BITS
@@ -141,7 +143,7 @@ def _row(
     try:
         if not contender.pruning:
             row["bits"] = options["bits"] = widest(budget, table)
-            row["failed"] += _allowed(options["bits"], out, options)
+            row["failed"] += _not_refused(options["bits"], out, options)
         result = search(MODEL, out=out, **options)
         with tempfile.TemporaryDirectory() as folder:
             checks, failed = checked(out, Path(folder) / "net.bpk", DATA, result)
@@ -177,7 +179,7 @@ def _figures(out: Path, table: Path, result: Mapping[str, Any]) -> list[str]:
 
 
 def widest(budget: str, table: Path) -> str:
-    """The uniform widths with the largest product, weights first, that a budget allows; CheckFailed: none."""
+    """The first of `_pairs` that a budget allows; CheckFailed: none."""
     fitting = [bits for bits in _pairs() if _fits(bits, budget, table)]
     if not fitting:
         raise CheckFailed(f"budget {budget}: no uniform widths fit")
@@ -185,24 +187,28 @@ def widest(budget: str, table: Path) -> str:
 
 
 def _pairs() -> list[str]:
-    """Uniform widths, the widest first."""
-    found = sorted(itertools.product(WEIGHT_BITS, ACT_BITS), key=lambda p: (-p[0] * p[1], -p[0]))
+    """Uniform widths, the largest product first; of equal ones the most even, then those of the wider activations."""
+    found = sorted(itertools.product(WEIGHT_BITS, ACT_BITS), key=lambda p: (-p[0] * p[1], -min(p), -p[1]))
     return [f"w{w}a{a}" for w, a in found]
 
 
 def _fits(bits: str, budget: str, table: Path) -> bool:
-    from ..core.cost import largest
-    from ..core.network import network
     from ..core.search import on_target
 
-    graph, parsed = network(MODEL, floats=True).graph, parse_budget(budget)
-    space = hold_bits(graph, replace(search_space(graph), gates={}), parse_bits(bits))
-    costs = Costs(graph, replace(space, target=on_target(table, graph, MODEL, "int8")))
-    return not costs.over(largest(costs.space), [parsed])
+    space = hold_bits(_graph(), hold_channels(search_space(_graph())), parse_bits(bits))
+    costs = Costs(_graph(), replace(space, target=on_target(table, _graph(), MODEL, "int8")))
+    return not costs.over(largest(costs.space), [parse_budget(budget)])
 
 
-def _allowed(bits: str, out: Path, options: Mapping[str, Any]) -> list[str]:
-    """Whether the search refuses all uniform widths that are wider, before any work."""
+@cache
+def _graph() -> Graph:
+    from ..core.network import network
+
+    return network(MODEL, floats=True).graph
+
+
+def _not_refused(bits: str, out: Path, options: Mapping[str, Any]) -> list[str]:
+    """Wider uniform widths that the search takes all the same; it refuses them before any work."""
     from ..core.search import search
 
     failed = []
