@@ -27,6 +27,7 @@ WIDTHS = (2, 4, 8)  # b_j = 2 * b_(j-1): what the decomposition of SBS shares (m
 END_BITS = bops.END_BITS
 GROUP_SIZE = 4  # filters a pruning gate (methods A.1.4, CIFAR)
 MAX_PRUNING_RATIO = 0.5  # share of a group's channels that may go; the paper's value is not known
+USED = 0.92  # of each budget: so far parts come back though they say little, where no width fits any more
 EXCHANGES = 200  # trades at most
 LEAST_GAIN = 1e-9  # of a trade, in what harm is measured in: less is rounding
 KINDS = ("bops", "size", "latency")

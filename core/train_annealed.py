@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .cost import Budget, Choice, Move, fill, largest, project
+from .cost import USED, Budget, Choice, Move, fill, largest, project
 from .parallel import averaged
 from .supernet import SuperNet, inherit
 from .supernet_bits import BitsNet
@@ -37,8 +37,6 @@ from .train_gates import (
     steered,
     target,
 )
-
-USED = 0.92  # of each budget: so far parts come back though they say little, where no width fits any more
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .cost import Budget, Choice, Costs, largest, least_within
+from .cost import USED, Budget, Choice, Costs, largest, least_within
 from .errors import CheckFailed
 from .graph import Graph, Node
 from .groups import channel_group, is_depthwise
@@ -299,9 +299,10 @@ class Walk:
         return (last - first) * (line[0] - self.widths[at - 1])
 
     def _spend(self) -> None:
-        """What the budgets still allow, round by round: widths rise, from the first layer on; then parts come back.
+        """What the budgets still allow, round by round: widths rise, from the first layer on; parts come back as far as
+        `USED`.
 
-        In this order, so that what the layer controller gave up stays given up while there are bits to buy.
+        In this order, so that what the layer controller gave up stays given up where there are bits to buy.
         """
         for rise in (self._raised, self._restored):
             for parts in (NOTCH, 0):
@@ -312,7 +313,9 @@ class Walk:
         return any([self._raise(layer, parts) for layer in self.space.searched])
 
     def _restored(self, parts: int) -> bool:
-        return any([self._restore(group, parts) for group in self.space.open])
+        return max(self._shares_of(self.choice)) < USED and any(
+            [self._restore(group, parts) for group in self.space.open]
+        )
 
     def _raise(self, layer: LayerId, parts: int) -> bool:
         """A step of the input or of some filters, first of what is narrower; whether anything fitted.
