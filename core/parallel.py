@@ -207,10 +207,12 @@ def joined(function: Callable[P, T]) -> Callable[P, T]:
         dist.init_process_group(backend, timeout=PATIENCE)
         try:
             return prepared(*args, **kwargs)
-        except dist.DistError as error:
+        except RuntimeError as error:
+            if not (isinstance(error, dist.DistError) or "gloo" in str(error)):  # gloo has no class of its own
+                raise
             raise Interrupted(
-                f"process {rank()} of {processes()} has lost another one ({str(error).splitlines()[0]}), which says "
-                "why; what was saved last is kept, and the same command continues"
+                f"process {rank()} of {processes()} has lost another one, which says why if it could; what was saved "
+                "last is kept, and the same command continues"
             ) from error
         finally:
             dist.destroy_process_group()
