@@ -112,7 +112,7 @@ def test_every_extra_is_declared_and_every_tool_pinned_once() -> None:
     assert len(pins) == len(set(pins))
     used = [
         *project["dependencies"],
-        *(d for e in ("search", "rl", "onnx", "report", "bench", "dev") for d in extras[e]),
+        *(d for e in ("search", "rl", "ray", "onnx", "report", "bench", "dev") for d in extras[e]),
     ]
     names = {re.split(r"[\[>=<]", d)[0] for d in used} - {"bitpress"}
     assert names <= set(pins), f"without a pin: {sorted(names - set(pins))}"

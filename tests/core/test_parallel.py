@@ -50,9 +50,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "sbs": {}, "bayesian-bits": {"lr_thresholds": None},
     "djpq": {"lr_thresholds": None, "train_images": 60, "epochs_search": 1},
 }  # fmt: skip
-# Why not exact: gradients over 20 images are float32 sums, here of two halves, and another order moves them by 2**-24 of
+# Why not exact: gradients over 20 images are float32 sums, here of two halves; another order moves them by 2**-24 of
 # their terms, a few times over. 50 steps of rate 0.003 and momentum 0.9 carry 50 * 0.003 / (1 - 0.9) * 2**-24 = 9e-8 of
-# what the terms of a threshold's gradient add up to, which is below 100. A code on a rounding edge would move it by more;
+# what the terms of a threshold's gradient add up to, below 100. A code on a rounding edge would move it by more;
 # in this fixed case none does.
 CLOSE = 1e-5
 
