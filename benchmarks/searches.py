@@ -315,7 +315,8 @@ def _family(runs: Sequence[Kept]) -> list[str]:
         for run in sorted(runs, key=lambda r: (-r.share, r.label, r.epochs, r.settings["seed"]))
     ]  # fmt: skip
     columns = (
-        Column("label", "method"), Column("budget", "budget"), Column("accuracy", f"{said} %"), Column("drop", "to float"),
+        Column("label", "method"), Column("budget", "budget"), Column("accuracy", f"{said} %"),
+        Column("drop", "to float"),
         Column("front", "to front"), Column("bops", "BOPs", "count"), Column("share", "% of fp32"),
         Column("bytes", "weight bytes", "int"), Column("kept", "pruned layers"),
         Column("widths", "inner layers at w/a 2, 4, 8"),

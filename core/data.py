@@ -142,8 +142,8 @@ class Data:
         if self.task == DETECTION:
             if detection.grid_of(in_shape, outputs) is None:
                 raise UsageError(
-                    f"{self.spec} has boxes, and the model's {outputs} outputs are no grid of {detection.HEAD} values a "
-                    f"place over {_commas(in_shape)}: take a detector, for example skynet"
+                    f"{self.spec} has boxes, and the model's {outputs} outputs are no grid of {detection.HEAD} values "
+                    f"a place over {_commas(in_shape)}: take a detector, for example skynet"
                 )
         elif self.classes != outputs and not (self.sparse and self.classes <= outputs):
             raise UsageError(f"{self.spec} has {self.classes} classes, the model {outputs}: see --classes")

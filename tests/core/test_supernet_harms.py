@@ -13,7 +13,8 @@ from bitpress.core.plan import LayerId
 from bitpress.core.supernet import SuperNet, best_clip
 from bitpress.core.supernet_harms import IMAGES, Harms, measured
 from bitpress.core.supernet_rounding import ODD
-from bitpress.core.train import TEMPERATURE, reestimate
+from bitpress.core.train import reestimate
+from bitpress.core.train_goals import TEMPERATURE
 from bitpress.core.train_gates import place_thresholds
 
 from ..benchmarks.graphs import everything, residual

@@ -1,13 +1,20 @@
-"""Losses of detectors: least where the box is right, and gradients that point there."""
+"""Losses of detectors: least where the box is right, and gradients that point there; how many images judge."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from bitpress.core import train
+from bitpress.core.capture import capture
 from bitpress.core.data import CLASSIFICATION, DETECTION
 from bitpress.core.detection import ANCHORS, HEAD, decode
+from bitpress.core.models.digits_cnn import digits_cnn
+from bitpress.core.supernet import FloatNet
+from bitpress.core.train import Job, Samples
 from bitpress.core.train_goals import GOALS, target
 
 GOAL = GOALS[DETECTION]
@@ -70,3 +77,31 @@ def test_classes_are_judged_as_ever() -> None:
     goal, x, y = GOALS[CLASSIFICATION], torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])
     assert goal.points(x, y).tolist() == [100, 0]
     assert float(goal.loss(x, y)) == pytest.approx(float(torch.nn.functional.cross_entropy(x, y)))
+
+
+def _job(shape: tuple[int, int, int], batch: int) -> Job:
+    def draw(numbers: np.ndarray, _rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((len(numbers), *shape), np.float32), np.zeros(len(numbers), np.int64)
+
+    samples = Samples(10 * batch, draw, (np.zeros((0, *shape), np.float32), np.zeros(0, np.int64)))
+    settings, loop = SimpleNamespace(seed=0, in_shape=shape), SimpleNamespace(batch=batch, device="cpu")
+    return Job(settings, None, None, (), samples, loop, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("side", "batch", "count"), [(8, 32, 8), (224, 8, 5), (224, 32, 1), (512, 16, 1)])
+def test_ranges_come_from_fewer_images_where_these_are_large(side: int, batch: int, count: int) -> None:
+    found = _job((1, side, side), batch).calibration()
+    assert [len(x) for x in found] == [batch] * count
+
+
+def test_images_are_judged_so_many_at_once_as_memory_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = capture(digits_cnn(10, (1, 8, 8)), (1, 8, 8))
+    net, rng = FloatNet(graph), np.random.default_rng(0)
+    images, labels = rng.normal(size=(60, 1, 8, 8)).astype(np.float32), rng.integers(0, 10, 60)
+    whole = train.evaluate(net, images, labels)
+    assert train.at_once(graph) == train.EVALUATION_BATCH
+    monkeypatch.setattr(train, "EVALUATION_VALUES", 7 * max(int(np.prod(node.shape)) for node in graph.nodes))
+    assert train.at_once(graph) == 7
+    top1, loss = train.evaluate(net, images, labels)
+    assert top1 == whole[0]
+    assert loss == pytest.approx(whole[1], rel=1e-5)
