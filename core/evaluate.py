@@ -62,9 +62,8 @@ class Ranks:
         """Top-1 and top-5."""
         predictions = np.concatenate(self.found).astype("<i4")
         n = len(predictions)
-        return Evaluation(
-            100 * self.right / n, 100 * self.within / n, n, predictions, hashlib.sha256(predictions).hexdigest()
-        )
+        digest = hashlib.sha256(predictions.tobytes()).hexdigest()
+        return Evaluation(100 * self.right / n, 100 * self.within / n, n, predictions, digest)
 
 
 class Boxes:

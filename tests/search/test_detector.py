@@ -23,6 +23,8 @@ QUICK: dict[str, Any] = {
     "mean": (0.5,), "std": (0.25,),
 }  # fmt: skip
 
+UNIFORM: dict[str, Any] = {"epochs_search": None, "lr_search": None}  # which does not search
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
@@ -54,7 +56,7 @@ def test_ajpq_searches_a_detector_and_every_way_gives_the_same_outputs(tmp_path:
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("sbs", {"lr_thresholds": 0.02}), ("djpq", {}), ("uniform", {"bits": "w4a4", "epochs_search": None})],
+    [("sbs", {"lr_thresholds": 0.02}), ("djpq", {}), ("uniform", UNIFORM | {"bits": "w4a4"})],
 )
 def test_other_methods_search_detectors_too(tmp_path: Path, method: str, options: dict[str, Any]) -> None:
     given = {**QUICK, **options, "train_images": 40}
@@ -64,7 +66,7 @@ def test_other_methods_search_detectors_too(tmp_path: Path, method: str, options
 
 def test_training_finds_boxes(tmp_path: Path) -> None:
     """What learns finds more than what does not: the float network is better after its epochs than before them."""
-    given = {**QUICK, "epochs_search": None, "train_images": 600, "epochs_float": 3, "lr_float": 0.02}
+    given = {**QUICK, **UNIFORM, "train_images": 600, "epochs_float": 3, "lr_float": 0.02}
     search(DETECTOR, out=tmp_path / "run", budgets=[], method="uniform", bits="w8a8", **given)
     losses = [e["val_loss"] for e in _events(tmp_path / "run", "epoch") if e["phase"] == "float"]
     assert losses[-1] < losses[0]
