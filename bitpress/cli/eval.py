@@ -25,9 +25,7 @@ def columns(document: Mapping[str, Any]) -> tuple[Column, ...]:
 
 @verb("eval", gpu=True)
 @click.argument("source", metavar="X.bpk|RUN")
-@click.option(
-    "--data", metavar="DATA", help="digits, cifar10:DIR, imagefolder:DIR, detection:DIR, ..."
-)
+@click.option("--data", metavar="DATA", help="digits, cifar10:DIR, imagefolder:DIR, detection:DIR, ...")
 def command(common: Common, source: str, data: str | None) -> Result:
     """Accuracy of X.bpk (compiled program) or of RUN (torch, without compiler and native code), bit for bit the same.
 

@@ -14,8 +14,8 @@ from bitpress.core.supernet import SuperNet, best_clip
 from bitpress.core.supernet_harms import IMAGES, Harms, measured
 from bitpress.core.supernet_rounding import ODD
 from bitpress.core.train import reestimate
-from bitpress.core.train_goals import TEMPERATURE
 from bitpress.core.train_gates import place_thresholds
+from bitpress.core.train_goals import TEMPERATURE
 
 from ..benchmarks.graphs import everything, residual
 from .test_cost import chain, depthwise
