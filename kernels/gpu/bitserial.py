@@ -26,7 +26,10 @@ from .tiles import SERIAL, Tile
 
 @triton.jit
 def popcount(v, ASM: tl.constexpr):
-    """Ones of every int32; ASM: "", "nvidia" or "amd". LLVM makes one instruction of the plain form, but not of every one beside an AND."""
+    """Ones of every int32; ASM: "", "nvidia" or "amd".
+
+    LLVM makes one instruction of the plain form, but not of all of them where an AND stands before.
+    """
     if ASM == "":
         u = v.to(tl.uint32, bitcast=True)
         u = u - ((u >> 1) & 0x55555555)

@@ -285,6 +285,11 @@ def output(kind: Out, shape: Sequence[int], device: torch.device) -> torch.Tenso
     return torch.empty(tuple(shape), dtype=torch.float32 if kind == F32 else torch.int32, device=device)
 
 
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU, which programs are spread over; of an H100 in the interpreter."""
+    return 132 if INTERPRETED else int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 def destination(epilogue: Epilogue, shape: Sequence[int], into: torch.Tensor | None) -> torch.Tensor:
     """`into`, the result that a layer with columns shares with others, else a new one."""
     if (into is None) != (epilogue.columns is None):

@@ -22,22 +22,25 @@ from .call import Layer
 from .fields import multiply, operands
 from .finish import finish
 from .layout import Form
-from .tiles import Tile, choose
+from .tiles import Tile, choose, split
 
 
 @triton.jit
 def gemm(
-    x, w, o, m, b, correction, windows, columns, residual, m_r, lo, hi, M, N, K, WIDTH,
+    x, w, o, m, b, correction, windows, columns, residual, m_r, lo, hi, sums, counts, M, N, K, WIDTH,
     W_BITS: tl.constexpr, A_BITS: tl.constexpr, A_SIGNED: tl.constexpr,
     HALF: tl.constexpr, ZERO: tl.constexpr, SHIFT: tl.constexpr, DOUBLED: tl.constexpr, RUN: tl.constexpr,
     OUT: tl.constexpr, OUT_ZERO: tl.constexpr, OUT_BITS: tl.constexpr, OUT_RUN: tl.constexpr,
     RESIDUAL: tl.constexpr, RESIDUAL_ZERO: tl.constexpr, SCATTERED: tl.constexpr,
     SWAP: tl.constexpr, ASM: tl.constexpr,
     EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCKS: tl.constexpr, BAND: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):  # fmt: skip
     """x int8 [M, K] or fields [M, bytes]; w fields int8 [N, bytes]; EVEN: K is a whole number of turns.
 
     Rows and pixels past the last read the last one again and are not stored. Past K activations are read as operand 0.
+    SPLITS programs share a tile, each a part of K: they add to sums int32 [M, N], all 0 before, and the one that
+    counts [tiles], all 0 too, says is the last goes on with the whole. Integer sums have no order, so neither has this.
     """
     PARTS: tl.constexpr = 8 // W_BITS
     PACKED: tl.constexpr = A_BITS < 8
@@ -46,9 +49,9 @@ def gemm(
     # Programs go through BAND tiles of rows for every tile of pixels, so that both stay in L2.
     pid = tl.program_id(0)
     across = tl.cdiv(M, BM)
-    first = pid // (BAND * across) * BAND
-    height = tl.minimum(tl.cdiv(N, BN) - first, BAND)
-    rows = (first + pid % (BAND * across) % height) * BN + tl.arange(0, BN)
+    band = pid // (BAND * across) * BAND
+    height = tl.minimum(tl.cdiv(N, BN) - band, BAND)
+    rows = (band + pid % (BAND * across) % height) * BN + tl.arange(0, BN)
     pixels = pid % (BAND * across) // height * BM + tl.arange(0, BM)
     known = tl.minimum(rows, N - 1)
     reads = tl.minimum(pixels, M - 1)
@@ -64,7 +67,14 @@ def gemm(
         wp = w + known[None, :] * stride + j[:, None]
         xp = x + reads[:, None] * end + k[None, :]
         acc = tl.zeros((BM, BN), tl.int32)
-    for turn in range(0, tl.cdiv(stride, STEP)):
+    first, last = 0, tl.cdiv(stride, STEP)
+    if SPLITS > 1:
+        part = tl.cdiv(last, SPLITS)
+        first = tl.program_id(1) * part
+        last = tl.minimum(first + part, last)
+        wp += first * STEP
+        xp += first * (STEP if PACKED else STEP * PARTS)
+    for turn in range(first, last):
         if EVEN or BLOCKS == 1:
             fields = tl.load(wp)
         else:
@@ -89,6 +99,17 @@ def gemm(
             acc = multiply(ws[s], a, acc, SWAP)
         wp += STEP
         xp += STEP if PACKED else STEP * PARTS
+    if SPLITS > 1:
+        if SWAP:
+            at, inside = pixels[None, :] * N + rows[:, None], (pixels < M)[None, :] & (rows < N)[:, None]
+        else:
+            at, inside = pixels[:, None] * N + rows[None, :], (pixels < M)[:, None] & (rows < N)[None, :]
+        tl.atomic_add(sums + at, acc, mask=inside, sem="relaxed")
+        tl.debug_barrier()  # this program's sums before its count
+        if tl.atomic_add(counts + pid, 1) != SPLITS - 1:
+            return
+        tl.debug_barrier()
+        acc = tl.load(sums + at, mask=inside, other=0, volatile=True)
     finish(
         acc, rows, pixels, o, m, b, correction, windows, columns, residual, m_r, lo, hi, N, M, WIDTH,
         ZERO, SHIFT, DOUBLED, OUT, OUT_ZERO, OUT_BITS, OUT_RUN, RESIDUAL, RESIDUAL_ZERO, SCATTERED, SWAP,
@@ -103,7 +124,8 @@ def constants(form: Form, tile: Tile) -> dict[str, Any]:
     """Compile-time arguments of the family beside those of `call.constants`."""
     turn = tile.blocks * form.run
     rest = form.bytes % turn if form.act.packed else form.channels % (turn * 8 // form.encoding.bits)
-    return {"EVEN": rest == 0, "BM": tile.pixels, "BN": tile.rows, "BLOCKS": tile.blocks, "BAND": BAND}
+    return {"EVEN": rest == 0, "BM": tile.pixels, "BN": tile.rows, "BLOCKS": tile.blocks, "BAND": BAND,
+            "SPLITS": tile.splits}  # fmt: skip
 
 
 def launch(
@@ -128,9 +150,16 @@ def launch(
     if pixels == 0:
         return out
     windows = layer.correction if layer.ones is None else launch(x, layer.ones)
-    tile = call.fit(tile or choose(target, pixels), layer.epilogue.out)
-    gemm[(triton.cdiv(pixels, tile.pixels) * triton.cdiv(form.rows, tile.rows),)](
-        x, layer.fields, out, correction=layer.correction, windows=windows,
+    given, tile = tile, call.fit(tile or choose(target, pixels), layer.epilogue.out)
+    programs = triton.cdiv(pixels, tile.pixels) * triton.cdiv(form.rows, tile.rows)
+    if given is None:
+        tile = split(tile, programs, triton.cdiv(form.bytes, tile.blocks * form.run), call.processors(x.device))
+    sums = counts = layer.correction  # never touched by programs that share nothing
+    if tile.splits > 1:
+        sums = torch.zeros((pixels, form.rows), dtype=torch.int32, device=x.device)
+        counts = torch.zeros(programs, dtype=torch.int32, device=x.device)
+    gemm[(programs, tile.splits)](
+        x, layer.fields, out, correction=layer.correction, windows=windows, sums=sums, counts=counts,
         M=pixels, N=form.rows, K=form.channels, **call.arguments(layer.epilogue, out, residual),
         **call.constants(form, target, assembly=not call.INTERPRETED), **call.result(layer.epilogue),
         **constants(form, tile), **call.options(tile),

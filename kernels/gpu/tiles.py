@@ -3,7 +3,7 @@ spills within the shared memory of every chip, and what docs/gpu.md tells of ins
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...core.errors import UnsupportedError
 
@@ -16,13 +16,17 @@ SHARED = {
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """What one program computes: `pixels` x `rows` outputs, `blocks` blocks of K per turn of its loop."""
+    """What one program computes: `pixels` x `rows` outputs, `blocks` blocks of K per turn of its loop.
+
+    `splits`: programs that share the K of one such tile (matrix product only).
+    """
 
     pixels: int
     rows: int
     blocks: int
     warps: int
     stages: int
+    splits: int = 1
 
 
 # Families without products of matrices: pixels times channels, 16 channels a thread.
@@ -57,6 +61,15 @@ def choose(target: str, pixels: int) -> Tile:
     if chip(target).startswith("gfx"):
         return _AMD
     return next((tile for tile in _NARROW if pixels <= tile.pixels), _WIDE)
+
+
+def split(tile: Tile, programs: int, turns: int, processors: int) -> Tile:
+    """The tile with K split so that `programs` programs of so many turns fill the chip; a part has four turns at least.
+
+    >>> split(_NARROW[0], programs=32, turns=32, processors=132).splits
+    4
+    """
+    return replace(tile, splits=max(1, min(processors // programs, turns // 4)))
 
 
 def _cc(name: str) -> int:

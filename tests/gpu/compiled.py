@@ -34,11 +34,11 @@ TARGETS = {
 }
 POINTERS = {
     "x": "*i8", "w": "*i8", "m": "*fp32", "b": "*fp32", "correction": "*i32", "windows": "*i32", "fill": "*i8",
-    "columns": "*i32",
+    "columns": "*i32", "sums": "*i32", "counts": "*i32",
     "m_r": "fp32", "lo": "fp32", "hi": "fp32",
 }  # fmt: skip
 # As a launch finds them: what torch allocates lies at multiples of 16, and so do the sizes of even layers.
-ALIGNED = ("x", "w", "o", "m", "b", "correction", "windows", "residual", "fill", "columns", "N", "K", "WIDTH")
+ALIGNED = ("x", "w", "o", "m", "b", "correction", "windows", "residual", "fill", "columns", "sums", "N", "K", "WIDTH")
 TENSOR_CORE = re.compile(r"IGMMA|IMMA|v_mfma_i32")
 LOAD = re.compile(r"LDG|global_load|buffer_load")
 

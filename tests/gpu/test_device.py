@@ -19,7 +19,7 @@ from bitpress.kernels.gpu import op
 from bitpress.kernels.gpu.layout import Storage, packed
 from bitpress.kernels.gpu.window import Window
 
-from .cases import KINDS, PAIRS, Case, assert_same, convolution, name, product
+from .cases import KINDS, PAIRS, Case, assert_same, convolution, depthwise, levels, name, product, seen
 
 pytestmark = pytest.mark.gpu
 
@@ -51,6 +51,50 @@ def test_convolutions_are_exact(kind: tuple[str, str, bool]) -> None:
         case = convolution(kind, shape, n, g)
         out = gpu.conv2d(stored(case), gpu.load(case.weights, device=DEVICE), g)
         assert_same(case.sums, out.cpu().numpy().astype(np.int64))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind[2]], ids=name)
+def test_depthwise_convolutions_are_exact(kind: tuple[str, str, bool]) -> None:
+    for shape, _, g in IMAGES:
+        case = depthwise(kind, shape, g)
+        out = gpu.depthwise2d(stored(case), gpu.load(case.weights, device=DEVICE), g)
+        assert_same(case.sums, out.cpu().numpy().astype(np.int64))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind[2]], ids=name)
+def test_bit_serial_products_are_exact(kind: tuple[str, str, bool]) -> None:
+    for m, n, k in SHAPES:
+        case = product(kind, m, n, k)
+        out = gpu.linear_bitserial(stored(case), gpu.load(case.weights, device=DEVICE))
+        assert_same(case.sums, out.cpu().numpy().astype(np.int64))
+
+
+@pytest.mark.parametrize("encoding", ["u8", "i8", "u4", "i4", "u2", "i2"])
+@pytest.mark.parametrize("fields", [False, True])
+def test_pools_are_exact(encoding: str, fields: bool) -> None:
+    if fields and encoding.endswith("8"):
+        return  # bytes already
+    for shape, _, g in IMAGES[:4]:
+        form = packed(parse(encoding), shape[-1]) if fields else Storage(parse(encoding))
+        x = levels(np.random.default_rng(3), encoding, shape)
+        given = torch.from_numpy(form.store(x)).to(DEVICE)
+        largest = gpu.max_pool(given, form, shape[-1], g).cpu().numpy()
+        assert_same(np.max(seen(x, g, outside=-1000), axis=0), form.load(largest, shape[-1]).astype(np.int64))
+        sums = gpu.load_pool(form, shape[-1], device=DEVICE)
+        assert_same(sum(seen(x, g)), gpu.average_pool(given, sums, g).cpu().numpy().astype(np.int64))
+        whole = gpu.global_average_pool(given, sums).cpu().numpy()
+        assert_same(x.sum((1, 2), keepdims=True), whole.astype(np.int64))
+
+
+def test_layers_write_their_channels_of_one_result() -> None:
+    places = np.random.default_rng(0).permutation(300)
+    cut = (places[:70], places[70:200], places[200:])
+    out = torch.full((2, 9, 9, 300), 5, dtype=torch.int32, device=DEVICE)
+    for kind, at in zip(PAIRS[:3], cut, strict=True):
+        case = convolution(kind, (2, 9, 9, 48), len(at), SAME)
+        layer = gpu.load(case.weights, device=DEVICE, columns=at, width=300)
+        gpu.conv2d(stored(case), layer, SAME, into=out)
+        assert_same(case.sums, out[..., torch.from_numpy(at).to(DEVICE)].cpu().numpy().astype(np.int64))
 
 
 @pytest.mark.parametrize(

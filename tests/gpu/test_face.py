@@ -26,6 +26,12 @@ def test_without_a_library_one_sentence_names_the_extra(
         lambda: gpu.load(WEIGHTS, device="cpu"),
         lambda: gpu.linear(None, None),
         lambda: gpu.conv2d(None, None, None),
+        lambda: gpu.depthwise2d(None, None, None),
+        lambda: gpu.linear_bitserial(None, None),
+        lambda: gpu.load_pool("f32", 1, device="cpu"),
+        lambda: gpu.max_pool(None, "f32", 1, None),
+        lambda: gpu.average_pool(None, None, None),
+        lambda: gpu.global_average_pool(None, None),
     ):
         with pytest.raises(EnvironmentMissing, match=rf"{library} is not installed.*bitpress\[{extra}\]"):
             call()

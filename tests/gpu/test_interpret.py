@@ -56,6 +56,10 @@ CONVOLUTIONS = (
 )
 
 
+# Every kind with swapped operands, and one of each pair of widths in plain order: neither depends on the other.
+BOTH_ORDERS = [*((kind, "sm90") for kind in KINDS), *((kind, "gfx942") for kind in PAIRS)]
+
+
 def sums(family: ModuleType, case: Case, *window: object, tile: Tile = SMALL) -> np.ndarray:
     """What the family makes of it, without an epilogue, int64."""
     layer = call.load(case.weights, device="cpu")
@@ -63,11 +67,25 @@ def sums(family: ModuleType, case: Case, *window: object, tile: Tile = SMALL) ->
 
 
 @pytest.mark.usefixtures("target")
-@pytest.mark.parametrize("kind", KINDS, ids=name)
+@pytest.mark.parametrize(("kind", "target"), BOTH_ORDERS, indirect=["target"], ids=str)
 def test_matrix_products_are_exact(kind: tuple[str, str, bool]) -> None:
     for i, (m, n, k) in enumerate(SHAPES):
         case = product(kind, m, n, k)
         assert_same(case.sums, sums(gemm, case, tile=DEEP if i % 2 else SMALL))
+
+
+@pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("kind", [PAIRS[1], PAIRS[4], ("o8", "u8", False)], ids=name)
+def test_programs_that_share_a_tile_add_up(kind: tuple[str, str, bool]) -> None:
+    """Parts of K of several turns, of one, and none at all; an epilogue behind the last of them only."""
+    for (m, n, k), splits in (((5, 33, 900), 2), ((3, 16, 640), 5), ((2, 7, 129), 4)):
+        case = product(kind, m, n, k)
+        assert_same(case.sums, sums(gemm, case, tile=replace(SMALL, splits=splits)))
+    shared = replace(SMALL, rows=64, splits=3)
+    check_epilogue(
+        product(kind, 5, 41, 300), STORED["i4 fields"], STORED["u8"],
+        lambda x, layer, **k: gemm.launch(x, layer, tile=shared, **k),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=name)
@@ -78,7 +96,7 @@ def test_matrix_vector_products_are_exact(kind: tuple[str, str, bool]) -> None:
 
 
 @pytest.mark.usefixtures("target")
-@pytest.mark.parametrize("kind", KINDS, ids=name)
+@pytest.mark.parametrize(("kind", "target"), BOTH_ORDERS, indirect=["target"], ids=str)
 def test_convolutions_are_exact(kind: tuple[str, str, bool]) -> None:
     for shape, n, g in CONVOLUTIONS:
         case = convolution(kind, shape, n, g)
@@ -111,7 +129,9 @@ def test_the_deepest_sums_that_fit_are_exact(weight: str, act: str, depth: int) 
 
 @pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("out", STORED, ids=str)
-@pytest.mark.parametrize("kind", PAIRS, ids=name)
+@pytest.mark.parametrize(
+    ("kind", "target"), [*((kind, "sm90") for kind in PAIRS), (PAIRS[1], "gfx942")], indirect=["target"], ids=str
+)
 def test_stored_levels_follow_the_law(kind: tuple[str, str, bool], out: str) -> None:
     rows = 200 if STORED[out].run > 32 or out.startswith("i2") else 41
     case = product(kind, 19, rows, 100)
@@ -224,6 +244,8 @@ FAULTS = {
     "weights' fields in the wrong order": ("gemm", "multiply(ws[s],", "multiply(ws[PARTS - 1 - s],"),
     "activations' slices in the wrong order": ("gemm", "tl.load(xp + s * RUN)", "tl.load(xp + (PARTS - 1 - s) * RUN)"),
     "the tail of K dropped": ("gemm", "tl.cdiv(stride, STEP)", "stride // STEP"),
+    "a part of K read from its beginning": ("gemm", "xp += first * (STEP", "xp += 0 * (STEP"),
+    "a result written before the last part": ("gemm", "!= SPLITS - 1", "!= 0"),
     "K not cut at its end": ("gemm", CUT, "None)\n            acc"),
     "the last rows of x read from the wrong place": ("gemm", "tl.minimum(pixels, M - 1)", "tl.minimum(pixels, 0)"),
     "a convolution's fields in the wrong order": ("conv", "multiply(ws[s],", "multiply(ws[PARTS - 1 - s],"),
@@ -264,6 +286,9 @@ def run_all(module: ModuleType, family: str) -> None:
             for m, n, k in SHAPES[3:6] if family == "gemm" else VECTORS[2:4]:
                 case = product(kind, m, n, k)
                 assert_same(case.sums, sums(module, case, tile=tile))
+            if family == "gemm":
+                case = product(kind, 2, 7, 640)
+                assert_same(case.sums, sums(module, case, tile=replace(SMALL, splits=2)))
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,22 @@ def test_operands_of_the_fields_give_the_levels(kind: tuple[str, str, bool], tap
     assert_same(form.act.zero * (w - form.doubled).sum(axis=(1, 2)), made.correction.astype(np.int64))
 
 
+@pytest.mark.parametrize("encoding", ["i8", "o8", "i4", "o4", "i2", "o2", "t2"])
+@pytest.mark.parametrize(("rows", "taps"), [(1, 1), (33, 9), (130, 4)])
+def test_depthwise_fields_go_tap_by_tap(encoding: str, rows: int, taps: int) -> None:
+    """The rows of a tap lie as channels do, and fields are levels, or (level - 1) / 2 on an odd grid."""
+    w = levels(np.random.default_rng(3), encoding, (rows, taps, 1))
+    made = arrange(w, parse(encoding), Storage(parse("u8")), depthwise=True)
+    bits = parse(encoding).bits
+    assert made.fields.shape == (taps, made.form.bytes) and made.form.depth == taps
+    assert made.fields.flags.c_contiguous
+    codes = layout.unslice(made.fields.view(np.uint8), bits, made.form.run)[:, :rows].astype(np.int64)
+    field = (codes ^ 1 << (bits - 1)) - (1 << (bits - 1))
+    assert_same(w[:, :, 0].T, (field << made.form.half) | made.form.half)
+    assert_same(w, layout.restore(made.form, made.fields))
+    assert_same(128 * w.sum(axis=(1, 2)), made.correction.astype(np.int64))
+
+
 def test_a_run_that_few_channels_fill_is_short() -> None:
     assert [packed(parse("u4"), c).run for c in (1, 64, 65, 128, 1000)] == [32, 32, 64, 64, 64]
     assert [packed(parse("u2"), c).run for c in (1, 1000)] == [32, 32]
@@ -112,6 +128,11 @@ def test_sums_of_operands_that_could_leave_int32_are_refused() -> None:
 def test_tiles_are_a_function_of_shape_and_chip() -> None:
     assert [tiles.choose("sm90", m).pixels for m in (1, 16, 17, 64, 65, 4096)] == [16, 16, 32, 64, 128, 128]
     assert tiles.choose("gfx942", 4096).stages == 2
+    narrow = tiles.choose("sm90", 16)
+    shared = [
+        tiles.split(narrow, programs, turns, 132).splits for programs, turns in ((32, 32), (32, 8), (200, 99), (1, 3))
+    ]
+    assert shared == [4, 2, 1, 1]
     assert tiles.chip("sm103") == "sm100" and tiles.chip("sm87") == "sm86"
     for target in ("sm75", "gfx90a"):
         with pytest.raises(UnsupportedError, match=target):
