@@ -195,8 +195,13 @@ def options(tile: Tile) -> dict[str, Any]:
     return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": False}
 
 
-def fit(tile: Tile, out: Out) -> Tile:
-    """The tile with as many rows as a block of a packed output has, where it has fewer."""
+def fit(tile: Tile, out: Out, *, scattered: bool = False) -> Tile:
+    """The tile with as many rows as a block of a packed output has, where it has fewer.
+
+    `scattered`: results go to chosen channels, whose addresses take registers, so that the tile is at most 64 pixels.
+    """
+    if scattered:
+        tile = replace(tile, pixels=min(tile.pixels, 64))
     block = out.run * 8 // out.bits if isinstance(out, Storage) and out.packed else 1
     return tile if tile.rows % block == 0 else replace(tile, rows=block)
 

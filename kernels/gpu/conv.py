@@ -140,26 +140,26 @@ def launch(
 
     UsageError, EnvironmentMissing, UnsupportedError: see `call.check`.
     """
-    form = layer.form
+    form, end = layer.form, layer.epilogue
     if x.ndim != 4 or window.taps != form.taps:
         raise UsageError(
             f"x has {x.ndim} dimensions and the window {window.kernel} {window.taps} taps; "
             f"a convolution takes [N, H, W, C], and this layer has {form.taps} taps"
         )
     images, high, wide, _ = x.shape
-    shape = (images, *window.out(high, wide), layer.epilogue.width)
+    shape = (images, *window.out(high, wide), end.width)
     target = call.check(x, layer, residual, shape)
-    out = call.destination(layer.epilogue, shape, into)
+    out = call.destination(end, shape, into)
     pixels = math.prod(shape[:-1])
     if pixels == 0:
         return out
     windows = layer.correction if layer.ones is None else launch(x, layer.ones, window)
-    tile = call.fit(tile or choose(target, pixels), layer.epilogue.out)
+    tile = call.fit(tile or choose(target, pixels), end.out, scattered=end.columns is not None)
     conv[(triton.cdiv(pixels, tile.pixels) * triton.cdiv(form.rows, tile.rows),)](
         x, layer.fields, out, correction=layer.correction, windows=windows, fill=layer.fill,
         IMAGES=images, IH=high, IW=wide, OH=shape[1], OW=shape[2], N=form.rows, TURNS=form.bytes // form.run,
-        **call.arguments(layer.epilogue, out, residual),
-        **call.constants(form, target, assembly=not call.INTERPRETED), **call.result(layer.epilogue),
+        **call.arguments(end, out, residual),
+        **call.constants(form, target, assembly=not call.INTERPRETED), **call.result(end),
         **constants(form, window, tile), **call.options(tile),
     )  # fmt: skip
     return out

@@ -140,17 +140,17 @@ def launch(
 
     UsageError, EnvironmentMissing, UnsupportedError: see `call.check`.
     """
-    form = layer.form
-    shape = (*x.shape[:-1], layer.epilogue.width)
+    form, end = layer.form, layer.epilogue
+    shape = (*x.shape[:-1], end.width)
     target = call.check(x, layer, residual, shape)
     if form.taps != 1:
         raise UsageError(f"the layer has {form.taps} taps: it is a convolution, not a matrix product")
-    out = call.destination(layer.epilogue, shape, into)
+    out = call.destination(end, shape, into)
     pixels = math.prod(shape[:-1])
     if pixels == 0:
         return out
     windows = layer.correction if layer.ones is None else launch(x, layer.ones)
-    given, tile = tile, call.fit(tile or choose(target, pixels), layer.epilogue.out)
+    given, tile = tile, call.fit(tile or choose(target, pixels), end.out, scattered=end.columns is not None)
     programs = triton.cdiv(pixels, tile.pixels) * triton.cdiv(form.rows, tile.rows)
     if given is None:
         tile = split(tile, programs, triton.cdiv(form.bytes, tile.blocks * form.run), call.processors(x.device))
@@ -160,8 +160,8 @@ def launch(
         counts = torch.zeros(programs, dtype=torch.int32, device=x.device)
     gemm[(programs, tile.splits)](
         x, layer.fields, out, correction=layer.correction, windows=windows, sums=sums, counts=counts,
-        M=pixels, N=form.rows, K=form.channels, **call.arguments(layer.epilogue, out, residual),
-        **call.constants(form, target, assembly=not call.INTERPRETED), **call.result(layer.epilogue),
+        M=pixels, N=form.rows, K=form.channels, **call.arguments(end, out, residual),
+        **call.constants(form, target, assembly=not call.INTERPRETED), **call.result(end),
         **constants(form, tile), **call.options(tile),
     )  # fmt: skip
     return out

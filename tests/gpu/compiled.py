@@ -90,7 +90,7 @@ def build(
         depthwise=flat,
     )
     usual = {gemv: VECTOR, depthwise: PLANAR, bitserial: SERIAL}
-    tile = call.fit(tile or usual.get(family) or choose(target, 4096), out)
+    tile = call.fit(tile or usual.get(family) or choose(target, 4096), out, scattered=columns)
     constants = family.constants(form, window, tile) if window else family.constants(form, tile)
     if family is bitserial:
         constants |= {"ASM": bitserial.assembler(target)}

@@ -209,6 +209,17 @@ def test_pools_on_every_chip(label: str, target: str) -> None:
     assert code.count(WIDE) >= 1, code.names()
 
 
+def test_flat_families_of_odd_sizes_and_packed_results() -> None:
+    u2 = packed(parse("u2"), 256)
+    for code in (
+        build(depthwise, PAIRS[2], "sm90", rows=77, window=SAME, out=U8, residual=U8, even=False),
+        build(bitserial, PAIRS[4], "sm90", rows=77, channels=77, out=packed(parse("u4"), 77), even=False),
+        build_pool("max_pool", u2, "sm90", window=SAME, even=False),
+        build_pool("average_pool", U8, "sm90", window=SAME, out=u2, residual=U8),
+    ):
+        sound(code, "sm90", memory=False)
+
+
 @pytest.mark.parametrize(("weights", "act", "target"), SERIAL)
 def test_bit_serial_products_count_ones_by_one_instruction(weights: str, act: str, target: str) -> None:
     """A popcount for each pair of planes of each result of a thread, which are 16, or 8 in a warp of 64."""
