@@ -78,6 +78,7 @@ setup(
         "bitpress": ["py.typed", "*.pyi"],
         "bitpress.page": ["*.html", "*.css", "*.js"],
         "bitpress.kernels": ["*.def"],
+        "bitpress.kernels.gpu": ["tables/*.json"],
     },
     ext_modules=[Extension("bitpress._native", sources=[])] if native == "1" else [],
     cmdclass={"build_ext": CMakeBuild},

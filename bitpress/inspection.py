@@ -9,12 +9,12 @@ from typing import Any
 from .core.host import head
 
 
-def inspect(source: str | Path | bytes) -> dict[str, Any]:
-    """Layers, parts and totals of a `.bpk` (a path or its bytes). UsageError, CorruptError as of `bitpress.load`."""
+def inspect(source: str | Path | bytes, *, device: str = "cpu") -> dict[str, Any]:
+    """Layers, parts and totals of a `.bpk` (a path or its bytes), and its kernels on `device`. Errors as of `load`."""
     from .compiler.inspect import inspect as body
 
-    found = body(source)
-    return {**head("bitpress.inspect", isa=found.pop("isa")), "artifact": _name(source), **found}
+    found = body(source, device=device)
+    return {**head("bitpress.inspect", isa=found.pop("isa"), gpu=found.pop("gpu")), "artifact": _name(source), **found}
 
 
 def verify(

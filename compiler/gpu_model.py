@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..kernels import gpu
+from ..kernels.gpu.rows import ISA
 from .gpu_steps import Place, Ready, empty, levels, prepare
 from .program import Program
 
@@ -94,7 +95,7 @@ class GpuProgram:
         """Per step: name, layer, op, kernel, isa, why."""
         return [
             {
-                "name": r.step.name, "layer": r.step.layer, "op": r.step.op, "kernel": f"{r.kernel}_gpu",
+                "name": r.step.name, "layer": r.step.layer, "op": r.step.op, "kernel": f"{r.kernel}_{ISA}",
                 "isa": self.target, "why": r.why,
             }
             for r in self.steps

@@ -15,18 +15,19 @@ from .program import Buffer, Program, Step
 CONVENTION = "sbs"
 
 
-def inspect(source: str | Path | bytes) -> dict[str, Any]:
+def inspect(source: str | Path | bytes, *, device: str = "cpu") -> dict[str, Any]:
     """Layers, parts and totals of a `.bpk`, and what of it is not quantised. Errors as of `Model`.
 
-    The face adds the document's head; `isa` is the instruction set that would run it here.
+    The face adds the document's head; `isa` is the instruction set that would run it here, `gpu` the GPU's name.
     """
     data = source if isinstance(source, bytes) else artifact.load_bytes(source)
-    model = Model(data)
+    model = Model(data, device=device)
     program = model.program
     layers = layer_rows(program, model.inspect_rows())
     parts = [{"name": name, "bytes": size} for name, size in artifact.parts(data)]
     return {
         "isa": model.isa,
+        "gpu": model.gpu_name,
         "model": program.meta.get("model"),
         "method": program.meta.get("method"),
         "data": program.meta.get("data"),

@@ -34,7 +34,7 @@ MAY_IMPORT = {
 TORCH = (
     "core/capture.py", "core/parallel.py", "core/supernet*.py", "core/train*.py", "core/semantics.py",
     "core/calibrate.py", "core/magnitudes.py", "core/equalize.py", "core/sensitivity.py", "core/torch_*.py",
-    "core/models/*.py", "core/search/*.py", "kernels/gpu/*.py",
+    "core/models/*.py", "core/search/*.py", "kernels/gpu/*.py", "benchmarks/gpu_*.py",
     "benchmarks/peers_torch.py", "benchmarks/separate_paths.py", "benchmarks/training.py",
     "core/agents.py", "compiler/gpu_*.py",
 )  # fmt: skip

@@ -229,8 +229,8 @@ def _common(given: dict[str, Any], *, gpu: bool) -> Common:
     device = given.pop("device")
     if device == "cuda" and not gpu:
         raise EnvironmentMissing(
-            f"--device cuda: `bitpress {ctx.command.name}` works on the CPU only; search trains on a GPU, and eval, "
-            "run, verify and bench run compiled networks there. Leave --device out"
+            f"--device cuda: `bitpress {ctx.command.name}` works on the CPU only; search trains on a GPU, inspect, "
+            "run, eval, verify and bench run compiled networks there, profile times tiles. Leave --device out"
         )
     target = given.pop("json")
     if target not in (None, "-"):

@@ -28,6 +28,7 @@ VARIABLES = (
 @verb("doctor")
 def command(common: Common) -> Result:
     """Shows the host, the instruction sets, the libraries and the kernels, usable ones and why others are not."""
+    from ..kernels.gpu.rows import ROWS as GPU_ROWS
     from ..kernels.registry import ROWS
 
     native, said = _native()
@@ -36,6 +37,7 @@ def command(common: Common) -> Result:
     kernels = [_kernel(row, verdicts) for row in ROWS]
     libraries = [{"name": name, "version": _version(name), "extra": extra or None} for name, extra in LIBRARIES.items()]
     gpu = _gpu_kernels()
+    kernels += [_kernel_on_gpu(row, gpu["why"]) for row in GPU_ROWS]
     document = {
         **head("bitpress.doctor", isa=_isa_in_use(isas), threads=common.thread, gpu=_gpu()),
         "python": platform.python_version(),
@@ -52,7 +54,9 @@ def command(common: Common) -> Result:
     notes = [
         f"{host['cpu']}, {document['cores']} cores; {document['system']}; Python {document['python']}",
         f"native module: {said}; instruction set in use: {host['isa']}; GPU: {host['gpu'] or 'none'}",
-        f"GPU kernels: triton {gpu['triton'] or 'none'}; {gpu['why'] or 'usable'}",
+        "; ".join(
+            filter(None, (f"GPU kernels: triton {gpu['triton'] or 'none'}", gpu["why"] or "usable", gpu["tiles"]))
+        ),
     ]
     return Result(document, (_kernel_table(kernels), _isa_table(isas), _library_table(libraries)), notes)
 
@@ -104,6 +108,10 @@ def _kernel(row: Any, verdicts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _kernel_on_gpu(row: Any, why: str) -> dict[str, Any]:
+    return {**_kernel(row, {}), "usable": not why, "why": why}
+
+
 def _bits(bits: range) -> list[int]:
     """First and last width; none without weights."""
     return [] if bits == range(1) else [bits.start, bits.stop - 1]
@@ -129,8 +137,26 @@ def _gpu_kernels() -> dict[str, Any]:
     """Whether Triton kernels can run here, and what is missing."""
     from ..kernels import gpu
 
-    why = gpu.missing()
-    return {"usable": not why, "triton": _version("triton"), "why": why}
+    why, name = gpu.missing(), _gpu()
+    return {
+        "usable": not why,
+        "triton": _version("triton"),
+        "why": why,
+        "tiles": None if name is None else _tiles(name),
+    }
+
+
+def _tiles(name: str) -> str:
+    """Which table of tiles launches on that GPU read."""
+    from ..kernels.gpu import tuned
+
+    path = tuned.found(name)
+    if path is None:
+        return f"no table of timed tiles for {name}: `bitpress profile --device cuda` makes one"
+    try:
+        return f"{len(tuned.table(name))} timed tiles: {path}"
+    except BitpressError as error:
+        return str(error)
 
 
 def _kernel_table(rows: list[dict[str, Any]]) -> Table:

@@ -18,13 +18,13 @@ LAYERS = (
 PARTS = (Column("name", "part"), Column("bytes", "bytes", "int"), Column("share", "share", "percent"))
 
 
-@verb("inspect")
+@verb("inspect", gpu=True)
 @click.argument("artifact", metavar="X.bpk")
-def command(common: Common, artifact: str) -> Result:  # noqa: ARG001
+def command(common: Common, artifact: str) -> Result:
     """Lists the layers of X.bpk with bits, channels, costs and the kernel that runs them here; and the file's parts."""
     from ..inspection import inspect
 
-    document = inspect(artifact)
+    document = inspect(artifact, device=common.device)
     return Result(document, tables(document), _notes(document))
 
 

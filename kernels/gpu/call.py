@@ -17,7 +17,8 @@ import triton
 
 from ...core.encoding import parse
 from ...core.errors import EnvironmentMissing, UnsupportedError, UsageError
-from . import MAX_INDEX, finish
+from . import MAX_INDEX, finish, tuned
+from . import name as gpu_name
 from .layout import RUNS, Form, Storage, Weights, arrange
 from .tiles import Tile, chip
 
@@ -193,6 +194,12 @@ def arguments(epilogue: Epilogue, out: torch.Tensor, residual: torch.Tensor | No
 def options(tile: Tile) -> dict[str, Any]:
     """Options of a launch; products and sums are never fused."""
     return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": False}
+
+
+@lru_cache(maxsize=1024)
+def tuned_tile(family: str, form: Form, pixels: int, device: torch.device) -> Tile | None:
+    """What the device's table of timed tiles says, None without one or without a row near by."""
+    return None if device.type == "cpu" else tuned.best(tuned.table(gpu_name(device.type)), family, form, pixels)
 
 
 def fit(tile: Tile, out: Out, *, scattered: bool = False) -> Tile:

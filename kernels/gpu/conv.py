@@ -154,7 +154,8 @@ def launch(
     if pixels == 0:
         return out
     windows = layer.correction if layer.ones is None else launch(x, layer.ones, window)
-    tile = call.fit(tile or choose(target, pixels), end.out, scattered=end.columns is not None)
+    tile = tile or call.tuned_tile("conv", form, pixels, x.device) or choose(target, pixels)
+    tile = call.fit(tile, end.out, scattered=end.columns is not None)
     conv[(triton.cdiv(pixels, tile.pixels) * triton.cdiv(form.rows, tile.rows),)](
         x, layer.fields, out, correction=layer.correction, windows=windows, fill=layer.fill,
         IMAGES=images, IH=high, IW=wide, OH=shape[1], OW=shape[2], N=form.rows, TURNS=form.bytes // form.run,

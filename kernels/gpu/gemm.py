@@ -128,6 +128,13 @@ def constants(form: Form, tile: Tile) -> dict[str, Any]:
             "SPLITS": tile.splits}  # fmt: skip
 
 
+def usual(form: Form, pixels: int, target: str, device: torch.device) -> Tile:
+    """The tile for so many rows of x where none was timed, K split where that fills the chip."""
+    tile = choose(target, pixels)
+    programs = triton.cdiv(pixels, tile.pixels) * triton.cdiv(form.rows, tile.rows)
+    return split(tile, programs, triton.cdiv(form.bytes, tile.blocks * form.run), call.processors(device))
+
+
 def launch(
     x: torch.Tensor,
     layer: Layer,
@@ -150,10 +157,9 @@ def launch(
     if pixels == 0:
         return out
     windows = layer.correction if layer.ones is None else launch(x, layer.ones)
-    given, tile = tile, call.fit(tile or choose(target, pixels), end.out, scattered=end.columns is not None)
+    tile = tile or call.tuned_tile("gemm", form, pixels, x.device) or usual(form, pixels, target, x.device)
+    tile = call.fit(tile, end.out, scattered=end.columns is not None)
     programs = triton.cdiv(pixels, tile.pixels) * triton.cdiv(form.rows, tile.rows)
-    if given is None:
-        tile = split(tile, programs, triton.cdiv(form.bytes, tile.blocks * form.run), call.processors(x.device))
     sums = counts = layer.correction  # never touched by programs that share nothing
     if tile.splits > 1:
         sums = torch.zeros((pixels, form.rows), dtype=torch.int32, device=x.device)

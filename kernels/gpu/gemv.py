@@ -118,7 +118,7 @@ def launch(
     if pixels == 0:
         return out
     windows = layer.correction if layer.ones is None else launch(x, layer.ones)
-    tile = call.fit(tile or VECTOR, layer.epilogue.out)
+    tile = call.fit(tile or call.tuned_tile("gemv", form, pixels, x.device) or VECTOR, layer.epilogue.out)
     gemv[(triton.cdiv(form.rows, tile.rows), pixels)](
         x.view(torch.int32), layer.fields.view(torch.int32), out, correction=layer.correction, windows=windows,
         M=pixels, N=form.rows, K=form.channels, **call.arguments(layer.epilogue, out, residual),

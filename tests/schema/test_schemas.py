@@ -14,8 +14,8 @@ from .schemas import FOLDER, schema
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
 
 
-# documents of programs that are no verb (bitpress-run), of sweeps, and of forms of verbs (bench gemm)
-TOOLS = ("native", "pareto", *(form for forms in FORMS.values() for form in forms))
+# documents of programs that are no verb (bitpress-run), of sweeps, of tables, and of forms of verbs (bench gemm)
+TOOLS = ("native", "pareto", "tiles", *(form for forms in FORMS.values() for form in forms))
 
 
 @pytest.mark.parametrize("verb", (*VERBS, *TOOLS))
