@@ -143,6 +143,12 @@ def _cases(device: str, *, dry: bool) -> Iterator[Case]:
         for problem in (*(layers.Problem(kind, *size) for size in sizes), layers.Problem(kind, 2, 40, 128, side)):
             yield Case("check", f"check {problem.name}", {}, partial(layers.check, problem, device))
 
+    images = (1, 3, 3, 40) if dry else (2, 14, 14, 96)
+    for weight in ("i8", "o4") if dry else ("i8", "o8", "i4", "o4", "i2", "o2"):
+        yield Case(
+            "check", f"check {weight} depthwise, pools", {}, partial(layers.check_planar, weight, images, device)
+        )
+
     def timed(part: str, bits: str, shape: str, problem: layers.Problem, goal: float) -> Case:
         make = partial(layers.timed, problem, device, goal=goal, dry=dry)
         return Case(part, f"{part} {bits} {shape}", {"bits": bits, "shape": shape}, make)
@@ -151,11 +157,11 @@ def _cases(device: str, *, dry: bool) -> Iterator[Case]:
     for (m, n), goals in {(3, 128): (1.0,) * len(pairs)}.items() if dry else layers.GOALS.items():
         for (bits, kind), goal in zip(pairs, goals, strict=True):
             yield timed("gemm", bits, f"M={m}, N=K={n}", layers.Problem(kind, m, n, n), goal)
-    images = 1 if dry else layers.IMAGES
+    count = 1 if dry else layers.IMAGES
     for side, channels in ((2, 128),) if dry else layers.SIDES:
         for bits, kind in pairs[1:] if dry else pairs:
-            problem = layers.Problem(kind, images, channels, channels, side)
-            yield timed("conv", bits, f"{images} x {side} x {side} x {channels}, 3x3", problem, layers.CONV_GOAL)
+            problem = layers.Problem(kind, count, channels, channels, side)
+            yield timed("conv", bits, f"{count} x {side} x {side} x {channels}, 3x3", problem, layers.CONV_GOAL)
     for model, batch, least in (("digits_cnn", 1, None),) if dry else NETWORKS:
         for bits in NETWORK_BITS[: 1 if dry else None]:
             make = partial(networks.timed, model, bits, batch, device, goal=least, dry=dry)

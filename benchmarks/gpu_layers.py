@@ -138,9 +138,34 @@ def unfolded(form: Form, fields: torch.Tensor) -> torch.Tensor:
 
 
 def check(problem: Problem, device: str, _seconds: float) -> dict[str, Any]:
-    """Whether every sum is exact."""
-    wrong = Made(problem, device).wrong()
+    """Whether every sum is exact, of the bit-serial family too where both sides are fields."""
+    made = Made(problem, device)
+    wrong = made.wrong()
+    if made.form.act.packed and not problem.side:
+        layer = gpu.load(made.weights, device=device)
+        wrong += int((gpu.linear_bitserial(made.stored, layer) != made.run(made.stored, layer)).sum())
     return {"exact": wrong == 0, "mismatches": wrong, "elements": problem.m * problem.n * max(1, problem.side) ** 2}
+
+
+def check_planar(weight: str, shape: tuple[int, int, int, int], device: str, _seconds: float) -> dict[str, Any]:
+    """The same of a depthwise convolution of 3 x 3 over u8 images [N, H, W, C], and of pools over its window."""
+    rng = torch.Generator().manual_seed(1)
+    known = torch.from_numpy(parse(weight).levels().astype(np.int64))
+    w = known[torch.randint(0, len(known), (shape[-1], 9, 1), generator=rng)]
+    x = torch.randint(0, 256, shape, dtype=torch.int64, generator=rng)
+    framed = functional.pad(x, (0, 0, 1, 1, 1, 1))
+    moved = torch.stack([framed[:, y : y + shape[1], z : z + shape[2]] for y in range(3) for z in range(3)])
+    stored = (x - U8.zero).to(torch.int8).to(device)
+    layer = gpu.load(gpu.arrange(w.numpy(), parse(weight), U8, depthwise=True), device=device)
+    sums = gpu.load_pool(U8, shape[-1], device=device)
+    pairs = (
+        (gpu.depthwise2d(stored, layer, SAME), (moved * w[:, :, 0].T[:, None, None, None]).sum(0)),
+        (gpu.max_pool(stored, U8, shape[-1], SAME), moved.amax(0) - U8.zero),
+        (gpu.average_pool(stored, sums, SAME), moved.sum(0)),
+        (gpu.global_average_pool(stored, sums), x.sum((1, 2), keepdim=True)),
+    )
+    wrong = sum(int((got.cpu().long() != want).sum()) for got, want in pairs)
+    return {"exact": wrong == 0, "mismatches": wrong, "elements": sum(want.numel() for _, want in pairs)}
 
 
 def timed(problem: Problem, device: str, seconds: float, *, goal: float | None, dry: bool = False) -> dict[str, Any]:
@@ -192,6 +217,16 @@ def _int_mm(made: Made) -> list[Callable[[], object]]:
     return [lambda x=x, w=w: torch._int_mm(x, w.t()) for x, w in sets]  # type: ignore[misc]
 
 
+def _bitserial(made: Made) -> list[Callable[[], object]]:
+    """Our own family of AND and popcount, which dispatch never takes."""
+    if not made.form.act.packed:
+        raise ValueError("takes fields on both sides")
+    layer = gpu.load(made.weights, device=made.device)
+    number = copies(made.weights.fields.nbytes + made.stored.nbytes, made.device)
+    sets = [(made.stored.clone(), replace(layer, fields=layer.fields.clone())) for _ in range(number)]
+    return [lambda x=x, own=own: gpu.linear_bitserial(x, own) for x, own in sets]  # type: ignore[misc]
+
+
 def _gemlite(made: Made) -> list[Callable[[], object]]:
     """Its layers with 8-bit activations, which it quantises within the call: int8 for w8, fp8 for w4 and w2."""
     if find_spec("gemlite") is None:
@@ -223,6 +258,6 @@ def _cudnn(made: Made) -> list[Callable[[], object]]:
 
 
 PEERS: Mapping[str, Callable[[Made], list[Callable[[], object]]]] = {
-    "bf16": _bf16, "int_mm": _int_mm, "gemlite": _gemlite,
+    "bf16": _bf16, "int_mm": _int_mm, "gemlite": _gemlite, "bit-serial": _bitserial,
 }  # fmt: skip
 CONV_PEERS: Mapping[str, Callable[[Made], list[Callable[[], object]]]] = {"cudnn-fp16": _cudnn}

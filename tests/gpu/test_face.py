@@ -8,9 +8,13 @@ import sys
 import numpy as np
 import pytest
 
+from bitpress.compiler.program import STEP_OPS
 from bitpress.core.encoding import parse
 from bitpress.core.errors import EnvironmentMissing
-from bitpress.kernels import gpu
+from bitpress.kernels import gpu, registry
+from bitpress.kernels.gpu.rows import ROWS
+
+from ..cli.tool import good
 
 WEIGHTS = gpu.arrange(np.ones((2, 1, 8), np.int64), parse("i8"), gpu.Storage(parse("u8")))
 
@@ -49,3 +53,12 @@ def test_the_face_loads_neither_triton_nor_torch() -> None:
     code = "import sys, bitpress.kernels.gpu as g; g.missing(); print({'torch', 'triton'} & set(sys.modules) or '-')"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "-"
+
+
+def test_every_op_of_a_program_has_a_row_that_doctor_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "missing", lambda: "no GPU here")
+    shown = {(row["name"], row["op"]): row for row in good("doctor", "--json", "-").document()["kernels"]}
+    assert {row.op for row in ROWS} == set(STEP_OPS)
+    for row in ROWS:
+        assert (shown[row.name, row.op]["isa"], shown[row.name, row.op]["why"]) == ("gpu", "no GPU here")
+    assert not {row.name for row in ROWS} & {row.name for row in registry.ROWS}

@@ -73,6 +73,19 @@ def test_rows_are_made_once_and_printed(tmp_path: Path, capsys: pytest.CaptureFi
     assert "| M=3, N=K=128 | w4a8 |" in printed and "Left out: gemlite" in printed
 
 
+def test_checks_go_through_every_family(tmp_path: Path) -> None:
+    assert gpu.main(["--dry", "--part", "check", "-o", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "gpu_dry.json").read_text())["rows"]
+    assert len(rows) == 2 * len(KINDS) + 2 and all(row["exact"] and row["elements"] for row in rows)
+
+
+@pytest.mark.parametrize("family", ["depthwise2d", "max_pool", "average_pool", "global_average_pool"])
+def test_a_wrong_value_of_a_window_is_seen(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = getattr(gpu_layers.gpu, family)
+    monkeypatch.setattr(gpu_layers.gpu, family, lambda *a: right(*a) + 1)
+    assert not gpu_layers.check_planar("i4", (1, 3, 3, 5), "cpu", 0.0)["exact"]
+
+
 def test_tiles_are_timed_once_and_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_tiles, "STEPS", {name: steps[:2] for name, steps in gpu_tiles.STEPS.items()})
     path = tmp_path / "tiles.json"

@@ -26,6 +26,7 @@ from bitpress.compiler.program import Program
 from bitpress.core.encoding import parse
 from bitpress.core.errors import UnsupportedError, UsageError
 from bitpress.core.integer import integer
+from bitpress.kernels.gpu.rows import ROWS
 from bitpress.kernels.packed import pack
 
 from ..cli.tool import bitpress, good
@@ -55,8 +56,8 @@ def test_every_op_is_exact() -> None:
     made = check(samples.everything(), images=1)
     x = noise(made.program, 1)
     assert np.array_equal(made(x), execute(made.program, x))
-    kernels = {row["op"]: row["kernel"] for row in made.rows()}
-    assert set(kernels) == {s.op for s in made.program.steps} and kernels["conv2d"] in ("conv_gpu", "gemm_gpu")
+    named = {(row.op, row.name) for row in ROWS}
+    assert {(row["op"], row["kernel"]) for row in made.rows()} <= named
 
 
 @pytest.mark.parametrize("weight", ["b1", "t2", "i2", "o2", "i4", "o4", "i8", "o8"])
@@ -180,6 +181,8 @@ def test_run_and_eval_give_what_the_cpu_gives(small: Path, tmp_path: Path) -> No
     args = ("run", small, "--input", small.with_name("x.npy"), "--output")
     made = good(*args, tmp_path / "gpu.npy", "--device", "cuda", "--json", "-").document()
     good(*args, tmp_path / "cpu.npy")
+    rows = good("inspect", small, "--device", "cuda", "--json", "-").document()["layers"]
+    assert [(row["kernel"], row["isa"]) for row in rows] == [("conv_gpu", "sm90"), ("gemm_gpu", "sm90")]
     assert (tmp_path / "gpu.npy").read_bytes() == (tmp_path / "cpu.npy").read_bytes()
     assert made["host"]["gpu"] == "triton's interpreter" and made["host"]["isa"] == "sm90"
     args = ("eval", small, "--data", f"{small.with_name('data.py')}:factory", "--json", "-")
