@@ -237,7 +237,7 @@ def _quantised(found: Network, row: Row, images: Images) -> tuple[Evaluation, di
     result = evaluate(model, images.test, images.labels, prepare=lambda x: _normal(found, x), batch=50)
     totals = count(made.graph, made.plan).totals
     return result, {
-        "weight_bytes": totals.weight_bytes, "bops": totals.bops, "bops_share": 1 / totals.bops_ratio,
+        "weight_bytes": totals.weight_bytes, "bops": totals.bops, "bops_share": (totals.bops or 0) / totals.bops_fp32,
         "calibration": made.meta["calibration"],
     }  # fmt: skip
 
@@ -247,7 +247,7 @@ def _normal(found: Network, images: np.ndarray) -> np.ndarray:
 
     from ..core.quant import normalize_u8
 
-    return normalize_u8(images, np.float32(found.mean), np.float32(found.std))
+    return normalize_u8(images, np.array(found.mean, np.float32), np.array(found.std, np.float32))
 
 
 def stored(store: Path = STORE) -> list[dict[str, Any]]:

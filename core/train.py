@@ -398,7 +398,7 @@ def backward(loss: Tensor, net: FloatNet) -> None:
 def evaluate(
     net: FloatNet, images: np.ndarray, labels: np.ndarray, goal: Goal = GOALS[CLASSIFICATION]
 ) -> tuple[float, float]:
-    """(the goal's metric in percent, mean loss) of the evaluation forward in floats; processes take turns at batches."""
+    """(the goal's metric in percent, mean loss) of the evaluation forward in floats; processes take turns."""
     before, device, batch = net.training, next(net.parameters()).device, at_once(net.graph)
     net.eval()
     starts = range(0, len(labels), batch)

@@ -165,9 +165,10 @@ def _imported(name: str) -> Any:
 @cache
 def _declare_operators() -> torch.library.Library:
     """Kept, since what a library declares lives as long as it."""
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        signature = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        library.define(signature)  # type: ignore[no-untyped-call]
     return library
 
 

@@ -418,7 +418,7 @@ def _finish(
 
     def run_float(x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            parts = [teacher(part).flatten(1).numpy() for part in torch.from_numpy(x).split(at_once(job.graph))]
+            parts = [teacher(part).flatten(1).numpy() for part in torch.split(torch.from_numpy(x), at_once(job.graph))]
         return np.concatenate(parts)
 
     def check(_done: int) -> None:

@@ -285,7 +285,8 @@ def test_a_split_is_a_slice_for_each_part() -> None:
 
     graph = same(Do(forward), (8, 5, 6))
     assert sorted(set(ops(graph))) == ["add", "concat", "slice"]
-    assert [n.attrs["slices"][0] for n in graph if n.op == "slice"][:3] == [(None, 1, None), (1, 5, None), (5, None, None)]
+    cuts = [n.attrs["slices"][0] for n in graph if n.op == "slice"]
+    assert cuts[:3] == [(None, 1, None), (1, 5, None), (5, None, None)]
 
 
 def test_names_are_unique_readable_and_stable() -> None:
