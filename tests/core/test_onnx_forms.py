@@ -203,6 +203,8 @@ REFUSED: list[tuple[list[Any], str]] = [
     ([*SUM, op("Cast", ["c"], ["d"], to=1), op("Cast", ["c"], ["y"], to=1)], "something else than one Cast"),
     ([*START, op("QLinearGlobalAveragePool", ["q", "s", "z", "s", "z"], ["g"], domain=MS, channels_last=1), END],
      "channels_last 1"),
+    ([op("QuantizeLinear", ["x", "s", "off"], ["q"]), op("Pad", ["q", "pads"], ["p"]),
+      op("DequantizeLinear", ["p", "s", "off"], ["y"])], "with 0.125; zeros"),
     ([*START, op("QLinearSigmoid", ["q", "s", "z", "s", "z"], ["g"], domain=MS), END], "Sigmoid: has no counterpart"),
     ([*START, op("QLinearWhere", ["q", "s", "z", "s", "z"], ["g"], domain=MS), END], f"domain {MS}"),
 ]  # fmt: skip

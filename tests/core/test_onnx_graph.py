@@ -169,6 +169,8 @@ BAD: list[tuple[list[Any], dict[str, np.ndarray], str]] = [
     ([op("ReduceMean", ["x", "a"], ["y"])], {"a": K([1])}, "averages other axes"),
     ([op("Reshape", ["x", "s"], ["y"])], {"s": K([0, 6, 3, 7])}, "one flat axis"),
     ([op("Reshape", ["x", "s"], ["y"])], {"s": K([-1])}, "the batch must stay"),
+    ([op("Cast", ["x"], ["i"], to=7), op("Reshape", ["i", "s"], ["f"]), op("Reshape", ["x", "f"], ["y"])],
+     {"s": K([-1])}, "the shape of y depends on data"),
     ([op("Transpose", ["x"], ["y"], perm=[0, 1, 3, 2])], {}, "turns a computed value"),
     ([op("Concat", ["x", "x"], ["y"], axis=2)], {}, "axis 2"),
     ([op("Add", ["x", "b"], ["y"])], {"b": f32(1)}, "adds a constant"),
