@@ -20,6 +20,7 @@ from torch import fx, nn
 
 from .errors import UnsupportedError, UsageError
 from .graph import Graph
+from .ops import can_scale
 from .tracing import Drawing, Pads, Shape
 
 INPUT = "input"
@@ -373,8 +374,7 @@ def _add(tracer: _Tracer, args: _Args) -> str:
 def _mul(tracer: _Tracer, args: _Args) -> str:
     """Of two values of one shape, or of an image and a gate a channel; the gate comes second."""
     x, y = sorted((args.value("self"), args.value("other")), key=lambda v: -int(np.prod(tracer.shape(v))))
-    whole, gate = tracer.shape(x), tracer.shape(y)
-    if gate != whole and (len(whole) != 3 or gate != (whole[0], 1, 1)):
+    if not can_scale(tracer.shape(y), tracer.shape(x)):
         raise _NoRow
     return tracer.emit("mul", (x, y))
 

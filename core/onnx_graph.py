@@ -14,6 +14,7 @@ import numpy as np
 
 from .graph import Graph
 from .onnx_file import DOMAINS, OnnxFile, Shape, attributes
+from .ops import can_scale
 from .storage import LAYERS, PASS, non_negative
 from .tracing import Drawing, Pads
 
@@ -373,7 +374,7 @@ def _mul(importer: _Importer, call: _Call) -> str:
     """The gate, which may be a pixel for all, comes second."""
     x, y = sorted((call.value(0), call.value(1)), key=lambda v: -int(np.prod(importer.shape(v))))
     whole, gate = importer.shape(x), importer.shape(y)
-    if gate != whole and (len(whole) != 3 or gate != (whole[0], 1, 1)):
+    if not can_scale(gate, whole):
         raise _Refused(f"multiplies {list(whole)} by {list(gate)}; equal shapes, or one pixel a channel, are supported")
     return importer.emit("mul", (x, y), label=call.name)
 

@@ -51,6 +51,11 @@ def windows(x: np.ndarray, attrs: Mapping[str, Any], fill: float = 0) -> np.ndar
     return view[:, :, ::sh, ::sw, ::dh, ::dw]
 
 
+def can_scale(gate: Shape, whole: Shape) -> bool:
+    """Whether a value of shape `gate` can multiply one of shape `whole`: the same shape, or one pixel a channel."""
+    return gate == whole or (len(whole) == 3 and gate == (whole[0], 1, 1))
+
+
 def _conv_shape(attrs: Mapping[str, Any], consts: Consts, ins: list[Shape]) -> Shape:
     o, _, kh, kw = consts["weight"].shape
     _, h, w = ins[0]

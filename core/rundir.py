@@ -20,7 +20,7 @@ from . import graph as graphs
 from . import plan as plans
 from .errors import CorruptError, EnvironmentMissing, UsageError
 from .graph import Graph
-from .ops import OPS
+from .ops import OPS, can_scale
 from .plan import CompressionPlan
 
 GRAPH, PLAN, TENSORS = "graph.json", "plan.json", "model.safetensors"
@@ -238,7 +238,7 @@ _CONSTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {  # op -> roles 
     "linear": (frozenset({"weight"}), frozenset({"bias"})),
     "batch_norm": (frozenset({"weight", "bias", "mean", "var"}), frozenset()),
 }
-_INPUTS = {"add": 2, "concat": None}  # others read one value; a concatenation any number
+_INPUTS = {"add": 2, "mul": 2, "concat": None}  # others read one value; a concatenation any number
 
 
 def _check_node(path: Path, node: graphs.Node, inputs: list[tuple[int, ...]]) -> None:
@@ -259,7 +259,7 @@ def _check_node(path: Path, node: graphs.Node, inputs: list[tuple[int, ...]]) ->
     if node.op in ranks and len(inputs[0]) != ranks[node.op]:
         raise CorruptError(f"{path}: {node.name} ({node.op}) reads a value of shape {list(inputs[0])}")
     same = {shape[1:] for shape in inputs} if node.op == "concat" else set(inputs) if node.op == "add" else {()}
-    if len(same) != 1:
+    if len(same) != 1 or (node.op == "mul" and not can_scale(inputs[1], inputs[0])):
         raise CorruptError(f"{path}: {node.name} joins {' and '.join(map(str, map(list, inputs)))}")
 
 

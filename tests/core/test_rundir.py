@@ -31,6 +31,7 @@ from bitpress.core.rundir import (
 )  # fmt: skip
 
 from ..benchmarks.graphs import residual
+from ..compiler.nets import gated, plan_of, tensors_of
 
 META = {
     "model": "nets.py:small", "in_shape": [3, 8, 8], "classes": 10, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25],
@@ -193,6 +194,18 @@ def test_a_damaged_graph(folder: Path, name: str) -> None:
     edit(folder / "graph.json", change)
     with pytest.raises(CorruptError, match=words):
         load_run(folder)
+
+
+def test_products_and_tables_are_kept_and_checked(tmp_path: Path) -> None:
+    graph = gated()
+    chosen = plan_of(graph)
+    meta = {**META, "classes": 7, "in_shape": list(graph.inputs[0].shape)}
+    write_run(tmp_path / "run", graph, chosen, {**graph.consts, **tensors_of(graph, chosen)}, meta)
+    assert load_run(tmp_path / "run").graph.text() == graph.text()
+    at = next(i for i, node in enumerate(graph.nodes) if node.name == "gate")
+    edit(tmp_path / "run" / "graph.json", lambda d: d["nodes"][at].update(inputs=["dw.act", "stem.act"]))
+    with pytest.raises(CorruptError, match=r"gate joins \[16, 8, 7\] and \[8, 8, 7\]"):
+        load_run(tmp_path / "run")
 
 
 TENSOR_DAMAGE = {
