@@ -27,9 +27,9 @@ KINDS = (
 PAIRS = (("i8", "u8", False), ("o4", "u8", False), ("o2", "u8", False), ("o4", "i4", True), ("i2", "u2", True))
 
 
-def name(kind: tuple[str, str, bool]) -> str:
-    """For pytest: "o4-u8", "o4-u4-packed"."""
-    return "-".join((*kind[:2], *(["packed"] if kind[2] else [])))
+def name(kind: object) -> str:
+    """For pytest: "o4-u8", "o4-u4-packed", and everything else as `str` has it."""
+    return "-".join((*kind[:2], *(["packed"] if kind[2] else []))) if isinstance(kind, tuple) else str(kind)
 
 
 @dataclass(frozen=True)

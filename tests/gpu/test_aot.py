@@ -111,7 +111,7 @@ def test_convolutions_unpack_in_registers_too(weights: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "pixels"),
     [*((kind, 16) for kind in PAIRS), *((kind, n) for kind in PAIRS[1:4:2] for n in (32, 64))],
-    ids=str,
+    ids=name,
 )
 def test_narrow_tiles_keep_the_tensor_cores(kind: tuple[str, str, bool], pixels: int) -> None:
     tile = choose("sm90", pixels)
@@ -229,7 +229,7 @@ def test_bit_serial_products_count_ones_by_one_instruction(weights: str, act: st
     assert code.count("POPC|v_bcnt") // (8 if target == "gfx942" else 16) == pairs, code.names()
 
 
-@pytest.mark.parametrize(("kind", "target"), [(PAIRS[2], "sm90"), (PAIRS[4], "sm80"), (PAIRS[1], "gfx942")], ids=str)
+@pytest.mark.parametrize(("kind", "target"), [(PAIRS[2], "sm90"), (PAIRS[4], "sm80"), (PAIRS[1], "gfx942")], ids=name)
 def test_programs_that_share_a_tile(kind: tuple[str, str, bool], target: str) -> None:
     """Sums are added by atomics and read past the first cache by the last program."""
     tile = replace(choose(target, 16), splits=4)

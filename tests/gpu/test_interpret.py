@@ -67,7 +67,7 @@ def sums(family: ModuleType, case: Case, *window: object, tile: Tile = SMALL) ->
 
 
 @pytest.mark.usefixtures("target")
-@pytest.mark.parametrize(("kind", "target"), BOTH_ORDERS, indirect=["target"], ids=str)
+@pytest.mark.parametrize(("kind", "target"), BOTH_ORDERS, indirect=["target"], ids=name)
 def test_matrix_products_are_exact(kind: tuple[str, str, bool]) -> None:
     for i, (m, n, k) in enumerate(SHAPES):
         case = product(kind, m, n, k)
@@ -96,7 +96,7 @@ def test_matrix_vector_products_are_exact(kind: tuple[str, str, bool]) -> None:
 
 
 @pytest.mark.usefixtures("target")
-@pytest.mark.parametrize(("kind", "target"), BOTH_ORDERS, indirect=["target"], ids=str)
+@pytest.mark.parametrize(("kind", "target"), BOTH_ORDERS, indirect=["target"], ids=name)
 def test_convolutions_are_exact(kind: tuple[str, str, bool]) -> None:
     for shape, n, g in CONVOLUTIONS:
         case = convolution(kind, shape, n, g)
@@ -130,7 +130,7 @@ def test_the_deepest_sums_that_fit_are_exact(weight: str, act: str, depth: int) 
 @pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("out", STORED, ids=str)
 @pytest.mark.parametrize(
-    ("kind", "target"), [*((kind, "sm90") for kind in PAIRS), (PAIRS[1], "gfx942")], indirect=["target"], ids=str
+    ("kind", "target"), [*((kind, "sm90") for kind in PAIRS), (PAIRS[1], "gfx942")], indirect=["target"], ids=name
 )
 def test_stored_levels_follow_the_law(kind: tuple[str, str, bool], out: str) -> None:
     rows = 200 if STORED[out].run > 32 or out.startswith("i2") else 41
