@@ -52,7 +52,7 @@ def _connect(ray: Any) -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+        ray.init(include_dashboard=False, configure_logging=False)  # workers' warnings come through
     except Exception as error:  # Ray raises this very class where it runs out of time
         where = os.environ.get("RAY_ADDRESS") or "this machine"
         raise EnvironmentMissing(
