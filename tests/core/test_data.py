@@ -194,6 +194,8 @@ def test_augmentation_moves_and_mirrors(tmp_path: Path) -> None:
     assert moved.shape == images.shape
     assert moved.dtype == np.uint8
     np.testing.assert_array_equal(moved, found.augment(images, np.random.default_rng(1)))
+    share = found.augment(images[16:32], np.random.default_rng(1), of=64, first=16)
+    np.testing.assert_array_equal(share, moved[16:32])  # a share of a batch moves as the whole one does
     padded = np.pad(images[0], ((0, 0), (4, 4), (4, 4)))
     windows = {
         padded[:, y : y + 32, x : x + 32][..., ::step].tobytes() for y in range(9) for x in range(9) for step in (1, -1)
