@@ -4,6 +4,8 @@ the schema, and RUNs that evaluate to the same digest as what is compiled from t
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,4 +71,28 @@ def test_options_of_a_method_come_from_a_configuration_file_too(tmp_path: Path) 
 )  # fmt: skip
 def test_options_that_do_not_go_together(code: int, args: tuple[str, ...], says: str, tmp_path: Path) -> None:
     assert says in refused(code, *SEARCH, *args, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+WITHOUT_TORCH = """
+import json, sys
+sys.modules["torch"] = None
+from click.testing import CliRunner
+from bitpress.cli.command import cli
+for method in sys.argv[2:]:
+    done = CliRunner().invoke(cli, [*json.loads(sys.argv[1]), "--method", method])
+    print(json.dumps([done.exit_code, done.stderr]))
+"""
+
+
+def test_without_its_extra_every_method_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    from bitpress.core.search import SEARCHES
+
+    words = [*map(str, SEARCH), "--budget", "bops=10%", "--out", str(tmp_path / "run")]
+    code = [sys.executable, "-P", "-c", WITHOUT_TORCH, json.dumps(words), *SEARCHES]
+    said = subprocess.run(code, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) == len(SEARCHES)
+    for exit_code, error in map(json.loads, said):
+        assert exit_code == 5
+        assert "the extra [search]: pip install 'bitpress[search]'" in error and "Traceback" not in error
     assert not (tmp_path / "run").exists()

@@ -47,6 +47,8 @@ DJPQ: dict[str, Any] = {"method": "djpq", "lr_thresholds": None}
 AJPQ: dict[str, Any] = {"method": "ajpq", "lr_thresholds": None, "episodes": 6}
 TWO_DJPQ: dict[str, Any] = {**TWO, "stages_of": "djpq", "lr_thresholds": None}
 BITS: dict[str, Any] = {"method": "bayesian-bits", "lr_thresholds": None}
+EVERY = [{"method": "sbs"}, DJPQ, AJPQ, BITS, TWO, TWO_DJPQ, UNIFORM]
+NAMES = ["-".join(filter(None, (options["method"], options.get("stages_of")))) for options in EVERY]
 
 
 @pytest.fixture(autouse=True)
@@ -355,6 +357,35 @@ def test_every_option_of_the_list_is_taken_by_some_method() -> None:
     taken = {key for row in SEARCHES.values() for mode in row.modes.values() for key in mode.takes}
     assert taken == OPTIONS
     assert set(STAGES) == set(STAGES_OF) <= set(SEARCHES)
+
+
+# what stops every method
+
+
+def test_these_are_all_methods() -> None:
+    assert {options["method"] for options in EVERY} == {*SEARCHES}
+    assert {options.get("stages_of", STAGES_OF[0]) for options in EVERY} == {*STAGES_OF}
+
+
+# The others' tests stand in files of their own: test_djpq.py, test_ajpq.py, test_bayesian_bits.py.
+@pytest.mark.parametrize(
+    ("method", "rate"),
+    [({}, "lr_search"), (TWO, "lr_search"), (TWO_DJPQ, "lr_search"), (UNIFORM, "lr_finetune")],
+    ids=["sbs", "two-stage", "two-stage-djpq", "uniform"],
+)
+def test_a_loss_that_is_no_number_stops_it(tmp_path: Path, method: dict[str, Any], rate: str) -> None:
+    with pytest.raises(CheckFailed, match=r"the (loss|gradient) .*is (nan|inf)|became NaN"):
+        _quick(tmp_path / "run", **method | {rate: 1e30, "epochs_float": 1})
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("method", EVERY, ids=NAMES)
+def test_a_data_set_that_is_not_there_is_refused_before_any_work(tmp_path: Path, method: dict[str, Any]) -> None:
+    if method["method"] == "ajpq":
+        pytest.importorskip("stable_baselines3", reason="the extra `rl` is not installed")
+    with pytest.raises(UsageError, match="nowhere"):
+        _quick(tmp_path / "run", **method | {"data": f"cifar10:{tmp_path}/nowhere"})
+    assert not (tmp_path / "run").exists()
 
 
 # kill -9 in each phase
