@@ -6,7 +6,6 @@ A post-training RUN holds what a searched one holds; nothing is written before e
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -168,7 +167,7 @@ def _calibrated(loaded: Network, recipe: Recipe, meta: Mapping[str, Any], progre
     refuse_unknown(loaded.graph, loaded.spec)
     data = load_data(recipe.calibrate, in_shape=loaded.in_shape, seed=recipe.seed)
     if data.classes:
-        data.require_fit(loaded.in_shape, math.prod(loaded.graph.value(loaded.graph.outputs[0]).shape))
+        data.require_fit(loaded.in_shape, loaded.graph.value(loaded.graph.outputs[0]).shape)
     images = data.normalise(np.asarray(data.train.images[: recipe.images]), loaded.mean, loaded.std)
     known = {"labels": list(loaded.labels or data.labels), "data": recipe.calibrate if data.classes else None}
     return calibrated(loaded, images, recipe, {**meta, **known}, progress)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,20 +134,26 @@ class Data:
             images = np.where(mirrored[:, None, None, None], images[..., ::-1], images)
         return images
 
-    def require_fit(self, in_shape: Sequence[int], outputs: int) -> None:
-        """UsageError with the numbers unless a network with that input and so many outputs can be used on this set."""
+    def require_fit(self, in_shape: Sequence[int], outputs: int | Sequence[int]) -> None:
+        """UsageError with the numbers unless a network with that input and outputs can be used on this set.
+
+        `outputs`: their number, or their shape where it is known.
+        """
+        shape = (outputs,) if isinstance(outputs, int) else tuple(outputs)
+        count = math.prod(shape)
         if tuple(in_shape) != self.shape:
             raise UsageError(
                 f"{self.spec} has images of shape {_commas(self.shape)}, the model takes {_commas(in_shape)} (C,H,W)"
             )
         if self.task == DETECTION:
-            if detection.grid_of(in_shape, outputs) is None:
+            grid = detection.grid_of(in_shape, count)
+            if grid is None or not (isinstance(outputs, int) or shape == (detection.HEAD, *grid)):
                 raise UsageError(
-                    f"{self.spec} has boxes, and the model's {outputs} outputs are no grid of {detection.HEAD} values "
-                    f"a place over {_commas(in_shape)}: take a detector, for example skynet"
+                    f"{self.spec} has boxes, and the model's outputs {_commas(shape)} are no grid of {detection.HEAD} "
+                    f"values a place over {_commas(in_shape)}: take a detector, for example skynet"
                 )
-        elif self.classes != outputs and not (self.sparse and self.classes <= outputs):
-            raise UsageError(f"{self.spec} has {self.classes} classes, the model {outputs}: see --classes")
+        elif self.classes != count and not (self.sparse and self.classes <= count):
+            raise UsageError(f"{self.spec} has {self.classes} classes, the model {count}: see --classes")
 
 
 def load(spec: str, *, in_shape: Shape | None = None, seed: int = 0) -> Data:

@@ -7,7 +7,6 @@ training, the method, and one look at the test part, by the integer semantics.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -153,7 +152,7 @@ def search(
         for texts in (budgets, *followed):
             check_reachable(graph, tuple(parse_budget(text) for text in texts), space)
         images = load_data(data, in_shape=loaded.in_shape, seed=seed)
-        images.require_fit(loaded.in_shape, math.prod(graph.value(graph.outputs[0]).shape))
+        images.require_fit(loaded.in_shape, graph.value(graph.outputs[0]).shape)
         if label_smoothing and images.task != CLASSIFICATION:
             raise UsageError(f"--label-smoothing {label_smoothing}: {data} has boxes, which are no classes")
         _check_counts(images, train_images, held_images)
@@ -417,9 +416,10 @@ def _finish(
         return images.normalise(x, settings.mean, settings.std)
 
     def run_float(x: np.ndarray) -> np.ndarray:
+        size = at_once(job.graph)
         with torch.no_grad():
-            parts = [teacher(part).flatten(1).numpy() for part in torch.split(torch.from_numpy(x), at_once(job.graph))]
-        return np.concatenate(parts)
+            parts = [teacher(torch.from_numpy(x[i : i + size])).flatten(1) for i in range(0, len(x), size)]
+        return np.concatenate([part.numpy() for part in parts])
 
     def check(_done: int) -> None:
         job.loop.check()

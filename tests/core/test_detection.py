@@ -133,5 +133,7 @@ def test_what_is_no_set_of_photographs_is_said(tmp_path: Path) -> None:
         data.load("detection", in_shape=(4, 32, 64))
     found = data.load("detection", in_shape=SIZE)
     found.require_fit(SIZE, 320)
-    with pytest.raises(UsageError, match="10 outputs are no grid of 10 values a place over 3,32,64: take a detector"):
-        found.require_fit(SIZE, 10)
+    found.require_fit(SIZE, (10, 4, 8))
+    for outputs, said in ((10, "10"), ((320,), "320"), ((5, 8, 8), "5,8,8")):
+        with pytest.raises(UsageError, match=f"outputs {said} are no grid of 10 values a place over 3,32,64: take a"):
+            found.require_fit(SIZE, outputs)
