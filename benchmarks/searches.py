@@ -247,6 +247,8 @@ def command(kept: Kept) -> str:
     words = ["bitpress", "search", str(s["model"])]
     if "weights" in s["files"]:
         words += ["--weights", "W.safetensors"]
+    if str(s["data"]).partition(":")[0] in ("imagefolder", "detection"):  # photographs are cut to the input
+        words += ["--in-shape", ",".join(map(str, s["in_shape"]))]
     words += ["--data", str(s["data"]), "--method", str(s["method"])]
     parts = str(s.get("stages_of", "sbs") if s["method"] == "two-stage" else s["method"])
     if parts not in ("sbs", s["method"]):
@@ -263,6 +265,7 @@ def command(kept: Kept) -> str:
         words += ["--convention", str(s["convention"])]
     if s.get("filters"):
         words += ["--precision", str(s["filters"]), "--episodes", str(s["episodes"])]
+        words += ["--group-size", str(s["group_size"])] if s["group_size"] > 1 else []
     if s.get("bits"):
         words += ["--bits", str(s["bits"])]
     for budget in s["budget"]:

@@ -21,6 +21,7 @@ from .cost import Choice, largest
 from .plan import GroupId, LayerId
 from .supernet import importance
 from .supernet_filters import FilterNet
+from .supernet_levels import level
 from .supernet_starts import fit, fit_weights
 from .train import Job, check_finite, evaluate, reestimate, sgd
 from .train_gates import SEARCH_COST, described, rates_of, settled
@@ -72,8 +73,9 @@ class Episodes:
         self.job, self.net, self.epochs = job, net, job.settings.schedule.epochs_search
         assert job.settings.episodes is not None, "the registry gives some to this method"
         self.episodes = job.settings.episodes
-        self.start = {name: value.clone() for name, value in net.state_dict().items()}
         ranks, self.importance = ranked(net)
+        level(net)
+        self.start = {name: value.clone() for name, value in net.state_dict().items()}
         self.walk = Walk(job.graph, net.costs, job.budgets, ranks)
         roles = dict.fromkeys(turn.role for turn in self.walk.turns)
         self.envs = {role: Controls(self.walk, role) for role in roles}
