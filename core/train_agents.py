@@ -19,9 +19,11 @@ from torch import Tensor
 from .agents import Agent, Controls
 from .cost import Choice, largest
 from .plan import GroupId, LayerId
-from .supernet import importance
+from .supernet import FloatNet, importance
 from .supernet_filters import FilterNet
 from .supernet_levels import level
+from .supernet_norms import norms_of
+from .supernet_rounding import EVEN
 from .supernet_starts import fit, fit_weights
 from .train import Job, check_finite, evaluate, reestimate, sgd
 from .train_gates import SEARCH_COST, described, rates_of, settled
@@ -38,7 +40,7 @@ JUDGED = 1024  # images of the held-out slice that judge an episode, at most
 
 def allotted(job: Job) -> FilterNet:
     """The net at the best plan of all episodes, or as a checkpoint kept it: float weights, clips and norms fitted."""
-    net = FilterNet(job.graph, job.space, residual=job.settings.residual)
+    net = FilterNet(job.graph, job.space, residual=job.settings.residual, grid=EVEN)
     if NAME in job.loop.carry:
         net.load_state_dict(job.loop.carry[NAME])
         return net
@@ -83,6 +85,9 @@ class Episodes:
         for role, env in self.envs.items():
             env.other = next((agent.decide for other, agent in self.agents.items() if other != role), env.other)
         self.batches = job.calibration()
+        plain = FloatNet(job.graph)
+        level(plain)
+        self.norms = norms_of(plain, self.batches)
         self.ranges: dict[int, dict[str, float]] = {}  # width of inputs -> clip -> what rounds best at it
         self.told: dict[str, Any] = {}  # of the episode that runs
         self.best: dict[str, Any] = {}
@@ -162,6 +167,7 @@ class Episodes:
                 bits = choice.act[layer] if layer in net.space.acts else max(self.ranges)
                 net.tensor(clip).fill_(self.ranges[bits][clip])
         reestimate(net, self.batches)
+        self.norms.move(net)
         net.train()
         self.optimizer = self._optimizer()
 
@@ -199,6 +205,7 @@ class Episodes:
         self.job.loop.event("choice", phase=NAME, **described(choice), figures=figures)
         self.net.load_state_dict(self.start)
         settled(self.job, self.net, choice)
+        self.norms.move(self.net)
 
     def epoch_end(self) -> dict[str, float]:
         """Validation of the best plan so far, as its episode left it."""
