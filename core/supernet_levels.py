@@ -1,8 +1,7 @@
 """Filters of one layer brought to one range, where a batch norm follows and undoes it.
 
-Weights have one clip a layer and width, which a few wide filters set for all; on the odd grid, that has no zero,
-filters that are next to nothing come alive. Public MobileNets have both: ranges from 1e-13 to 1 in their first layer,
-whose norms divide by what is left. In front of a norm the range of a filter is free.
+Weights have one clip a layer and width, which a few wide filters set for all: in the first layer of the public
+MobileNetV1 ranges lie from 1e-13 to 1, and its norm divides by what is left. In front of a norm the range is free.
 """
 
 from __future__ import annotations
