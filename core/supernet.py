@@ -621,8 +621,9 @@ class SuperNet(FloatNet):
         tensors |= {name: np.array(clip, np.float32) for name, clip in clips.items()}
         for layer in self.layers:
             if self.grid != ODD:  # two's complement has a level below the symmetric grid, which training never uses
-                weight, clip = self.graph.value(layer).consts["weight"], tensors[f"{layer}.weight_clip"]
-                tensors[weight] = np.clip(tensors[weight], -clip, clip)
+                weight = self.graph.value(layer).consts["weight"]
+                most = (self.weight_range(layer) - TINY).detach().cpu().numpy().astype(np.float32)
+                tensors[weight] = np.clip(tensors[weight], -most, most)
         return plan, tensors
 
     def weight_clips(self, layer: LayerId, choice: Choice) -> dict[str, float]:
