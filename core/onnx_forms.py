@@ -80,6 +80,9 @@ def as_qdq(model: ModelProto) -> tuple[ModelProto, Mapping[str, str]]:
         except _Refused as why:
             refused |= dict.fromkeys(node.output, str(why))
             rewriter.nodes.append(node)
+        except ValueError as why:  # of numpy
+            refused |= dict.fromkeys(node.output, f"has constants whose shapes do not fit together ({why})")
+            rewriter.nodes.append(node)
     out = onnx.ModelProto()
     out.CopyFrom(model)
     del out.graph.node[:]
@@ -152,9 +155,10 @@ class _Rewriter:
         return name
 
     def known(self, name: str, what: str) -> np.ndarray:
-        """The constant of that name; _Refused where it is computed."""
+        """The constant of that name; _Refused where it is computed or left out."""
         if name not in self.consts:
-            raise _Refused(f"{what} {name} is computed, a constant is supported: quantise the model statically")
+            said = f"{what} {name} is computed" if name else f"{what} is left out"
+            raise _Refused(f"{said}, a constant is supported: quantise the model statically")
         return self.consts[name]
 
     def append(self, op: str, inputs: tuple[str, ...], output: str, **attrs: Any) -> str:
@@ -236,7 +240,7 @@ def _qoperator(rewriter: _Rewriter, node: NodeProto) -> None:
     if bias:
         scale = rewriter.const(f"{bias}_scale", unit)
         inputs.append(rewriter.dequantised(bias, scale, "", **({"axis": 0} if unit.ndim else {})))
-    (output,) = node.output
+    output = id_of(node)
     target = _input(node, form.target)
     value = rewriter.inside(node, form.op, tuple(inputs), rewriter.fresh(f"{output}_value") if target else output)
     if target:
@@ -250,7 +254,7 @@ def _weight_axis(op: str, node: NodeProto) -> int:
 
 def _bias_scale(rewriter: _Rewriter, node: NodeProto) -> np.ndarray:
     """What one unit of an int32 bias is worth: the scales of both operands, float32 [] or [O]."""
-    x, w = (rewriter.known(node.input[at], "its scale").astype(np.float64) for at in (1, 4))
+    x, w = (rewriter.known(_input(node, at), "its scale").astype(np.float64) for at in (1, 4))
     scale = (x.reshape(-1) * w.reshape(-1) * _attribute(node, "alpha", 1.0)).astype(np.float32)
     return np.asarray(scale.reshape(()) if scale.size == 1 else scale)
 
@@ -289,7 +293,7 @@ def _sum(rewriter: _Rewriter, node: NodeProto) -> None:
     shift = _input(node, 3)
     count = rewriter.known(shift, "its zero point").size if shift else 1
     origin = _input(node, 2) or (_no_zero(rewriter, node, zero) if zero else "")
-    output, factor = _summed(rewriter, node)
+    taken, factor = _summed(rewriter, node)
     size = np.broadcast_to(factor, (max(count, factor.size),)) / unit
     held = rewriter.const(f"{node.input[1]}_scale", size.astype(np.float32).reshape((-1,) if size.size > 1 else ()))
     op = SUMS[node.op_type]
@@ -298,7 +302,8 @@ def _sum(rewriter: _Rewriter, node: NodeProto) -> None:
         rewriter.dequantised(node.input[0], scale, origin),
         rewriter.dequantised(node.input[1], held, shift, **along),
     )
-    rewriter.inside(node, op, inputs, output)
+    rewriter.inside(node, op, inputs, taken[-1])
+    rewriter.swallowed.update(taken)
 
 
 def _no_zero(rewriter: _Rewriter, node: NodeProto, zero: str) -> str:
@@ -306,20 +311,18 @@ def _no_zero(rewriter: _Rewriter, node: NodeProto, zero: str) -> str:
     return rewriter.const(f"{node.input[0]}_zero", np.zeros_like(rewriter.known(zero, "its zero point")))
 
 
-def _summed(rewriter: _Rewriter, node: NodeProto) -> tuple[str, np.ndarray]:
-    """Name of the real number that the sums become, and what they are multiplied with, float64 [1] or [O]."""
+def _summed(rewriter: _Rewriter, node: NodeProto) -> tuple[list[str], np.ndarray]:
+    """What the sums become, one after the other, as real numbers; what they are multiplied with, float64 [1] or [O]."""
     from onnx import TensorProto
 
     cast = _only_reader(rewriter, node)
     if cast is None or cast.op_type != "Cast" or _attribute(cast, "to", 0) != TensorProto.FLOAT:
         raise _Refused("makes sums of codes that something else than one Cast to float32 reads; that one is supported")
-    rewriter.swallowed.add(id_of(cast))
     mul = _only_reader(rewriter, cast)
     others = [n for n in mul.input if n in rewriter.consts] if mul is not None and mul.op_type == "Mul" else []
     if mul is None or not others:
-        return id_of(cast), np.ones(1)
-    rewriter.swallowed.add(id_of(mul))
-    return id_of(mul), rewriter.consts[others[0]].astype(np.float64).reshape(-1)
+        return [id_of(cast)], np.ones(1)
+    return [id_of(cast), id_of(mul)], rewriter.consts[others[0]].astype(np.float64).reshape(-1)
 
 
 def _only_reader(rewriter: _Rewriter, node: NodeProto) -> NodeProto | None:
@@ -344,7 +347,7 @@ class _Grid:
 
 
 def _grid(rewriter: _Rewriter, node: NodeProto) -> _Grid:
-    width = float(rewriter.known(node.input[3], "its bit width").reshape(()))
+    width = float(rewriter.known(_input(node, 3), "its bit width").reshape(()))
     if width != int(width) or not 1 <= width <= MAX_BITS:
         raise _Refused(f"has {width:g} bits; whole numbers of bits from 1 to {MAX_BITS} are supported")
     bits, signed, narrow = int(width), bool(_attribute(node, "signed", 1)), bool(_attribute(node, "narrow", 0))
@@ -357,7 +360,7 @@ def _grid(rewriter: _Rewriter, node: NodeProto) -> _Grid:
 def _quant(rewriter: _Rewriter, node: NodeProto) -> None:
     """QONNX's Quant: scale, zero point and bits are inputs; the clamp is part of it."""
     grid = _grid(rewriter, node)
-    scale, zero = rewriter.known(node.input[1], "its scale"), rewriter.known(node.input[2], "its zero point")
+    scale, zero = (rewriter.known(_input(node, at), what) for at, what in ((1, "its scale"), (2, "its zero point")))
     shift = zero.astype(np.int64)
     if not np.array_equal(shift, zero):
         raise _Refused(f"has a zero point {zero.reshape(-1)[0]:g}; whole numbers are supported")
@@ -427,7 +430,7 @@ def _bipolar(rewriter: _Rewriter, node: NodeProto) -> None:
             "makes codes -1 and 1 of a computed value, and stored values have a level 0, which pads and removed "
             "channels need: use Quant of 2 bits there; weights may be bipolar"
         )
-    scale = rewriter.known(node.input[1], "its scale")
+    scale = rewriter.known(_input(node, 1), "its scale")
     codes = np.where(rewriter.consts[node.input[0]] >= 0, 1, -1).astype(np.int8)
     _constant_codes(rewriter, node, codes, scale, np.zeros((), np.int64))
 

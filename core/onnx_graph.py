@@ -544,13 +544,23 @@ def _integer_bits(dtype: np.dtype[Any]) -> tuple[int, int, int] | None:
 
 
 def _scale(call: _Call) -> tuple[np.ndarray, np.ndarray]:
-    """Scale float64 and zero point int64 of a QuantizeLinear or DequantizeLinear, equally shaped."""
+    """Scale float64 and zero point int64 of a QuantizeLinear or DequantizeLinear; of one number each, [] both."""
     call.only(block_size=0)
     scale = np.asarray(call.const(1), np.float64)
     zero = np.asarray(call.const(2, np.zeros(scale.shape))).astype(np.int64)
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise _Refused(f"scale {call.node.input[1]} is not above 0 and finite everywhere")
-    return (scale.reshape(()), zero.reshape(())) if scale.size == 1 else (scale, zero)
+    if scale.size > 1:
+        return scale, zero
+    return scale.reshape(()), zero.reshape(()) if zero.size == 1 else zero
+
+
+def _check_slices(value: np.ndarray, axis: int, scale: np.ndarray, zero: np.ndarray) -> None:
+    """_Refused where a constant has other scales or zero points than one, or one a slice along `axis`."""
+    count = value.shape[axis] if value.ndim else 1
+    for what, held in (("scales", scale), ("zero points", zero)):
+        if held.ndim and held.shape != (count,):
+            raise _Refused(f"has {what} of shape {list(held.shape)} for {count} slices along axis {axis}")
 
 
 def _quantize(importer: _Importer, call: _Call) -> _Value:
@@ -563,12 +573,13 @@ def _quantize(importer: _Importer, call: _Call) -> _Value:
     value = call.get(0)
     if isinstance(value, np.ndarray):  # weights that the file keeps as floats
         axis = int(call.attrs.get("axis", 1)) % max(1, value.ndim)
+        _check_slices(value, axis, scale, zero)
         where = [-1 if i == axis else 1 for i in range(value.ndim)]
         size, shift = (scale.reshape(where), zero.reshape(where)) if scale.ndim else (scale, zero)
         codes = np.clip(np.rint(value.astype(np.float32) / size.astype(np.float32)) + shift, lo, hi)
         return codes.astype(call.const(2, np.zeros((), np.uint8)).dtype)
     x = call.value()
-    if scale.ndim:
+    if scale.ndim or zero.ndim:
         raise _Refused("has a scale per channel on a computed value; one scale is supported")
     if _known(importer, x) is None:
         _require_only_rounded(call)
@@ -594,12 +605,13 @@ def _dequantize(importer: _Importer, call: _Call) -> _Value:
         if kind is None and value.dtype != np.int32:
             raise _Refused(f"reads {value.dtype}; integers of 2, 4, 8 and (biases) 32 bits are supported")
         axis = int(call.attrs.get("axis", 1)) % max(1, value.ndim)
+        _check_slices(value, axis, scale, zero)
         shift = zero.reshape([-1 if i == axis else 1 for i in range(value.ndim)]) if zero.ndim else zero
         levels = value.astype(np.int64) - shift
         return Codes(levels.astype(np.int32), scale, axis, kind[0] if kind else None)
     if not isinstance(value, _Rounded):
         raise _Refused(f"input {call.node.input[0]} is no code of QuantizeLinear and no constant")
-    if scale.ndim or float(scale) != value.rounding.scale or int(zero) != value.zero:
+    if scale.ndim or zero.ndim or float(scale) != value.rounding.scale or int(zero) != value.zero:
         raise _Refused("has another scale or zero point than the QuantizeLinear before it")
     if value not in importer.settled:
         importer.settled[value] = _rounded(importer, value.value, value.rounding)
