@@ -165,7 +165,7 @@ struct Product {
 struct Lookup {
   const uint8_t* in;
   void* out;
-  const void* table;  // [256] of what is written, by the byte that is read
+  const void* table;       // [256] of what is written, by the byte that is read
   uint32_t element_bytes;  // of what is written: 1 or 4
   size_t count;
 };

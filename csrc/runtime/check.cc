@@ -127,8 +127,7 @@ void check_shape(const Step& s, const Program& p) {
 void check_storage(const Step& s, const Program& p) {
   const Encoding &in = p.buffers[s.data].storage, &out = p.buffers[s.output].storage;
   const bool factor = s.op == Op::kProduct && p.buffers[s.residual].storage.is_float();
-  if (is_of_levels(s) && (in.is_float() || factor))
-    fail("BadEnum", s, "reads floats, but works on levels");
+  if (is_of_levels(s) && (in.is_float() || factor)) fail("BadEnum", s, "reads floats, but works on levels");
   if ((s.op == Op::kMaxPool2d || s.op == Op::kGather) && in.name != out.name)
     fail("BadEnum", s, "reads " + in.name + " and writes " + out.name);
 }

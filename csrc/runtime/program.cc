@@ -208,8 +208,7 @@ class Pools {
 
 void read_weights(const StepRecord& r, Pools* pools, Step* step) {
   if (!(r.flags & kHasWeights)) {
-    if (std::any_of(r.weight, r.weight + 4, [](char c) { return c != 0; }) ||
-        (r.depth && !(r.flags & kTable)))
+    if (std::any_of(r.weight, r.weight + 4, [](char c) { return c != 0; }) || (r.depth && !(r.flags & kTable)))
       corrupt("BadEnum", "step " + step->name + ": has a weight encoding or depth, but no weights");
     return;
   }
@@ -381,8 +380,7 @@ Program read_program(Bytes file) {
   const auto later = [](const Step& s) { return static_cast<uint8_t>(s.op) >= kFirstOps; };
   const uint32_t needed = std::any_of(program.steps.begin(), program.steps.end(), later) ? kLaterOps : 0;
   if (features(file) != needed)
-    corrupt("BadFeature",
-            "the file announces features " + str(features(file)) + ", its steps need " + str(needed));
+    corrupt("BadFeature", "the file announces features " + str(features(file)) + ", its steps need " + str(needed));
   check_program(program);
   return program;
 }

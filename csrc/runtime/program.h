@@ -41,7 +41,17 @@ struct Buffer {
 };
 
 // The number is part of the format.
-enum class Op : uint8_t { kQuantize, kConv2d, kDepthwiseConv2d, kRequantize, kMaxPool2d, kSumPool2d, kGather, kLookup, kProduct };
+enum class Op : uint8_t {
+  kQuantize,
+  kConv2d,
+  kDepthwiseConv2d,
+  kRequantize,
+  kMaxPool2d,
+  kSumPool2d,
+  kGather,
+  kLookup,
+  kProduct
+};
 constexpr uint8_t kOps = 9;
 constexpr uint8_t kFirstOps = 7;  // of them that every reader of version 1 knows; a file with a later one announces it
 const char* op_name(Op op);
@@ -58,8 +68,8 @@ struct Step {
   uint32_t groups = 1, rows = 0, depth = 0;
   bool has_epilogue = false, has_weights = false;
   Encoding weight;
-  Bytes fields;             // [rows, ceil(depth * bits / 8)], a view into the file
-  std::vector<float> m, b;  // [rows]
+  Bytes fields;              // [rows, ceil(depth * bits / 8)], a view into the file
+  std::vector<float> m, b;   // [rows]
   std::vector<float> table;  // lookup: of each code of the input
   std::vector<int32_t> out_channels, channels;
   float lo = 0, hi = 0, m_r = 0;
