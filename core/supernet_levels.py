@@ -34,7 +34,7 @@ def normed(graph: Graph) -> list[tuple[Node, Node]]:
 
 
 def _level(net: FloatNet, layer: Node, norm: Node) -> None:
-    own, after = net.consts(layer), net.consts(norm)
+    own, after = ({role: net.tensor(name) for role, name in node.consts.items()} for node in (layer, norm))
     weight = own["weight"].double()
     ranges = weight.abs().flatten(1).amax(1)
     s = torch.where(ranges > 0, (ranges.max() / ranges.clamp_min(1e-300)).clamp_max(MOST), 1.0)
