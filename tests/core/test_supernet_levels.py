@@ -8,8 +8,12 @@ import torch
 from torch import nn
 
 from bitpress.core.capture import capture
+from bitpress.core.cost import largest, search_space
 from bitpress.core.supernet import FloatNet
+from bitpress.core.supernet_filters import FilterNet
 from bitpress.core.supernet_levels import level, normed
+from bitpress.core.supernet_rounding import EVEN
+from bitpress.core.supernet_starts import fit
 from bitpress.core.train import reestimate
 
 
@@ -64,3 +68,14 @@ def test_statistics_taken_anew_find_the_same_norms() -> None:
         level(net)
         reestimate(net, [x])
         assert np.abs((net(x) - before).numpy()).max() < 0.02 * np.abs(before.numpy()).max()
+
+
+def test_filters_of_a_super_net_are_levelled_before_they_are_rounded() -> None:
+    """At 8 bits it then computes nearly what the float network does, whose filters differ by orders of magnitude."""
+    plain, x = uneven()
+    net = FilterNet(plain.graph, search_space(plain.graph, group_size=1), grid=EVEN).eval()
+    level(net)
+    with torch.no_grad():
+        fit(net, [x], largest(net.space))
+        wanted = plain(x)
+        assert float((net(x) - wanted).norm() / wanted.norm()) < 0.03
