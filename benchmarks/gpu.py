@@ -138,11 +138,10 @@ def _cases(device: str, *, dry: bool) -> Iterator[Case]:
     from . import gpu_networks as networks
 
     sizes: Sequence[tuple[int, ...]] = ((2, 33, 128),) if dry else layers.CHECKED
-    side = 2 if dry else 14
+    windows: Sequence[tuple[int, ...]] = () if dry else ((2, 40, 128, 14), (1, 130, 64, 7))
     for kind in (*layers.PAIRS.values(), *layers.GRIDS):
-        for problem in (*(layers.Problem(kind, *size) for size in sizes), layers.Problem(kind, 2, 40, 128, side)):
+        for problem in (layers.Problem(kind, *size) for size in (*sizes, *windows)):
             yield Case("check", f"check {problem.name}", {}, partial(layers.check, problem, device))
-
     images = (1, 3, 3, 40) if dry else (2, 14, 14, 96)
     for weight in ("i8", "o4") if dry else ("i8", "o8", "i4", "o4", "i2", "o2"):
         yield Case(

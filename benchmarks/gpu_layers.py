@@ -188,7 +188,7 @@ def timed(problem: Problem, device: str, seconds: float, *, goal: float | None, 
             left_out[name] = (str(error) or type(error).__name__).splitlines()[0]
     return {
         "exact": True, "macs": problem.macs, "weight_bytes": int(made.weights.fields.nbytes), "copies": number,
-        "goal": goal, "left_out": left_out, **figures(compare(candidates, 0.001 if dry else seconds)),
+        "goal": goal, "left_out": left_out, **figures(compare(candidates, 0.0 if dry else seconds)),
     }  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def test_rows_are_made_once_and_printed(tmp_path: Path, capsys: pytest.CaptureFi
 def test_checks_go_through_every_family(tmp_path: Path) -> None:
     assert gpu.main(["--dry", "--part", "check", "-o", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "gpu_dry.json").read_text())["rows"]
-    assert len(rows) == 2 * len(KINDS) + 2 and all(row["exact"] and row["elements"] for row in rows)
+    assert len(rows) == len(KINDS) + 2 and all(row["exact"] and row["elements"] for row in rows)
 
 
 @pytest.mark.parametrize("family", ["depthwise2d", "max_pool", "average_pool", "global_average_pool"])
@@ -89,7 +89,7 @@ def test_a_wrong_value_of_a_window_is_seen(family: str, monkeypatch: pytest.Monk
 def test_tiles_are_timed_once_and_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_tiles, "STEPS", {name: steps[:2] for name, steps in gpu_tiles.STEPS.items()})
     path = tmp_path / "tiles.json"
-    made = check(gpu_tiles.profile(output=path, seconds=0.001, dry=True))
+    made = check(gpu_tiles.profile(output=path, seconds=0.0, dry=True))
     assert [row["family"] for row in made["rows"]] == ["gemv", "gemm"] and made["table"] == str(path)
     rows = tuned.parse(json.loads(path.read_text()))
     form = Made(Problem(gpu_layers.PAIRS["w8a8"], 2, 128, 128), "cpu").form
@@ -108,7 +108,7 @@ def test_a_tile_that_is_not_exact_is_no_row(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(gpu_tiles, "STEPS", dict.fromkeys(gpu_tiles.STEPS, (16,)))
     monkeypatch.setattr(gemv, "launch", lambda *a, tile=None, **k: -right(*a, **k) if tile else right(*a, **k))
     with pytest.raises(CheckFailed, match="not exact with Tile"):
-        gpu_tiles.tune(gemv, Problem(gpu_layers.PAIRS["w8a8"], 1, 16, 128), "cpu", 0.001)
+        gpu_tiles.tune(gemv, Problem(gpu_layers.PAIRS["w8a8"], 1, 16, 128), "cpu", 0.0)
 
 
 def test_a_network_is_compared_and_timed() -> None:
