@@ -128,13 +128,14 @@ class Made:
 
 
 def unfolded(form: Form, fields: torch.Tensor) -> torch.Tensor:
-    """Fields int8 [rows, bytes] of whole blocks -> levels int16 [rows, depth], by the rules of docs/gpu.md 2."""
+    """Fields int8 [rows, bytes] -> levels int16 [rows, depth], by the rules of docs/gpu.md 2."""
     bits = form.encoding.bits
     shifts = torch.arange(0, 8, bits, device=fields.device, dtype=torch.int32)[:, None]
     codes = fields.view(torch.uint8).to(torch.int32).reshape(len(fields), -1, 1, form.run) >> shifts & 2**bits - 1
     field = (codes ^ 1 << (bits - 1)) - (1 << (bits - 1))
     level = 2 * field + 1 if form.half or form.doubled else field
-    return level.to(torch.int16).reshape(len(fields), -1)[:, : form.depth]
+    runs = level.to(torch.int16).reshape(len(fields), -1)[:, : form.taps * form.runs * form.run]
+    return runs.reshape(len(fields), form.taps, -1)[:, :, : form.channels].reshape(len(fields), form.depth)
 
 
 def check(problem: Problem, device: str, _seconds: float) -> dict[str, Any]:
