@@ -237,8 +237,8 @@ def _quantised(found: Network, row: Row, images: Images) -> tuple[Evaluation, di
     result = evaluate(model, images.test, images.labels, prepare=lambda x: _normal(found, x), batch=50)
     totals = count(made.graph, made.plan).totals
     return result, {
-        "weight_bytes": totals.weight_bytes, "bops": totals.bops, "bops_share": (totals.bops or 0) / totals.bops_fp32,
-        "calibration": made.meta["calibration"],
+        "weight_bytes": totals.weight_bytes, "bops": totals.bops,
+        "bops_share": float(totals.bops or 0) / totals.bops_fp32, "calibration": made.meta["calibration"],
     }  # fmt: skip
 
 
