@@ -247,7 +247,7 @@ def page(document: Mapping[str, Any]) -> str:
     rows = [document["rows"][key] for key in keys if key in document["rows"]]
     columns = (
         Column("method", "method"), Column("budget", "budget"), Column("share", "used %"),
-        Column("bops", "BOPs", "count"), Column("weight_bytes", "weight bytes", "int"), Column("us", "us"),
+        Column("bops", "BOPs", "count"), Column("weight_bytes", "weight bytes", "int"), Column("us", "us, predicted"),
         Column("top1", "top-1 %"), Column("channels", "channels kept"), Column("pruned_layers", "pruned layers", "int"),
         Column("w", "w bits"), Column("a", "a bits"), Column("mixed_layers", "layers of several w", "int"),
         Column("checks", "checks"),
