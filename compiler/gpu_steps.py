@@ -1,4 +1,4 @@
-"""Steps of a Program on a device, each by a Triton family of kernels/gpu but gathers, which move bytes by torch.
+"""Steps of a Program on a device, each by a Triton family of kernels/gpu; torch gathers, looks up and multiplies maps.
 
 Values are dense and channels last: int8 [N, H, W, C] as `Storage` keeps levels, or float32. `prepare` puts constants on
 the device and refuses, by name, what cannot be computed; what it gives only computes, so that a CUDA graph can hold it.
@@ -158,7 +158,7 @@ def _sum_pool2d(step: Step, place: Place) -> tuple[str, Run]:
 def _gather(step: Step, place: Place) -> tuple[str, Run]:
     assert step.channels is not None, "check() has proved that a gather has channels"
     stored = place.stored(step.inputs[0])
-    zero = -stored.zero if isinstance(stored, gpu.Storage) else 0
+    zero = -_zero(stored)
     from_ = place.tensor(np.maximum(step.channels, 0).astype(np.int64))
     there = place.tensor(step.channels >= 0) if (step.channels < 0).any() else None
     to = None if step.out_channels is None else place.tensor(step.out_channels.astype(np.int64))
@@ -176,6 +176,41 @@ def _gather(step: Step, place: Place) -> tuple[str, Run]:
     return "torch", run
 
 
+def _lookup(step: Step, place: Place) -> tuple[str, Run]:
+    """By the lowest bits of a level, which are its code."""
+    source, out = place.stored(step.inputs[0]), place.stored(step.output)
+    assert isinstance(source, gpu.Storage) and step.table is not None, "check() has proved that look-ups have them"
+    entries = step.table if out == F32 else step.table - np.float32(_zero(out))
+    table, mask = place.tensor(entries.astype(np.float32 if out == F32 else np.int8)), len(step.table) - 1
+
+    def run(values: Sequence[torch.Tensor], _into: torch.Tensor | None) -> torch.Tensor:
+        return table[levels(values[0], source).to(torch.int64) & mask]
+
+    return "torch", run
+
+
+def _product(step: Step, place: Place) -> tuple[str, Run]:
+    """Each operation of the law is one of torch's, which fuses none of them."""
+    stored, out, e = [place.stored(number) for number in step.inputs], place.stored(step.output), step.epilogue
+    assert e is not None, "check() has proved that products have an epilogue"
+    m, b = place.tensor(e.m), place.tensor(e.b)
+
+    def run(values: Sequence[torch.Tensor], _into: torch.Tensor | None) -> torch.Tensor:
+        x, gate = (levels(value, how) for value, how in zip(values, stored, strict=True))
+        t = (x * gate).to(torch.float32) * m
+        t = t + b
+        if out == F32:
+            return torch.clamp(t, e.lo, e.hi)
+        return (torch.clamp(torch.round(t), e.lo, e.hi) - _zero(out)).to(torch.int8)
+
+    return "torch", run
+
+
+def _zero(stored: gpu.Storage | str) -> int:
+    """Level that byte 0 stands for."""
+    return stored.zero if isinstance(stored, gpu.Storage) else 0
+
+
 def _window(step: Step) -> gpu.Window:
     return gpu.Window(step.kernel, step.stride, step.padding, step.dilation)
 
@@ -191,7 +226,7 @@ WHY: Mapping[str, str] = {
     "max_pool": "the one family of maxima",
     "average_pool": "a sum over a window of one pixel or more, and the epilogue",
     "global_average_pool": "a sum over the whole image, and the epilogue",
-    "torch": "moves bytes, which torch does as well",
+    "torch": "moves bytes, looks them up or multiplies maps, which torch does as well",
 }
 _RULES: Mapping[str, Callable[[Step, Place], tuple[str, Run]]] = {
     "quantize": _sum_pool2d,
@@ -201,4 +236,6 @@ _RULES: Mapping[str, Callable[[Step, Place], tuple[str, Run]]] = {
     "max_pool2d": _max_pool2d,
     "sum_pool2d": _sum_pool2d,
     "gather": _gather,
+    "lookup": _lookup,
+    "product": _product,
 }

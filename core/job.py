@@ -158,7 +158,7 @@ def open_run(folder: Path, settings: Settings) -> bool:
 def _shown(value: Any) -> str:
     """A setting as people read it, files by the begin of their hashes; one that was not given is "none"."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {digest[:8]}" for name, digest in sorted(value.items())) or "none"
+        return ", ".join(f"{name} {str(digest)[:8]}" for name, digest in sorted(value.items())) or "none"
     if isinstance(value, list):
         return ",".join(map(str, value)) or "none"
     return "none" if value is None or value == "" else str(value)

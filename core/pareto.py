@@ -89,7 +89,8 @@ def sweep(
             "model": model, "budgets": texts, "out": runs[i],
             "weights": weights if i == 0 or weights is not None else runs[0] / FLOAT,
             "start": runs[i - 1] if warm and i else None,
-            "followed": wanted[i + 1 :] if warm or not i else (), **options,
+            "followed": wanted[i + 1 :] if warm or not i else (),
+            **options, **({"epochs_float": 0} if i and weights is None else {}),  # the first one has trained it
         }
         for i, texts in enumerate(wanted)
     ]  # fmt: skip
@@ -184,7 +185,7 @@ def _told(result: Mapping[str, Any], found: Mapping[int, Mapping[str, Any]], num
     trained = {"float": float_epochs} if number and float_epochs else {}
     return {
         "budget": list(result["budget"]), "start": start and start["run"], "epochs": result["epochs"],
-        "epochs_before": start["epochs"] if start else trained, **{key: result[key] for key in TOLD},
+        "epochs_before": start["epochs"] if start else trained, **{key: result.get(key) for key in TOLD},
     }  # fmt: skip
 
 

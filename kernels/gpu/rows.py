@@ -21,7 +21,7 @@ FAMILIES: dict[str, tuple[tuple[str, ...], range, range]] = {
     "max_pool": (("max_pool2d",), _NONE, range(1, 33)),
     "average_pool": (("sum_pool2d", "quantize", "requantize"), _NONE, range(1, 33)),
     "global_average_pool": (("sum_pool2d",), _NONE, _LEVELS),
-    "torch": (("gather",), _NONE, range(1, 33)),
+    "torch": (("gather", "lookup", "product"), _NONE, range(1, 33)),
 }
 ROWS: tuple[Kernel, ...] = tuple(
     Kernel(f"{family}_{ISA}", family, op, ISA, w, a) for family, (ops, w, a) in FAMILIES.items() for op in ops

@@ -211,7 +211,8 @@ REFUSED: list[tuple[list[Any], str]] = [
      "channels_last 1"),
     ([op("QuantizeLinear", ["x", "s", "off"], ["q"]), op("Pad", ["q", "pads"], ["p"]),
       op("DequantizeLinear", ["p", "s", "off"], ["y"])], "with 0.125; zeros"),
-    ([*START, op("QLinearSigmoid", ["q", "s", "z", "s", "z"], ["g"], domain=MS), END], "Sigmoid: has no counterpart"),
+    ([*START, op("QLinearLeakyRelu", ["q", "s", "z", "s", "z"], ["g"], domain=MS), END],
+     "LeakyRelu: has no counterpart"),
     ([*START, op("QLinearWhere", ["q", "s", "z", "s", "z"], ["g"], domain=MS), END], f"domain {MS}"),
 ]  # fmt: skip
 

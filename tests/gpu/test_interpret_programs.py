@@ -80,7 +80,7 @@ def compiled(name: str, seed: int) -> Program:
 @pytest.mark.parametrize(
     ("name", "seed"),
     [("option_a", 4), ("preact", 5), ("flat", 4), ("shared_flat", 6), ("inverted", 5), ("inverted", 6),
-     ("space_to_depth", 4), ("odd_sum", 7), ("joined_output", 4), ("signed_clip", 5)],
+     ("space_to_depth", 4), ("odd_sum", 7), ("joined_output", 4), ("signed_clip", 5), ("gated", 4), ("gated", 5)],
 )  # fmt: skip
 def test_networks_under_random_plans_are_exact(name: str, seed: int) -> None:
     """Even seeds hold residual streams in 8 bits, odd ones as floats."""

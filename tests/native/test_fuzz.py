@@ -55,5 +55,5 @@ def corpus(kind: str) -> list[tuple[str, bytes]]:
     if kind == "npy":
         return [(name, data[10:]) for name, data, _ in hostile_npy()]  # headers, without magic and length
     good = {"everything": artifact.encode(samples.everything()), "straight": artifact.encode(samples.straight("b1"))}
-    cases = malformed.cases(good["everything"], artifact.encode(samples.deep()))
+    cases = malformed.cases(good["everything"], artifact.encode(samples.deep()), artifact.encode(samples.gates()))
     return [*good.items(), *((case.id, case.data) for case in cases if len(case.data) < 1 << 16), *kept()]

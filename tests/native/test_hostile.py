@@ -95,7 +95,7 @@ def refuses_npy(tool: Path, file: Path, folder: Path, **environment: str) -> Non
 
 def refuses_bpk(tool: Path, folder: Path, **environment: str) -> None:
     file = folder / "damaged.bpk"
-    cases = malformed.cases(artifact.encode(samples.everything()), artifact.encode(samples.deep()))
+    cases = malformed.cases(*(artifact.encode(make()) for make in (samples.everything, samples.deep, samples.gates)))
     damaged = [(case.id, case.error, case.data) for case in cases]
     damaged += [(f"first {size}", "", GOOD[:size]) for size in range(1, len(GOOD), len(GOOD) // 20)]
     for at in range(0, len(GOOD), len(GOOD) // 40):

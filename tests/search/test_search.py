@@ -109,12 +109,12 @@ def test_weights_that_are_given_are_not_trained_again(tmp_path: Path) -> None:
     module = load(f"{NETS}:chain").module
     state = {k: v.numpy() for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
     save_file(state, tmp_path / "w.safetensors")
-    result = _quick(tmp_path / "run", weights=tmp_path / "w.safetensors", epochs_search=1)
+    result = _quick(tmp_path / "run", weights=tmp_path / "w.safetensors", epochs_search=1, epochs_float=None)
     assert result["epochs"]["float"] == 0
     state["fc.bias"] = state["fc.bias"] + 1
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(UsageError, match="--weights"):
-        _quick(tmp_path / "run", weights=tmp_path / "w.safetensors", epochs_search=1)
+        _quick(tmp_path / "run", weights=tmp_path / "w.safetensors", epochs_search=1, epochs_float=None)
 
 
 # refused before any work
