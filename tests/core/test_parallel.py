@@ -171,7 +171,7 @@ def _rank(rank: int, folder: Path, methods: list[str]) -> None:
         supernet.averaged = averaged
         found["agreed"] = _agreements(rank)
     for method in methods:
-        _fifty(folder / f"two-{method}", method, weights=folder / "one-sbs" / FLOAT)
+        _fifty(folder / f"two-{method}", method, weights=folder / "one-sbs" / FLOAT, epochs_float=0)
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -183,7 +183,7 @@ def _ranks(folder: Path, *methods: str) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     _fifty(folder / "one-sbs", "sbs", epochs_float=8)
     for method in filter(lambda name: name != "sbs", methods):
-        _fifty(folder / f"one-{method}", method, weights=folder / "one-sbs" / FLOAT)
+        _fifty(folder / f"one-{method}", method, weights=folder / "one-sbs" / FLOAT, epochs_float=0)
     command = [sys.executable, "-m", "tests.core.test_parallel"]
     environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ}
     processes = [
