@@ -21,6 +21,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cpu, name, value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_the_page_is_made_of_commands_that_are_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")

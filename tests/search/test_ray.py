@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def test_a_signal_stops_all_points_with_their_states_saved(tmp_path: Path, _clus
     ]  # fmt: skip
     environment = {**os.environ, "RAY_ADDRESS": _cluster, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-P", "-m", "bitpress", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs the tests may be deaf to it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heard)
     events, until = tmp_path / "front" / "bops-4pct" / "events.jsonl", time.monotonic() + LONG
     while not (events.exists() and '"epoch": 1' in events.read_text()):
         assert process.poll() is None and time.monotonic() < until, process.communicate()[1]
