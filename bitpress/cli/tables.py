@@ -103,6 +103,7 @@ def to_rich(table: Table) -> Any:
     """A `rich` renderable."""
     from rich import box
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     out = RichTable(
         title=table.title or None, title_justify="left", box=box.SIMPLE_HEAD, show_footer=bool(table.footer)
@@ -115,7 +116,7 @@ def to_rich(table: Table) -> Any:
             overflow="fold",
         )  # fmt: skip
     for row in table.rows:
-        out.add_row(*_cells(table, row))
+        out.add_row(*map(Text, _cells(table, row)))  # brackets in a cell are no markup: bitpress[gpu]
     return out
 
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from bitpress.cli import command, errors
 from bitpress.cli.progress import Progress
-from bitpress.cli.tables import Column, Table, cell, to_csv, to_jsonl, to_markdown
+from bitpress.cli.tables import Column, Table, cell, to_csv, to_jsonl, to_markdown, to_rich
 from bitpress.compiler import artifact
 from bitpress.core.errors import CheckFailed, CorruptError, EnvironmentMissing, UnsupportedError, UsageError
 
@@ -280,3 +280,12 @@ def test_bench_document_and_tables(sample: Path) -> None:
     assert "litert" in refused(5, *args, "--vs", "litert")
     assert "--weights belongs to --model" in refused(2, *args, "--weights", "w.pt")
     assert "%" not in bitpress(*args, "-q", "--json", "-").err
+
+
+def test_brackets_in_a_cell_are_no_markup() -> None:
+    from rich.console import Console
+
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(to_rich(Table("", (Column("why", "why"),), [{"why": "pip install 'bitpress[gpu]'"}])))
+    assert "bitpress[gpu]" in shown.get()
