@@ -236,10 +236,7 @@ def test_environments_are_as_gymnasium_wants_them() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("precision", "budget"),
-    [("mixed", "size=5.5%"), ("mixed", "size=16%"), ("mixed", "bops=2%"), ("fixed:4", "size=9%")],
-)
+@pytest.mark.parametrize(("precision", "budget"), [("mixed", "bops=2%"), ("fixed:4", "size=9%")])
 def test_digits_are_pruned_and_every_way_gives_the_same_digest(tmp_path: Path, precision: str, budget: str) -> None:
     result, rows = whole_way.digits(tmp_path, "--method", "ajpq", "--precision", precision, "--budget", budget)
     _uses_its_budget(result)
