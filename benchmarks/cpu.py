@@ -162,15 +162,14 @@ def _setting(setting: tuple[int, int]) -> str:
 
 
 def _ranks(documents: Mapping[str, Any]) -> Table:
-    from scipy.stats import spearmanr
+    from ..reporting.layers import rank
 
     rows = []
     for name, document in documents.items():
         layers = [row for row in _at(document, SETTINGS[0])["layers"] if row["bops"]]
-        found = spearmanr([row["bops"] for row in layers], [row["median"] for row in layers]).statistic
         rows.append({
             "name": name, "layers": len(layers), "bops": sum(row["bops"] for row in layers),
-            "ms": sum(row["median"] for row in layers), "rank": f"{found:.2f}",
+            "ms": sum(row["median"] for row in layers), "rank": f"{rank(layers):.2f}",
         })  # fmt: skip
     columns = (
         Column("name", "network"), Column("layers", "layers", "int"), Column("bops", "BOPs", "count"),

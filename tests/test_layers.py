@@ -61,7 +61,7 @@ THIRD_PARTY = {
     "ray": ((), ("core/workers.py",)),
     "stable_baselines3": (("core/agents.py",), ()),
     "PIL": ((), ANYWHERE),
-    "scipy": (("bitpress/reporting/layers.py",), ("benchmarks/cpu.py",)),
+    "scipy": (("bitpress/reporting/layers.py",), ()),
     "matplotlib": (("bitpress/page/figures.py",), ()),
     "jinja2": (("bitpress/page/__init__.py",), ()),
 }

@@ -48,15 +48,19 @@ def correlation(subject: Subject, layers: Sequence[Row]) -> Row | None:
             "a larger network, the native module",
         )  # fmt: skip
         return None
-    found = spearmanr([row["bops"] for row in known], [row["median"] for row in known])
     far = [row for row in known if not 1 / OUTLIER < row["relative"] < OUTLIER]
     return {
-        "rank": float(found.statistic), "layers": len(known), "factor": OUTLIER,
+        "rank": rank(known), "layers": len(known), "factor": OUTLIER,
         "outliers": [
             {"name": row["name"], "relative": row["relative"]}
             for row in sorted(far, key=lambda row: -max(row["relative"], 1 / row["relative"]))
         ],
     }  # fmt: skip
+
+
+def rank(layers: Sequence[Mapping[str, Any]]) -> float:
+    """Spearman's rank correlation of BOPs with milliseconds."""
+    return float(spearmanr([row["bops"] for row in layers], [row["median"] for row in layers]).statistic)
 
 
 def roofs(layers: Sequence[Row], timed: Row | None) -> Row:

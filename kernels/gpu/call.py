@@ -21,6 +21,7 @@ from . import MAX_INDEX, finish, tuned
 from . import name as gpu_name
 from .layout import RUNS, Form, Storage, Weights, arrange
 from .tiles import Tile, chip
+from .window import Window
 
 F32, I32 = "f32", "i32"
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -211,6 +212,15 @@ def fit(tile: Tile, out: Out, *, scattered: bool = False) -> Tile:
         tile = replace(tile, pixels=min(tile.pixels, 64))
     block = out.run * 8 // out.bits if isinstance(out, Storage) and out.packed else 1
     return tile if tile.rows % block == 0 else replace(tile, rows=block)
+
+
+def expect_window(x: torch.Tensor, form: Form, window: Window) -> None:
+    """UsageError unless `x` holds images and the window has the layer's taps."""
+    if x.ndim != 4 or window.taps != form.taps:
+        raise UsageError(
+            f"x has {x.ndim} dimensions and the window {window.kernel} {window.taps} taps; "
+            f"a convolution takes [N, H, W, C], and this layer has {form.taps} taps"
+        )
 
 
 def check(

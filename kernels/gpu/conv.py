@@ -15,7 +15,6 @@ import torch
 import triton
 import triton.language as tl
 
-from ...core.errors import UsageError
 from . import call
 from .call import Layer
 from .fields import multiply, operands
@@ -119,9 +118,8 @@ SCALARS = {
 def constants(form: Form, window: Window, tile: Tile) -> dict[str, Any]:
     """Compile-time arguments of the family beside those of `call.constants`."""
     return {
-        "C": form.channels, "RUNS": form.runs, "KH": window.kernel[0], "KW": window.kernel[1],
-        "SH": window.stride[0], "SW": window.stride[1], "TOP": window.padding[0], "LEFT": window.padding[1],
-        "DH": window.dilation[0], "DW": window.dilation[1], "BM": tile.pixels, "BN": tile.rows,
+        "C": form.channels, "RUNS": form.runs, "KH": window.kernel[0], **window.constants(),
+        "BM": tile.pixels, "BN": tile.rows,
     }  # fmt: skip
 
 
@@ -141,11 +139,7 @@ def launch(
     UsageError, EnvironmentMissing, UnsupportedError: see `call.check`.
     """
     form, end = layer.form, layer.epilogue
-    if x.ndim != 4 or window.taps != form.taps:
-        raise UsageError(
-            f"x has {x.ndim} dimensions and the window {window.kernel} {window.taps} taps; "
-            f"a convolution takes [N, H, W, C], and this layer has {form.taps} taps"
-        )
+    call.expect_window(x, form, window)
     images, high, wide, _ = x.shape
     shape = (images, *window.out(high, wide), end.width)
     target = call.check(x, layer, residual, shape)

@@ -14,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 
-from ...core.errors import UsageError
 from . import call
 from .call import Layer
 from .finish import finish
@@ -69,9 +68,7 @@ def constants(form: Form, window: Window, tile: Tile) -> dict[str, Any]:
     """Compile-time arguments of the family beside those of `call.result`."""
     return {
         "W_BITS": form.encoding.bits, "HALF": form.half, "ZERO": form.act.zero, "RUN": form.run,
-        "KW": window.kernel[1], "SH": window.stride[0], "SW": window.stride[1],
-        "TOP": window.padding[0], "LEFT": window.padding[1], "DH": window.dilation[0], "DW": window.dilation[1],
-        "BM": tile.pixels, "BN": tile.rows,
+        **window.constants(), "BM": tile.pixels, "BN": tile.rows,
     }  # fmt: skip
 
 
@@ -90,11 +87,7 @@ def launch(
     UnsupportedError: see `call.check`.
     """
     form = layer.form
-    if x.ndim != 4 or window.taps != form.taps:
-        raise UsageError(
-            f"x has {x.ndim} dimensions and the window {window.kernel} {window.taps} taps; "
-            f"a convolution takes [N, H, W, C], and this layer has {form.taps} taps"
-        )
+    call.expect_window(x, form, window)
     images, high, wide, _ = x.shape
     shape = (images, *window.out(high, wide), layer.epilogue.width)
     call.check(x, layer, residual, shape, depthwise=True)

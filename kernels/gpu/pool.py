@@ -175,11 +175,7 @@ def least(source: Out) -> float | int:
 
 def constants(window: Window, tile: Tile) -> dict[str, Any]:
     """Compile-time arguments that the window decides."""
-    return {
-        "KW": window.kernel[1], "SH": window.stride[0], "SW": window.stride[1],
-        "TOP": window.padding[0], "LEFT": window.padding[1], "DH": window.dilation[0], "DW": window.dilation[1],
-        "BM": tile.pixels, "BN": tile.rows,
-    }  # fmt: skip
+    return {**window.constants(), "BM": tile.pixels, "BN": tile.rows}
 
 
 def launch_max(

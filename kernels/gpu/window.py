@@ -29,3 +29,10 @@ class Window:
     def taps(self) -> int:
         """Positions."""
         return self.kernel[0] * self.kernel[1]
+
+    def constants(self) -> dict[str, int]:
+        """Compile-time arguments of every kernel that walks over windows (kernels/gpu/taps.py)."""
+        return {
+            "KW": self.kernel[1], "SH": self.stride[0], "SW": self.stride[1],
+            "TOP": self.padding[0], "LEFT": self.padding[1], "DH": self.dilation[0], "DW": self.dilation[1],
+        }  # fmt: skip
