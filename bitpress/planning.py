@@ -166,7 +166,8 @@ def _latency(costs: Any) -> dict[str, Any]:
 
 def _judged(graph: Graph, budget: Any, wanted: Sequence[Any], space: Any, costs: Any) -> dict[str, Any]:
     """Whether a budget can be reached; one of latency, whether it can beside the others."""
-    from .core.cost import cheapest, check_reachable
+    from .core.cost import cheapest
+    from .core.projection import check_reachable
 
     why = ""
     try:

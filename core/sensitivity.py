@@ -2,7 +2,7 @@
 
 The harm of a width is what rounding one tensor to it, and nothing else, does to the float network's answers: the mean
 over images of the Kullback-Leibler divergence of their softmax. It needs no labels, and is never negative. Harms add up
-as if layers did not know of each other; the projection of `core.cost` spends the budget by them.
+as if layers did not know of each other; the projection of `core.projection` spends the budget by them.
 """
 
 from __future__ import annotations
@@ -17,28 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .calibrate import batches, channel_means, magnitudes, weight_clips
-from .cost import (
-    Budget,
-    Choice,
-    Costs,
-    Move,
-    Space,
-    check_reachable,
-    exchange,
-    fill,
-    hold_channels,
-    largest,
-    project,
-    raising,
-    search_space,
-    to_plan,
-)
+from .cost import Budget, Choice, Costs, Space, hold_channels, largest, search_space, to_plan
 from .encoding import Encoding, twos
 from .errors import UsageError
 from .graph import Graph, Node
 from .integer import weight_clip, weight_levels
 from .latency import Target
 from .plan import CompressionPlan, LayerId
+from .projection import Move, check_reachable, exchange, fill, project, raising
 from .quant import act_bounds, act_scale
 from .ranges import Ranges
 from .storage import Point, act_encoding

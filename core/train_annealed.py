@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .cost import USED, Budget, Choice, Move, fill, largest, project
+from .cost import Budget, Choice, largest
 from .parallel import averaged
+from .projection import USED, Move, fill, project, spend
 from .supernet import SuperNet, inherit
 from .supernet_bits import BitsNet
 from .supernet_rounding import EVEN
@@ -193,7 +194,8 @@ class Annealing:
     def settle(self, plain: SuperNet) -> None:
         """Widths and parts for good, within the budgets, in `plain`: what was learned, then the projection.
 
-        Wider, and parts that still tell something, come back as far as the budgets allow; others as far as `USED`.
+        Wider, and parts that still tell something, come back as far as the budgets allow; others as far as `USED`, for
+        which widths are traded too.
         """
         net, loop, budgets = self.net, self.job.loop, self.stage.budgets
         net.hold()
@@ -204,8 +206,9 @@ class Annealing:
         choice, spent = fill(net.costs, budgets, choice, lambda c, m: -harm(c, m), parts=True)
         most = [replace(b, value=b.value * USED) for b in budgets]
         choice, back = fill(net.costs, most, choice, lambda c, m: _nearest(harm(c, m), m), parts=True)
+        choice, traded = spend(net.costs, budgets, choice, harm)
         choice, further = (choice, []) if self.stage.after is None else self.stage.after(choice, harm)
-        for kind, steps in (("projection", lowered), ("fill", spent + back), ("further", further)):
+        for kind, steps in (("projection", lowered), ("fill", spent + back), ("spend", traded), ("further", further)):
             for step in steps:
                 loop.event(kind, **logged(step))
         loop.event("choice", phase=self.name, **self._told(choice))

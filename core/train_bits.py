@@ -10,8 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .cost import Choice, Move, Term
+from .cost import Choice, Term
 from .plan import GroupId, LayerId
+from .projection import Move
 from .supernet_bits import LEVELS, PHI_MOST, PHI_OFF, PHI_ON, BitsNet
 from .train_annealed import Penalty, Pull
 from .train_gates import LEAST_WORTH, Loss

@@ -1,8 +1,8 @@
 """Phases on a super-net that methods share: gates that move under budgets, then fine-tuning of what they chose.
 
 `Searching` minimises CE + lambda * ln(figure) for each budget (methods A.1.5). Quantisers and gates live in
-`core.supernet`, figures and the projection in `core.cost`; here stand the step, the controller and where the thresholds
-start. Which phases a method has, over which space and for how long, is the method's business.
+`core.supernet`, figures in `core.cost`, the projection in `core.projection`; here stand the step, the controller and
+where the thresholds start. Which phases a method has, over which space and for how long, is the method's business.
 
 Ours, where the papers are silent or we do better (methods F): the user states the budget, and a controller moves
 lambda; the shared weights are first trained at the uniform point next to the budget, and on that net it is measured
@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cost import Budget, Choice, Move, Step, exchange, fill, largest, project, stair_above, stair_near, trim
+from .cost import Budget, Choice, largest, stair_above, stair_near
 from .job import Schedule
 from .parallel import averaged, from_first
 from .plan import GroupId, LayerId
+from .projection import Move, Step, exchange, fill, project, trim
 from .supernet import RESIDUAL_MOMENTUM, SuperNet
 from .supernet_harms import Harms, looked_at, measured
 from .supernet_starts import fit

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .cost import Choice, Move, Space, search_space
+from .cost import Choice, Space, search_space
 from .errors import CheckFailed
 from .plan import GroupId, LayerId
+from .projection import Move
 from .supernet import SuperNet, inherit
 from .supernet_vib import BITS_MOST, LN_RATIO_LEAST, PRUNED_ABOVE, VibNet
 from .train import Job

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .cost import USED, Budget, Choice, Costs, largest, least_within
+from .cost import Budget, Choice, Costs, largest
 from .errors import CheckFailed
 from .graph import Graph, Node
 from .groups import channel_group, is_depthwise
 from .plan import GroupId, LayerId
+from .projection import USED, least_within, share_used
 from .storage import LAYERS
 
 LAYER, CHANNEL = "layer", "channel"  # the controllers
@@ -131,15 +132,11 @@ class Walk:
             act={n: most.act[n] if n in open_ else a for n, a in self.choice.act.items()},
             filters={n: f for n, f in self.choice.filters.items() if n not in open_},
         )
-        spent = max(self._shares_of(self.choice))
-        left = max(self._shares_of(rest))
+        spent = share_used(self.costs, self.budgets, self.choice)
+        left = share_used(self.costs, self.budgets, rest)
         kept = 1.0 if turn.role == LAYER else len(self._kept(turn.layer)) / self.graph.value(turn.layer).shape[0]
         last = (min(spent, 1.0), spent / max(left, spent), self.previous[turn.role], kept)
         return np.concatenate([self.features[turn.layer], np.array(last, np.float32)])
-
-    def _shares_of(self, choice: Choice) -> list[float]:
-        """Figures over bounds."""
-        return [self.costs.figure(b.kind, choice) / b.bound(self.costs.whole[b.kind]) for b in self.budgets]
 
     def take(self, decision: np.ndarray) -> None:
         """Decides the next turn; after the last one the choice is brought to its budgets."""
@@ -313,7 +310,7 @@ class Walk:
         return any([self._raise(layer, parts) for layer in self.space.searched])
 
     def _restored(self, parts: int) -> bool:
-        return max(self._shares_of(self.choice)) < USED and any(
+        return share_used(self.costs, self.budgets, self.choice) < USED and any(
             [self._restore(group, parts) for group in self.space.open]
         )
 

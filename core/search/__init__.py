@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .. import bops
-from ..cost import MAX_PRUNING_RATIO, Budget, Costs, check_reachable, parse_budget, plan_cost, search_space
+from ..cost import MAX_PRUNING_RATIO, Budget, Costs, parse_budget, plan_cost, search_space
 from ..data import CLASSIFICATION, Data
 from ..data import load as load_data
 from ..errors import CheckFailed, UsageError
@@ -33,6 +33,7 @@ from ..latency import Target, load_table, target
 from ..network import network, refuse_quantised
 from ..parallel import by_first, joined, processes, ready, threads_each, together
 from ..plan import RESIDUALS
+from ..projection import check_reachable
 from ..rundir import FLOAT, RESULT, SEARCHED, read_json, read_tensors, write_json, write_run, write_tensors
 from ..semantics import Semantics
 from ..supernet import FloatNet, Place, SuperNet, placed

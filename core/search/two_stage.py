@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from ..cost import Budget, Choice, Costs, Space, Step, cheapest, hold_bits, hold_widths, largest, project
+from ..cost import Budget, Choice, Costs, Space, cheapest, hold_bits, hold_widths, largest
 from ..encoding import parse_bits
 from ..job import Schedule
+from ..projection import Step, project
 from ..supernet import SuperNet, inherit
 from ..train import Job
 from ..train_annealed import Stage

@@ -12,31 +12,36 @@ from bitpress.core import bops
 from bitpress.core.cost import (
     Choice,
     Costs,
-    Move,
     Space,
-    check_reachable,
-    exchange,
-    fill,
     hold_bits,
     hold_channels,
     largest,
-    lowering,
     open_ends,
     parse_budget,
     plan_cost,
-    project,
     search_space,
     smallest,
     stair_above,
     stair_near,
     stairs,
     to_plan,
-    trim,
 )
 from bitpress.core.errors import CheckFailed, UnsupportedError, UsageError
 from bitpress.core.graph import Graph
 from bitpress.core.models import load
 from bitpress.core.plan import GroupId, LayerId
+from bitpress.core.projection import (
+    USED,
+    Move,
+    check_reachable,
+    exchange,
+    fill,
+    lowering,
+    project,
+    share_used,
+    spend,
+    trim,
+)
 
 from ..benchmarks.graphs import Maker, residual
 from ..compiler.nets import gated
@@ -402,3 +407,24 @@ def test_searched_ends_are_counted_at_their_own_bits_and_the_image_at_eight(make
     assert costs.bops(smallest(space)) < Costs(graph, inner).bops(smallest(inner))
     held = hold_bits(graph, space, (4, 4)).held
     assert {bits[0] for bits in held.values()} == {4} and held[space.image[0]] == (4, 8)
+
+
+def test_a_budget_that_no_single_width_fits_is_spent_by_a_trade() -> None:
+    """Bytes of a layer are a lump: the widest layers do not fit, and those that fit are eight bits wide already."""
+    graph = chain()
+    space = hold_channels(search_space(graph))
+    costs = Costs(graph, space)
+    low = smallest(space)
+    bytes_of = {
+        layer: costs.size(Choice({**low.weight, layer: 8}, low.act, low.parts)) - costs.size(low)
+        for layer in space.searched
+    }
+    small, large = min(bytes_of, key=bytes_of.__getitem__), max(bytes_of, key=bytes_of.__getitem__)
+    assert bytes_of[large] > bytes_of[small]
+    start = Choice({**low.weight, small: 8}, low.act, low.parts)
+    budgets = [parse_budget(f"size={int(costs.size(low) + bytes_of[large])}")]
+    choice, steps = spend(costs, budgets, start, lambda _c, move: float(move.to))
+    assert not costs.over(choice, budgets) and share_used(costs, budgets, choice) >= USED > share_used(
+        costs, budgets, start
+    )
+    assert steps and spend(costs, budgets, choice, lambda _c, move: float(move.to)) == (choice, [])

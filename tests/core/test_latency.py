@@ -16,14 +16,10 @@ from bitpress.core.cost import (
     Budget,
     Choice,
     Costs,
-    Move,
     cheapest,
-    check_reachable,
-    fill,
     largest,
     parse_budget,
     plan_cost,
-    project,
     search_space,
     smallest,
     to_plan,
@@ -33,6 +29,7 @@ from bitpress.core.errors import CheckFailed, CorruptError, UnsupportedError, Us
 from bitpress.core.graph import Graph
 from bitpress.core.latency import Grid, load_table, target
 from bitpress.core.plan import BitConfig, LayerId, Segment
+from bitpress.core.projection import Move, check_reachable, fill, project
 from bitpress.core.supernet import SuperNet
 
 from ..benchmarks.graphs import residual

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitpress.core.cost import Costs, Move, largest, lowering, open_ends, raising, search_space
+from bitpress.core.cost import Costs, largest, open_ends, search_space
 from bitpress.core.encoding import twos
 from bitpress.core.graph import Graph
+from bitpress.core.projection import Move, lowering, raising
 from bitpress.core.supernet import SuperNet, inherit
 from bitpress.core.supernet_bits import PHI_MOST, PHI_ON, BitsNet, drawn, hard_concrete, probability
 from bitpress.core.supernet_rounding import EVEN, UNIT, clipped, clipped_by_gates, nested, nested_clip, split

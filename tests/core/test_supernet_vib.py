@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitpress.core.cost import Choice, Costs, Move, largest, lowering, raising, search_space
+from bitpress.core.cost import Choice, Costs, largest, search_space
 from bitpress.core.encoding import odd, twos
 from bitpress.core.errors import UnsupportedError
 from bitpress.core.graph import Graph
 from bitpress.core.groups import groups
 from bitpress.core.integer import integer
+from bitpress.core.projection import Move, lowering, raising
 from bitpress.core.supernet import SuperNet, from_plan, inherit
 from bitpress.core.supernet_rounding import EVEN, UNIT, stepped
 from bitpress.core.supernet_starts import fit

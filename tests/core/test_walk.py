@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from bitpress.core.bops import count
-from bitpress.core.cost import USED, Costs, cheapest, largest, parse_budget, search_space, to_plan
+from bitpress.core.cost import Costs, cheapest, largest, parse_budget, search_space, to_plan
 from bitpress.core.graph import Graph
 from bitpress.core.plan import validate
+from bitpress.core.projection import USED, share_used
 from bitpress.core.walk import CHANNEL, LAYER, Ranks, Walk
 
 from ..benchmarks.graphs import residual
@@ -140,7 +141,7 @@ def test_what_was_given_up_comes_back_only_where_there_are_no_bits_to_buy(budget
     wide = all(min(one._lined(one.choice, n)) == 8 == one.choice.act[n] for n in one.space.searched)
     assert wide == (budget != "size=0.3")
     assert (stayed == decided) == (not wide)
-    assert max(one._shares_of(one.choice)) >= USED
+    assert share_used(one.costs, one.budgets, one.choice) >= USED
 
 
 def _by_group(one: Walk) -> dict[str, tuple[float, float]]:

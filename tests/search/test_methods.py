@@ -19,12 +19,13 @@ from bitpress.core import data as datasets
 from bitpress.core import train_vib
 from bitpress.core.bops import count
 from bitpress.core.capture import capture
-from bitpress.core.cost import Costs, largest, raising, search_space, smallest
+from bitpress.core.cost import Costs, largest, search_space, smallest
 from bitpress.core.errors import CheckFailed, UnsupportedError, UsageError
 from bitpress.core.evaluate import evaluate
 from bitpress.core.integer import integer
 from bitpress.core.job import SCHEDULES
 from bitpress.core.models import load
+from bitpress.core.projection import raising
 from bitpress.core.rundir import Run, load_run
 from bitpress.core.search import SEARCHES, _schedule, search
 from bitpress.core.search.registry import OPTIONS, STAGES_OF, resolve
