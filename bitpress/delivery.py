@@ -140,7 +140,7 @@ def quantise(model: str, recipe: Recipe, *, progress: Progress = lambda _what, _
 
     loaded = network(
         model, classes=recipe.classes, in_shape=recipe.in_shape, weights=recipe.weights, mean=recipe.mean,
-        std=recipe.std, floats=recipe.quantize is not None,
+        std=recipe.std, floats=recipe.quantize is not None, seed=recipe.seed,
     )  # fmt: skip
     meta = {
         "model": model, "in_shape": list(loaded.in_shape), "classes": loaded.classes, "mean": list(loaded.mean),

@@ -57,6 +57,7 @@ def network(
     mean: Triple | None = None,
     std: Triple | None = None,
     floats: bool = False,
+    seed: int | None = None,
 ) -> Network:
     """The network that `spec` names; of a quantised file with `floats` only the dequantised graph, unknown ops and all.
 
@@ -70,7 +71,7 @@ def network(
     from .capture import capture
     from .models import load
 
-    loaded = load(spec, classes=classes, in_shape=in_shape, weights=weights, mean=mean, std=std)
+    loaded = load(spec, classes=classes, in_shape=in_shape, weights=weights, mean=mean, std=std, seed=seed)
     graph = capture(loaded.module, loaded.in_shape)
     return Network(graph, spec, loaded.in_shape, loaded.classes, loaded.mean, loaded.std, loaded.labels)
 

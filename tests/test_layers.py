@@ -44,6 +44,7 @@ TORCH_INSIDE = (
     "benchmarks/peers*.py",
     "benchmarks/latency_networks.py",
     "benchmarks/ptq.py",
+    "benchmarks/zoo.py",
 )
 ANYWHERE = ("*",)
 THIRD_PARTY = {

@@ -58,8 +58,11 @@ def load(
     weights: str | Path | None = None,
     mean: Triple | None = None,
     std: Triple | None = None,
+    seed: int | None = None,
 ) -> Loaded:
     """The network that `spec` names, in evaluation mode, on the CPU; without `weights` as its factory starts it.
+
+    `seed`: of torch's chance, which factories draw from; None leaves it as it is.
 
     UsageError: unknown name, bad class count, shape or weights file; CorruptError: damaged file, NaN or infinity;
     EnvironmentMissing: timm or torchvision is not there.
@@ -68,6 +71,8 @@ def load(
         raise UsageError(f"--classes {classes}: a classifier has at least 2 classes")
     if in_shape is not None and (len(in_shape) != 3 or min(in_shape) < 1):
         raise UsageError(f"--in-shape {','.join(map(str, in_shape))}: expected C,H,W, each at least 1")
+    if seed is not None:
+        torch.manual_seed(seed)
     made = _make(spec, classes, in_shape)
     shape = in_shape or made.in_shape
     if shape is None:

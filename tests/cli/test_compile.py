@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import bitpress
 from bitpress.compiler.pipeline import STAGES
 
 from ..schema.schemas import check
@@ -69,6 +70,16 @@ def test_eval_of_a_run_loads_neither_compiler_nor_native_code(made: Path) -> Non
 def test_a_run_compiles_to_the_same_bytes(made: Path, tmp_path: Path) -> None:
     good("compile", made / "run", "-o", tmp_path / "again.bpk")
     assert (tmp_path / "again.bpk").read_bytes() == (made / "x.bpk").read_bytes()
+
+
+def test_random_weights_come_from_the_seed(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    made = [bitpress.Recipe("w8a8", "random:4", seed=seed) for seed in (1, 1, 2)]
+    for i, recipe in enumerate(made):
+        torch.rand(i)  # what was drawn before does not count
+        bitpress.compile("digits_cnn", tmp_path / f"{i}.bpk", recipe=recipe)
+    first, again, other = ((tmp_path / f"{i}.bpk").read_bytes() for i in range(3))
+    assert first == again != other
 
 
 def test_a_plan_may_be_edited_by_hand(made: Path, run: Path, tmp_path: Path) -> None:
