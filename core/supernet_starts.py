@@ -58,8 +58,9 @@ def fit_weights(net: SuperNet, choice: Choice | None, trained: Choice | None = N
 def fit(net: SuperNet, batches: Sequence[Tensor], choice: Choice | None = None, trained: Choice | None = None) -> None:
     """All clips and running residuals from the data.
 
-    Before a choice, activations are those of the float network; after, those of the rounded one. `trained`: widths at
-    which the clips have learned; where the choice has the same, what was learned stays.
+    Before a choice, activations are those of the float network; after, those of the rounded one, whose clips have to be
+    near already: what the first cuts off, the next never sees. `trained`: widths at which the clips have learned; where
+    the choice has the same, what was learned stays.
     """
     before = net.training
     net.eval()

@@ -77,6 +77,8 @@ class Episodes:
         self.episodes = job.settings.episodes
         ranks, self.importance = ranked(net)
         level(net)
+        self.batches = job.calibration()
+        fit(net, self.batches)
         self.start = {name: value.clone() for name, value in net.state_dict().items()}
         self.walk = Walk(job.graph, net.costs, job.budgets, ranks)
         roles = dict.fromkeys(turn.role for turn in self.walk.turns)
@@ -84,7 +86,6 @@ class Episodes:
         self.agents = {role: Agent(env, job.settings.seed + at) for at, (role, env) in enumerate(self.envs.items())}
         for role, env in self.envs.items():
             env.other = next((agent.decide for other, agent in self.agents.items() if other != role), env.other)
-        self.batches = job.calibration()
         plain = FloatNet(job.graph)
         level(plain)
         self.norms = norms_of(plain, self.batches)

@@ -106,6 +106,24 @@ def test_the_log_tells_what_both_controllers_decided_and_by_which_importance(tmp
         assert line == sorted(line, reverse=True)  # who matters more is no narrower
 
 
+def test_ranges_are_those_of_values_that_nothing_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 8 bits a range reaches about as far as the float network's values do, in the last layers too."""
+    from bitpress.core import train_agents
+
+    begun, found = train_agents.Episodes.begin, {}
+
+    def watched(self: train_agents.Episodes) -> None:
+        begun(self)
+        plain = train_agents.FilterNet(self.job.graph, self.job.space, grid=train_agents.EVEN)
+        train_agents.fit(plain, self.batches)  # of float values, at 4 bits: no further than at 8
+        found.update({clip: (v, float(plain.tensor(clip).detach())) for clip, v in self.ranges[8].items()})
+
+    monkeypatch.setattr(train_agents.Episodes, "begin", watched)
+    _quick(tmp_path / "run", **AJPQ | {"episodes": 1})
+    assert len(found) > 3
+    assert all(at_8 > 0.9 * at_4 for at_8, at_4 in found.values()), found
+
+
 def test_the_controllers_learn_what_is_rewarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no plan errs on the held-out images and the loss falls with the channels kept, the last episodes keep more
     than the first.
