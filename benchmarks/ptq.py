@@ -80,10 +80,11 @@ def _rows() -> tuple[Row, ...]:
     out += [Row(mobile, "w8a8", o) for o in (PLAIN, uncorrected, {"equalize": "seen"}, {"equalize": "exact"})]
     out += [Row(mobile, "mixed", {"budget": ("size=20%",)})]
     out += [Row(mobile, "w8a8", {"act_range": by}) for by in ("max", "percentile")]
-    out += [Row(mobile, "w4a8", {"weight_range": "max"}), Row(mobile, "w4a4")]
+    out += [Row(mobile, "w4a8", {"weight_range": by}) for by in ("mse", "max")]
+    out += [Row(mobile, "w4a4")]
     for model in (small, large):
-        ranges = [{"act_range": "max"}, {"act_range": "percentile"}, {"weight_range": "max"}, {"equalize": "exact"}]
-        out += [Row(model, "w4a4", o) for o in (PLAIN, uncorrected, *ranges)]
+        ranges = [{"weight_range": "mse"}, {"weight_range": "max"}, {"act_range": "max"}, {"act_range": "percentile"}]
+        out += [Row(model, "w4a4", o) for o in (PLAIN, uncorrected, *ranges, {"equalize": "exact"})]
     return (*out, *(Row(small, "mixed", {"budget": (b,)}) for b in ("size=10%", "bops=1.6%")))
 
 

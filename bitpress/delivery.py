@@ -55,7 +55,7 @@ class Recipe:
     latency_table: str | None = None
     act_range: str = "mse"
     percentile: float = PERCENTILE
-    weight_range: str = "mse"
+    weight_range: str = "lp"
     bias_correction: bool = True
     equalize: str = "off"
 

@@ -29,6 +29,7 @@ WEIGHT_FRACTIONS = {  # of a filter's largest weight; above 1: two's complement 
     4: np.linspace(0.4, 1.2, 41, dtype=np.float32),
     2: np.linspace(0.2, 1.2, 51, dtype=np.float32),
 }
+POWERS = {"lp": 6, "mse": 2}
 BATCH_VALUES = 1 << 21  # numbers in the images that go through the network at once, at most: 13 of ImageNet's size
 SHIFT_IMAGES = 256  # for means these are plenty
 DEFAULT = Ranges()  # the defaults, which benchmarks/results/ptq.md compares with the others
@@ -104,32 +105,34 @@ def uniform_plan(
     return CompressionPlan(graph.fingerprint(), bits, residual=residual)
 
 
-def weight_clips(node: Node, weight: np.ndarray, by: str = "mse") -> dict[str, np.ndarray]:
-    """ "{layer}.weight_clip" (the largest magnitude), by "mse" ".4" and ".2" (least squared error), float32 [O] each.
+def weight_clips(node: Node, weight: np.ndarray, by: str = "lp") -> dict[str, np.ndarray]:
+    """ "{layer}.weight_clip" (the largest magnitude), by "lp" and "mse" ".4" and ".2" too, float32 [O] each.
 
-    All are there whatever the plan says, so that its bits may be edited afterwards; 8 bits have the first.
+    Those are of least error to the power of `POWERS` (Nahshan et al. 2019, Loss Aware Post-Training Quantization). All
+    are there whatever the plan says, so that its bits may be edited afterwards; 8 bits have the first.
     """
     table = np.ascontiguousarray(weight.reshape(len(weight), -1), np.float32)
     rows = np.abs(table).max(axis=1)
     out = {f"{node.name}.weight_clip": rows}
-    for bits, fractions in WEIGHT_FRACTIONS.items() if by == "mse" else ():
-        best, least = rows.copy(), np.full(len(rows), np.inf, np.float32)
+    shares = table / np.where(rows > 0, rows, np.float32(1))[:, None]  # so that powers stay in range
+    for bits, fractions in WEIGHT_FRACTIONS.items() if by in POWERS else ():
+        best, least = np.ones(len(rows), np.float32), np.full(len(rows), np.inf, np.float32)
         for fraction in fractions:
-            clip = rows * fraction
-            error = _weight_error(table, clip, twos(bits))
-            best, least = np.where(error < least, clip, best), np.minimum(error, least)
-        out[f"{node.name}.weight_clip.{bits}"] = best
+            error = _weight_error(shares, fraction, twos(bits), POWERS[by])
+            best, least = np.where(error < least, fraction, best), np.minimum(error, least)
+        out[f"{node.name}.weight_clip.{bits}"] = rows * best
     return out
 
 
-def _weight_error(table: np.ndarray, clip: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """Squared error of every filter, float32 [O]; float32 is enough for a choice."""
-    scale = np.where(clip > 0, clip / np.float32(encoding.hi), np.float32(1))[:, None]
+def _weight_error(table: np.ndarray, clip: np.float32, encoding: Encoding, power: int) -> np.ndarray:
+    """Error of every filter to an even power, float32 [O]: enough for a choice. Their largest weights are 1."""
+    scale = clip / np.float32(encoding.hi)
     levels = np.rint(table / scale)
     np.clip(levels, encoding.lo, encoding.hi, out=levels)
     levels *= scale
     levels -= table
-    return np.einsum("rk,rk->r", levels, levels)
+    np.square(levels, out=levels)
+    return (levels ** (power // 2)).sum(axis=1)
 
 
 def act_clips(

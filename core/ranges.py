@@ -11,7 +11,7 @@ from typing import Any
 from .errors import UsageError
 
 ACT_RANGES = ("mse", "percentile", "max")
-WEIGHT_RANGES = ("mse", "max")
+WEIGHT_RANGES = ("lp", "mse", "max")
 EQUALIZE = ("off", "exact", "seen")
 PERCENTILE = 99.99
 
@@ -26,7 +26,7 @@ class Ranges:
 
     act: str = "mse"
     percentile: float = PERCENTILE
-    weight: str = "mse"
+    weight: str = "lp"
     correct: bool = True
     equalize: str = "off"
 

@@ -32,7 +32,7 @@ NETWORK = ("classes", "in_shape", "mean", "std")  # what an ONNX file may leave 
 @click.option("--calibration-images", type=click.IntRange(1), default=512, help="At most so many of them.")
 @click.option("--act-range", type=Names(*ACT_RANGES), default="mse", help="MODEL: where ranges of activations end.")
 @click.option("--percentile", type=float, default=PERCENTILE, help="Of magnitudes, with --act-range percentile.")
-@click.option("--weight-range", type=Names(*WEIGHT_RANGES), default="mse", help="MODEL: of filters at 2 and 4 bits.")
+@click.option("--weight-range", type=Names(*WEIGHT_RANGES), default="lp", help="MODEL: of filters at 2 and 4 bits.")
 @click.option(
     "--bias-correction/--no-bias-correction",
     default=True,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitpress.core.calibrate import calibrate, uniform_plan, weight_clips
+from bitpress.core.calibrate import POWERS, calibrate, uniform_plan, weight_clips
 from bitpress.core.encoding import twos
 from bitpress.core.errors import CorruptError, UnsupportedError, UsageError
 from bitpress.core.graph import run
@@ -56,20 +56,29 @@ def test_eight_bit_streams_are_not_requantised_at_eight_bits():
     assert not [n.name for n in integer(graph, plan, tensors).nodes if n.name.endswith(".input")]
 
 
-def test_weight_clips_by_bits():
+@pytest.mark.parametrize("by", POWERS)
+def test_weight_clips_by_bits(by):
     graph = chain()
     weight = graph.consts["b.weight"]
-    clips = weight_clips(graph.value("b"), weight)
+    clips = weight_clips(graph.value("b"), weight, by)
     assert np.array_equal(clips["b.weight_clip"], np.abs(weight).max(axis=(1, 2, 3)))
 
     def error(clip, bits):
         s = (clip.astype(np.float64) / twos(bits).hi).reshape(-1, 1, 1, 1)
-        return np.square(quantize_weight(weight, s, twos(bits)) * s - weight).sum(axis=(1, 2, 3))
+        return ((quantize_weight(weight, s, twos(bits)) * s - weight) ** POWERS[by]).sum(axis=(1, 2, 3))
 
     for bits in (2, 4):
         best = error(clips[f"b.weight_clip.{bits}"], bits)
         for fraction in (0.5, 0.7, 0.9, 1.0):
             assert (best <= error(clips["b.weight_clip"] * fraction, bits) * (1 + 1e-3)).all()
+
+
+def test_filters_of_any_size_get_the_same_share_of_their_range():
+    """Of weights that small no sixth power is left in float32."""
+    graph = chain()
+    weight = graph.consts["b.weight"]
+    clips, small = (weight_clips(graph.value("b"), w)["b.weight_clip.4"] for w in (weight, weight * np.float32(2**-60)))
+    assert np.array_equal(clips, small * np.float32(2**60))
 
 
 def test_weight_clips_by_the_largest_magnitude_serve_all_widths():
