@@ -77,17 +77,17 @@ class Agent:
             )  # fmt: skip
         self.model.set_logger(Logger(None, []))
         self.decided: list[tuple[np.ndarray, np.ndarray]] = []  # what was seen, what was said
-        self.rng, self.spread = np.random.default_rng(seed), 0.0
+        self.rng, self.spread, self.whole = np.random.default_rng(seed), 0.0, False
 
-    def begin(self, rng: np.random.Generator, spread: float) -> None:
-        """A new episode. `spread`: standard deviation of what is tried; infinite: anything."""
-        self.decided, self.rng, self.spread = [], rng, spread
+    def begin(self, rng: np.random.Generator, spread: float, *, whole: bool = False) -> None:
+        """A new episode. `spread`: standard deviation of what is tried; infinite: anything. `whole`: 1 of each."""
+        self.decided, self.rng, self.spread, self.whole = [], rng, spread, whole
 
     def decide(self, seen: np.ndarray) -> np.ndarray:
         """What it says to an observation, float32 within [0, 1]; remembered until it learns."""
         best, _ = self.model.predict(seen, deterministic=True)
         said = self.rng.normal(best, self.spread) if np.isfinite(self.spread) else self.rng.uniform(size=best.shape)
-        action = np.clip(said, 0.0, 1.0).astype(np.float32)
+        action = np.clip(np.ones_like(best) if self.whole else said, 0.0, 1.0).astype(np.float32)
         self.decided.append((seen, action))
         return action
 

@@ -138,9 +138,13 @@ class Episodes:
         return {"loss": float(loss.detach())}
 
     def _decide(self, number: int, count: int) -> None:
-        """The controllers' plan of an episode; the net as it was before the first one, at that plan."""
+        """The controllers' plan of an episode; the net as it was before the first one, at that plan.
+
+        The first plan asks for everything, which the budgets then narrow: no search ends below that (ours).
+        """
         for at, agent in enumerate(self.agents.values()):
-            agent.begin(np.random.default_rng([self.job.settings.seed, number, at]), spread(number / count))
+            drawn = np.random.default_rng([self.job.settings.seed, number, at])
+            agent.begin(drawn, spread(number / count), whole=number == 0)
         role, env = next(iter(self.envs.items()))
         seen, _ = env.reset()
         ended = False
