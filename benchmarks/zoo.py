@@ -106,19 +106,22 @@ def _path(row: Row) -> Path:
 
 def measured(row: Row, spec: str, weights: Path | None) -> dict[str, Any]:
     """The document of a network; CheckFailed where anything is not exact."""
-    import bitpress
+    from ..delivery import Recipe, compile
+    from ..evaluation import evaluate
+    from ..inspection import verify
+    from ..planning import plan
 
     start = time.perf_counter()
     given = None if weights is None else str(weights)
-    planned = bitpress.plan(row.model, weights=given)
+    planned = plan(row.model, weights=given)
     if planned["unsupported"]:
         raise CheckFailed(f"{row.model}: {planned['unsupported']} cannot be compiled; bitpress plan says why")
     with tempfile.TemporaryDirectory() as folder:
         run, artifact = Path(folder) / "run", Path(folder) / "net.bpk"
-        recipe = bitpress.Recipe(BITS, spec, images=IMAGES, weights=given)
-        made = bitpress.compile(row.model, artifact, recipe=recipe, run=run)
-        verified = bitpress.verify(artifact, against=run, batches=BATCHES, threads=THREADS)
-        semantics, compiled = (bitpress.evaluate(source, data=spec) for source in (run, artifact))
+        recipe = Recipe(BITS, spec, images=IMAGES, weights=given)
+        made = compile(row.model, artifact, recipe=recipe, run=run)
+        verified = verify(artifact, against=run, batches=BATCHES, threads=THREADS)
+        semantics, compiled = (evaluate(source, data=spec) for source in (run, artifact))
         if not verified["exact"] or semantics["predictions_sha256"] != compiled["predictions_sha256"]:
             raise CheckFailed(
                 f"{row.model}: torch and the compiled program differ; bitpress verify {artifact.name} --against RUN "

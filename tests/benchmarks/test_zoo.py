@@ -35,11 +35,11 @@ def test_a_network_goes_the_whole_way_once(store: Path, monkeypatch: pytest.Monk
 def test_what_differs_is_no_row(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import bitpress
+    from bitpress import evaluation
 
-    honest = bitpress.evaluate
+    honest = evaluation.evaluate
     monkeypatch.setattr(
-        bitpress, "evaluate", lambda source, **kw: honest(source, **kw) | {"predictions_sha256": str(source)}
+        evaluation, "evaluate", lambda source, **kw: honest(source, **kw) | {"predictions_sha256": str(source)}
     )
     assert zoo.main(["run"]) == 1 and "digits_cnn: torch and the compiled program differ" in capsys.readouterr().err
     assert not zoo.stored(store)
