@@ -402,14 +402,14 @@ def _layers(run: Kept) -> str:
 
 
 def _seeds(runs: Sequence[Kept]) -> list[str]:
-    """Mean and deviation where settings were run with several seeds."""
-    alike: dict[tuple[str, ...], list[Kept]] = {}
-    for run in runs:
+    """Mean and deviation where settings were run with several seeds; the last run of each counts."""
+    alike: dict[tuple[str, ...], dict[int, Kept]] = {}
+    for run in sorted(runs, key=lambda r: str(r.checks["date"])):
         key = (run.label, ", ".join(run.settings["budget"]), _epochs(run))
-        alike.setdefault(key, []).append(run)
+        alike.setdefault(key, {})[run.settings["seed"]] = run
     rows = []
-    for (label, budget, epochs), found in sorted(alike.items()):
-        if len(found) > 1:
+    for (label, budget, epochs), by_seed in sorted(alike.items()):
+        if len(found := [*by_seed.values()]) > 1:
             tops, shares = [r.accuracy for r in found], [r.share for r in found]
             top1 = f"{statistics.mean(tops):.2f} ± {statistics.stdev(tops):.2f}"
             rows.append(f"| {label} | {budget} | {epochs} | {len(found)} | {top1} | {statistics.mean(shares):.3f} |")

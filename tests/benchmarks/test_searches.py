@@ -79,6 +79,18 @@ def test_the_command_of_a_stored_run_says_what_its_method_takes(run: Path, tmp_p
     assert told.label == "ajpq fixed:4"
 
 
+def test_seeds_count_once_and_each_with_its_last_run(run: Path, tmp_path: Path) -> None:
+    (kept,) = _kept(run, tmp_path)
+
+    def other(seed: int, top1: float, date: str) -> searches.Kept:
+        settings, result = {**kept.settings, "seed": seed}, {**kept.result, "top1": top1}
+        return replace(kept, settings=settings, result=result, checks={**kept.checks, "date": date})
+
+    first, later = other(0, 10.0, "2026-01-01"), other(0, 80.0, "2026-01-02")
+    assert searches._seeds([first, later]) == []
+    assert "| 2 | 81.00 ± 1.41 |" in searches._seeds([later, other(1, 82.0, "2026-01-01"), first])[-1]
+
+
 def test_a_budget_of_any_kind_is_used_to_a_share() -> None:
     result = {
         "bops": 10, "bops_fp32": 1000, "weight_bytes": 30, "fp32_bytes": 400, "latency": 0.4,
