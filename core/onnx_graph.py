@@ -75,7 +75,7 @@ class _Rounded:
 
 
 _Value = str | np.ndarray | Codes | _Rounded
-_Rule = Callable[["_Importer", "_Call"], _Value]
+_Rule = Callable[["_Importer", "_Call"], "_Value | tuple[_Value, ...]"]
 
 
 class _Refused(Exception):
@@ -198,9 +198,11 @@ def _call(importer: _Importer, file: OnnxFile, node: NodeProto) -> None:
         rule = RULES.get(node.op_type)
         if rule is None:
             raise _Refused("has no counterpart")
-        importer.made[node.output[0]] = rule(importer, call)
-        if any(file.readers.get(name) for name in node.output[1:]):
-            raise _Refused(f"output {node.output[1]} is read, only the first is supported")
+        found = rule(importer, call)
+        made = found if isinstance(found, tuple) else (found,)
+        importer.made.update(zip(node.output, made, strict=False))
+        if any(file.readers.get(name) for name in node.output[len(made) :]):
+            raise _Refused(f"output {node.output[len(made)]} is read, only the first is supported")
     except _Refused as why:
         _unknown(importer, call, str(why))
 
@@ -515,6 +517,23 @@ def _slice(importer: _Importer, call: _Call) -> str:
     return importer.emit("slice", (x,), label=call.name, slices=tuple(slices))
 
 
+def _split(importer: _Importer, call: _Call) -> tuple[str, ...]:
+    x, axis = call.value(), int(call.attrs.get("axis", 0))
+    shape = importer.shape(x)
+    place = axis % (len(shape) + 1) - 1
+    if place < 0:
+        raise _Refused("cuts the batch")
+    pieces, first = [], 0
+    for name in call.node.output:
+        last = first + call.shape(name)[place + 1]
+        cut = (first or None, None if last == shape[place] else last, None)
+        slices = tuple(cut if i == place else (None, None, None) for i in range(len(shape)))
+        whole = len(call.node.output) == 1
+        pieces.append(x if whole else importer.emit("slice", (x,), label=f"{call.name}.{len(pieces)}", slices=slices))
+        first = last
+    return tuple(pieces)
+
+
 def _identity(_importer: _Importer, call: _Call) -> _Value:
     value = call.get(0)
     if value is None:
@@ -678,7 +697,7 @@ RULES: Mapping[str, _Rule] = {
     "Conv": _conv, "Gemm": _gemm, "MatMul": _matmul, "BatchNormalization": _batch_norm,
     "Mul": _mul, "HardSwish": _curve("hard_swish"), "HardSigmoid": _curve("hard_sigmoid", alpha=1 / 6, beta=0.5),
     "Sigmoid": _curve("sigmoid"),
-    "Relu": _relu, "Clip": _clip, "Add": _add, "Concat": _concat, "Pad": _pad, "Slice": _slice,
+    "Relu": _relu, "Clip": _clip, "Add": _add, "Concat": _concat, "Pad": _pad, "Slice": _slice, "Split": _split,
     "MaxPool": _max_pool, "AveragePool": _avg_pool, "GlobalAveragePool": _global_pool, "ReduceMean": _mean,
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _view), "Transpose": _transpose,
     **dict.fromkeys(("Identity", "Dropout"), _identity), "Constant": _constant,

@@ -72,6 +72,11 @@ GOOD: dict[str, tuple[list[Any], dict[str, np.ndarray]]] = {
     "gate": (
         [op("GlobalAveragePool", ["x"], ["m"]), op("Sigmoid", ["m"], ["g"]), op("Mul", ["g", "x"], ["y"])], {},
     ),
+    "split": (
+        [op("Split", ["x", "n"], ["a", "b"], axis=1), op("Concat", ["b", "a"], ["c"], axis=1),
+         op("Split", ["c"], ["l", "r"], axis=2, num_outputs=2), op("Split", ["l"], ["m"], axis=3, num_outputs=1),
+         op("Add", ["m", "r"], ["y"])], {"n": K([1, 2])},
+    ),
     "one-sided clip": ([op("Clip", ["x", "lo"], ["y"])], {"lo": K(0, np.float32)}),
     "max pool, ceiling": (
         [op("MaxPool", ["x"], ["y"], kernel_shape=[3, 2], strides=[2, 2], ceil_mode=1, pads=[1, 0, 1, 0])], {},
