@@ -21,8 +21,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..core.cost import MAX_PRUNING_RATIO
 from ..core.errors import BitpressError, CheckFailed, UsageError
-from ..core.job import flag
+from ..core.job import DISTILL, flag
 from ..core.rundir import read_json
 
 STORE = Path(__file__).parent / "results" / "searches"
@@ -30,6 +31,10 @@ TABLE = Path(__file__).parent / "results" / "search.md"
 CLAIMS = Path(__file__).parent / "results" / "ajpq.md"
 METRICS = {"top1": "top-1", "iou": "IoU"}
 LEAST_USED = 0.9  # of a budget, by a method that prunes
+USUAL: Mapping[str, Any] = {  # what a command leaves out where it is so
+    "distill": DISTILL, "label_smoothing": 0.0, "schedule": "cosine", "max_pruning_ratio": MAX_PRUNING_RATIO,
+    "residual": "int8",
+}  # fmt: skip
 USAGE = "usage: python -m bitpress.benchmarks.searches keep NAME RUN [NOTE] | table"
 
 
@@ -279,6 +284,9 @@ def command(kept: Kept) -> str:
     for key in ("train_images", "held_images"):
         if s.get(key):
             words += [flag(key), str(s[key])]
+    for key, usual in USUAL.items():
+        if s.get(key, usual) != usual:
+            words += [flag(key), str(s[key])]
     words += ["--seed", str(s["seed"]), "--threads", str(s["threads"])]
     return shlex.join(words)
 
@@ -370,7 +378,7 @@ def _against_front(run: Kept, runs: Sequence[Kept]) -> str | None:
 
 
 def _inner(run: Kept) -> list[Mapping[str, Any]]:
-    layers = [row for row in run.checks["layers"] if row["w_bits"] is not None]
+    layers: list[Mapping[str, Any]] = run.checks["layers"]
     return layers[1:-1]
 
 
@@ -384,7 +392,8 @@ def _widths(run: Kept) -> str:
     def count(key: str) -> str:
         return " ".join(str(sum(row[key] == bits for row in _inner(run))) for bits in (2, 4, 8))
 
-    return f"{count('w_bits')} / {count('a_bits')}"
+    mixed = sum(row["w_bits"] is None for row in _inner(run))
+    return f"{count('w_bits')}{f' + {mixed} mixed' if mixed else ''} / {count('a_bits')}"
 
 
 def _layers(run: Kept) -> str:

@@ -40,6 +40,7 @@ class Schedule:
 SHAPES = ("cosine", "step")  # step: a tenth at 50 % and again at 75 % of the epochs
 DEVICES = ("cpu", "cuda")
 PRECISIONS = ("fp32", "bf16")
+DISTILL = 0.5  # share of the loss that comes from the float network (methods F)
 
 # CIFAR and photographs: epochs of the paper (methods A.1.7), rates of our own runs (methods F). Digits: ours, for a
 # minute on one core. A set of the user's own is taken for something of CIFAR's size.

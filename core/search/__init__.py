@@ -28,7 +28,7 @@ from ..factory import is_factory, is_onnx
 from ..graph import Graph, refuse_unknown
 from ..host import head
 from ..integer import integer
-from ..job import DEVICES, PRECISIONS, Schedule, Settings, locked, open_run, schedule, sha256
+from ..job import DEVICES, DISTILL, PRECISIONS, Schedule, Settings, locked, open_run, schedule, sha256
 from ..latency import Target, load_table, target
 from ..network import network, refuse_quantised
 from ..parallel import by_first, joined, processes, ready, threads_each, together
@@ -42,7 +42,6 @@ from ..train_goals import GOALS
 from . import ajpq
 from .registry import MODES, SEARCHES, Method, Terms, method_of, resolve
 
-DISTILL = 0.5  # share of the loss that comes from the float network's outputs (methods F)
 # Operations of a step below which threads wait for each other more than they save: on a busy 2-core host, digits took
 # 13 times the CPU time with 2 threads that it took with 1 (96 s against 7.5 s).
 SMALL_STEP = 5e9

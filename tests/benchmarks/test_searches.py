@@ -77,6 +77,14 @@ def test_the_command_of_a_stored_run_says_what_its_method_takes(run: Path, tmp_p
     assert "--method ajpq --precision fixed:4 --episodes 60" in searches.command(told)
     assert "--lr-thresholds" not in searches.command(told)
     assert told.label == "ajpq fixed:4"
+    assert "--distill" not in searches.command(told)
+    assert "--distill 0.9 " in searches.command(replace(kept, settings={**settings, "distill": 0.9}))
+
+
+def test_layers_whose_filters_differ_are_counted_as_mixed(run: Path, tmp_path: Path) -> None:
+    (kept,) = _kept(run, tmp_path)
+    layers = [{"w_bits": w, "a_bits": 4} for w in (8, 2, None, 4, 8)]
+    assert searches._widths(replace(kept, checks={"layers": layers})) == "1 1 0 + 1 mixed / 0 3 0"
 
 
 def test_seeds_count_once_and_each_with_its_last_run(run: Path, tmp_path: Path) -> None:
