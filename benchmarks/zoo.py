@@ -151,7 +151,8 @@ def answers(folder: Path, artifact: Path, spec: str) -> Iterator[Evaluation]:
     from ..core.supernet import FloatNet
 
     made = load_run(folder)
-    net, data = FloatNet(made.graph).eval(), load_data(spec, in_shape=made.graph.inputs[0].shape)
+    c, h, w = made.graph.inputs[0].shape
+    net, data = FloatNet(made.graph).eval(), load_data(spec, in_shape=(c, h, w))
 
     def run(x: np.ndarray) -> np.ndarray:
         with torch.no_grad():

@@ -523,7 +523,8 @@ def _split(importer: _Importer, call: _Call) -> tuple[str, ...]:
     place = axis % (len(shape) + 1) - 1
     if place < 0:
         raise _Refused("cuts the batch")
-    pieces, first = [], 0
+    pieces: list[str] = []
+    first = 0
     for name in call.node.output:
         last = first + call.shape(name)[place + 1]
         cut = (first or None, None if last == shape[place] else last, None)
