@@ -25,7 +25,7 @@ from .cost import Budget, Choice, largest, stair_above, stair_near
 from .job import Schedule
 from .parallel import averaged, from_first
 from .plan import GroupId, LayerId
-from .projection import Move, Step, exchange, fill, project, trim
+from .projection import Move, Step, exchange, fill, project, spend, trim
 from .supernet import RESIDUAL_MOMENTUM, SuperNet
 from .supernet_harms import Harms, looked_at, measured
 from .supernet_starts import fit
@@ -240,8 +240,9 @@ class Searching:
         """Gates -> a choice within the budgets, for good.
 
         Harms are measured anew around what the gates say; by them the choice is brought under the budgets, widths and
-        parts are traded as long as that harms less, parts go that harm little, and the rest is spent. The paper's
-        variant knows its gates' margins alone and trades nothing. Then norms anew, and the clips of other widths.
+        parts are traded as long as that harms less, parts go that harm little, and the rest is spent, by trades where no
+        width fits it. The paper's variant knows its gates' margins alone and trades nothing. Then norms anew, and the
+        clips of other widths.
         """
         net = self.net
         if net.frozen:
@@ -265,6 +266,7 @@ class Searching:
         )
         if self.guided:
             choice, phases["widths"] = exchange(self.costs, self.budgets, choice, harm)
+            choice, phases["spend"] = spend(self.costs, self.budgets, choice, harm)
         choice, phases["further"] = (choice, []) if self.after is None else self.after(choice, harm)
         for kind, steps in phases.items():
             for step in steps:
