@@ -240,9 +240,9 @@ class Searching:
         """Gates -> a choice within the budgets, for good.
 
         Harms are measured anew around what the gates say; by them the choice is brought under the budgets, widths and
-        parts are traded as long as that harms less, parts go that harm little, and the rest is spent, by trades where no
-        width fits it. The paper's variant knows its gates' margins alone and trades nothing. Then norms anew, and the
-        clips of other widths.
+        parts are traded as long as that harms less, parts go that harm little, and the rest is spent, by trades where
+        no width fits it. The paper's variant knows its gates' margins alone and trades nothing. Then norms anew, and
+        the clips of other widths.
         """
         net = self.net
         if net.frozen:

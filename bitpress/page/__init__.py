@@ -45,6 +45,15 @@ OUTPUTS = (
     Column("stage", "outputs of"), Column("batch", "batch", "int"), Column("threads", "threads", "int"),
     Column("mismatches", "mismatches", "int"), Column("elements", "elements", "int"),
 )  # fmt: skip
+QUANTISERS = (
+    Column("phase", "phase"), Column("layer", "layer"), Column("side", "of"), Column("d", "d"), Column("q_m", "q_m"),
+    Column("t", "t"), Column("bits", "bits learned", "float"), Column("restricted", "bits restricted", "int"),
+)  # fmt: skip
+RATIOS = (
+    Column("phase", "phase"), Column("group", "gates of"), Column("channels", "channels", "int"),
+    Column("kept", "on", "int"), Column("least", "least ln(sigma^2 / mu^2)", "float"),
+    Column("median", "median", "float"), Column("most", "largest", "float"),
+)  # fmt: skip
 PARTS = (Column("name", "part"), Column("bytes", "bytes", "int"), Column("share", "share", "percent"))
 ROLES = {"this": "this network", "fp32": "float baseline", "int8": "8-bit baseline", "other": "other RUN"}
 
@@ -129,8 +138,19 @@ def tables(document: Row) -> dict[str, Table]:
         "runtimes": Table("Runtimes, interleaved in one run", RUNTIMES, _runtimes(document)),
         "values": Table("Values compared", VALUES, verified["layers"] if verified else ()),
         "outputs": Table("Outputs compared", OUTPUTS, verified["runs"] if verified else ()),
+        "quantisers": Table("Quantisers, from their start to the end of the phase", QUANTISERS, _moved(document)),
+        "ratios": Table("Noise of the gates", RATIOS, document["ratios"]),
         "parts": Table("Parts of the file", PARTS, _shared(document["parts"]), size),
     }
+
+
+def _moved(document: Row) -> list[Row]:
+    sides = {"w": "weights", "a": "input"}
+    return [
+        {**row, "side": sides[row["side"]]}
+        | {key: " to ".join(f"{value:.4g}" for value in row[key]) for key in ("d", "q_m", "t")}
+        for row in document["quantisers"]
+    ]
 
 
 def _widths(row: Row) -> str:

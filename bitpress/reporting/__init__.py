@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -71,7 +72,8 @@ def report(
             "parts": subject.inspected["parts"], "accuracy": accuracy,
             "front": front([*here(subject, accuracy), *whole, *filter(None, compared)]), "layers": layers,
             "correlation": correlation(subject, layers), "latency": _latency(timed), "roofs": roofs(layers, timed),
-            "curves": _curves(subject), "verify": verified, "missing": subject.missing,
+            "curves": _curves(subject), "quantisers": _quantisers(subject), "ratios": _ratios(subject),
+            "verify": verified, "missing": subject.missing,
         }  # fmt: skip
         progress("report", 1.0)
         return document
@@ -162,6 +164,41 @@ def _curves(subject: Subject) -> list[Row]:
         series = {key: [_number(event.get(key)) for event in own] for key in keys if key not in ("epoch", "epochs")}
         out.append({"phase": phase, "epochs": [event["epoch"] for event in own], "series": series})
     return out
+
+
+def _ends(subject: Subject) -> list[tuple[Row, Row]]:
+    """Of each phase whose quantisers learn steps and ranges (DJPQ): the events of its start and of its end."""
+    if subject.run is None:
+        return []
+    events = [e for e in _events(subject.run.path / "events.jsonl") if "ln_ratios" in e and "layers" in e]
+    starts = {e["phase"]: e for e in events if e["event"] == "start"}
+    return [(starts[e["phase"]], e) for e in events if e["event"] == "gates" and e["phase"] in starts]
+
+
+def _quantisers(subject: Subject) -> list[Row]:
+    """What DJPQ's quantisers learned, layer by layer: d, q_m, t from and to; bits learned and as held at the end."""
+    return [
+        {
+            "phase": end["phase"], "layer": layer, "side": side,
+            **{key: [start["layers"][layer][side][key], found[key]] for key in ("d", "q_m", "t")},
+            "bits": found["bits"], "restricted": found["restricted"],
+        }
+        for start, end in _ends(subject)
+        for layer, sides in end["layers"].items()
+        for side, found in sides.items()
+    ]  # fmt: skip
+
+
+def _ratios(subject: Subject) -> list[Row]:
+    """ln(sigma^2 / mu^2) of the channels of DJPQ's gates: the least, the median, the largest; how many stayed."""
+    return [
+        {
+            "phase": end["phase"], "group": group, "channels": len(found), "kept": len(end["parts"].get(group, found)),
+            "least": min(found), "median": median(found), "most": max(found),
+        }
+        for _, end in _ends(subject)
+        for group, found in end["ln_ratios"].items()
+    ]  # fmt: skip
 
 
 def _number(value: Any) -> float | None:

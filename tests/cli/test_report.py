@@ -56,9 +56,23 @@ def test_a_run_has_every_part(made: Path) -> None:
     assert points["this"]["bops"] == result["bops"] and points["fp32"]["bops"] == result["bops_fp32"]
     assert points["fp32"]["top1"] == result["baseline_top1"]
     assert points["int8"]["bops"] == result["bops_fp32"] // 16  # 8 x 8 of 32 x 32 bits
+    assert found["quantisers"] == found["ratios"] == []
     assert [curve["phase"] for curve in found["curves"]] == ["float", "search", "finetune"]
     assert [len(curve["series"]["val_top1"]) for curve in found["curves"]] == [1, 2, 1]
     assert sum(row["bops"] for row in found["layers"]) == found["totals"]["bops"] == result["bops"]
+
+
+def test_what_quantisers_and_gates_of_djpq_learned_is_told(tmp_path: Path) -> None:
+    epochs = ("--epochs-float", "1", "--epochs-search", "2", "--epochs-finetune", "1")
+    good("search", CHAIN, "--data", BLOBS, "--method", "djpq", "--budget", "bops=5%", "--out", tmp_path / "r", *epochs)
+    found = gathered(tmp_path / "r", data=BLOBS)
+    rows = {(row["layer"], row["side"]): row for row in found["quantisers"]}
+    assert {side for _, side in rows} == {"w", "a"}
+    assert any(row["d"][0] != row["d"][1] and row["q_m"][0] != row["q_m"][1] for row in rows.values())
+    assert {row["restricted"] for row in rows.values()} <= {2, 4, 8}
+    assert found["ratios"] and all(row["least"] <= row["median"] <= row["most"] for row in found["ratios"])
+    shown = render(found)
+    assert "What quantisers and gates learned" in shown and f"{found['quantisers'][0]['d'][1]:.4g}" in shown
 
 
 def test_the_baseline_of_eight_bits_is_what_compile_and_eval_give(tmp_path: Path) -> None:
