@@ -281,6 +281,7 @@ def command(kept: Kept) -> str:
     for key in names:
         if key not in skipped and not (key == "epochs_float" and "weights" in s["files"] and not s[key]):
             words += [flag(key), f"{s[key]:g}"]
+    words += ["--lr-float", f"{s['lr_float']:g}"] if s["epochs_float"] else []
     for key in ("train_images", "held_images"):
         if s.get(key):
             words += [flag(key), str(s[key])]
