@@ -195,6 +195,9 @@ def _call(importer: _Importer, file: OnnxFile, node: NodeProto) -> None:
             raise _Refused(why)
         if node.domain not in DOMAINS:
             raise _Refused(f"is of domain {node.domain}, standard ops are supported")
+        if (folded := _folded(call)) is not None:
+            importer.made[node.output[0]] = folded
+            return
         rule = RULES.get(node.op_type)
         if rule is None:
             raise _Refused("has no counterpart")
@@ -205,6 +208,22 @@ def _call(importer: _Importer, file: OnnxFile, node: NodeProto) -> None:
             raise _Refused(f"output {node.output[len(made)]} is read, only the first is supported")
     except _Refused as why:
         _unknown(importer, call, str(why))
+
+
+def _folded(call: _Call) -> np.ndarray | None:
+    """What a node computes of constant shapes and indices, int64 or int32; None for any other."""
+    from onnx.reference import ReferenceEvaluator
+
+    inputs, node = call.inputs, call.node
+    if not inputs or len(node.output) > 1 or not all(_counts(value) for value in inputs):
+        return None
+    values = {name: value for name, value in zip(node.input, inputs, strict=True) if name}
+    (found,) = ReferenceEvaluator(node).run(None, values)
+    return np.asarray(found)
+
+
+def _counts(value: _Value | None) -> bool:
+    return value is None or (isinstance(value, np.ndarray) and value.dtype in (np.int64, np.int32))
 
 
 def _unknown(importer: _Importer, call: _Call, why: str) -> None:

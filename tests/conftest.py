@@ -76,7 +76,7 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     return compare
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real networks and images (weights/, cifar10/, ...); skips where there is none."""
     folder = os.environ.get("BITPRESS_DATA", "")

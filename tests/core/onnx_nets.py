@@ -90,6 +90,7 @@ MAKERS = {
     "QLinearAveragePool": 3, "QLinearGlobalAveragePool": 3,
 }  # fmt: skip
 QONNX = "qonnx.custom_op.general"
+UNSIGNED = ("Relu", "ReduceMean", "AveragePool", "GlobalAveragePool")  # means are those of relus in these networks
 
 
 def code_makers(path: Path) -> list[tuple[str, float, int]]:
@@ -179,8 +180,8 @@ def annotate(source: Path, target: Path, images: np.ndarray, *, form: str, weigh
             node.input[i] = renamed.get(name, name)
         nodes.append(node)
         (name,) = node.output
-        if node.op_type in ("Relu", "ReduceMean") or name in sums:
-            signed = node.op_type not in ("Relu", "ReduceMean")
+        if (unsigned := node.op_type in UNSIGNED) or name in sums:
+            signed = not unsigned
             nodes += rounded(name, 8 if signed else acts, signed=signed)
             renamed[name] = f"{name}_r"
     del model.graph.node[:]

@@ -77,6 +77,10 @@ GOOD: dict[str, tuple[list[Any], dict[str, np.ndarray]]] = {
          op("Split", ["c"], ["l", "r"], axis=2, num_outputs=2), op("Split", ["l"], ["m"], axis=3, num_outputs=1),
          op("Add", ["m", "r"], ["y"])], {"n": K([1, 2])},
     ),
+    "a pad that is computed": (
+        [op("ConstantOfShape", ["s"], ["z"], value=onnx.numpy_helper.from_array(K([0]))),
+         op("Concat", ["z", "e"], ["p"], axis=0), op("Pad", ["x", "p"], ["y"])], {"s": K([4]), "e": K([0, 0, 1, 2])},
+    ),
     "one-sided clip": ([op("Clip", ["x", "lo"], ["y"])], {"lo": K(0, np.float32)}),
     "max pool, ceiling": (
         [op("MaxPool", ["x"], ["y"], kernel_shape=[3, 2], strides=[2, 2], ceil_mode=1, pads=[1, 0, 1, 0])], {},
