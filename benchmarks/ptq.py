@@ -103,20 +103,32 @@ class Images:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or that of what went wrong."""
-    parser = argparse.ArgumentParser(prog="python -m bitpress.benchmarks.ptq", description=__doc__.split("\n")[0])
+    return run_or_table("ptq", __doc__, arguments, _run, lambda: (TABLE, table(stored())))
+
+
+def run_or_table(
+    name: str,
+    said: str,
+    arguments: Sequence[str] | None,
+    run: Callable[[Path | None, Mapping[str, str | None]], None],
+    page: Callable[[], tuple[Path, str]],
+) -> int:
+    """`run` with the folder of weights and those of images by option, or the file of `page` written; the exit code."""
+    parser = argparse.ArgumentParser(prog=f"python -m bitpress.benchmarks.{name}", description=said.split("\n")[0])
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("--weights", type=Path, metavar="DIR", help="folder with the public weights")
     parser.add_argument("--photos", metavar="DIR", help="photographs with index.csv, labels 0 to 999")
-    parser.add_argument("--cifar", metavar="DIR", help="binary version of CIFAR-10")
+    parser.add_argument("--cifar", metavar="DIR", help="binary version of CIFAR-10, for all networks CIFAR-100 too")
     asked = parser.parse_args(arguments)
     try:
         if asked.what == "run":
-            _run(asked.weights, {"photos": asked.photos, "cifar": asked.cifar})
+            run(asked.weights, {"photos": asked.photos, "cifar": asked.cifar})
         else:
-            write_text(TABLE, table(stored()))
-            print(f"{TABLE} written")
+            path, text = page()
+            write_text(path, text)
+            print(f"{path} written")
     except BitpressError as error:
-        print(f"ptq: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -8,7 +8,6 @@ writes benchmarks/results/zoo.md from them.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -18,9 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import BitpressError, CheckFailed
-from ..core.host import head, write_text
+from ..core.errors import CheckFailed
+from ..core.host import head
 from ..core.rundir import read_json, write_json
+from .ptq import WEIGHTS, run_or_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,15 +52,15 @@ class Row:
 
 ROWS = (
     Row("digits_cnn", "digits"),
-    Row("resnet20", "cifar10", "cifar", "cifar10_resnet20.safetensors"),
-    Row("resnet56", "cifar10", "cifar", "cifar10_resnet56.safetensors"),
+    Row("resnet20", "cifar10", "cifar", WEIGHTS["resnet20"]),
+    Row("resnet56", "cifar10", "cifar", WEIGHTS["resnet56"]),
     Row("preresnet20", "cifar100", "cifar"),
     Row("preresnet56", "cifar100", "cifar"),
     Row("vgg7", "cifar10", "cifar"),
     Row("resnet18", "imagefolder", "photos"),
     Row("resnet50", "imagefolder", "photos"),
     Row("mobilenet_v1", "imagefolder", "photos"),
-    Row("mobilenet_v1_075", "imagefolder", "photos", "imagenet_mobilenetv1_0.75_224.safetensors"),
+    Row("mobilenet_v1_075", "imagefolder", "photos", WEIGHTS["mobilenet_v1_075"]),
     Row("mobilenet_v2", "imagefolder", "photos"),
     Row("mobilenet_v2_tf", "imagefolder", "photos", "imagenet_mobilenetv2_1.0_224_dequant.safetensors"),
     Row("mobilenet_v3_small", "imagefolder", "photos"),
@@ -71,24 +71,7 @@ ROWS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or that of what went wrong."""
-    parser = argparse.ArgumentParser(prog="python -m bitpress.benchmarks.zoo", description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument(
-        "--weights", type=Path, metavar="DIR", help="folder with public weights; random ones without it"
-    )
-    parser.add_argument("--photos", metavar="DIR", help="photographs with index.csv")
-    parser.add_argument("--cifar", metavar="DIR", help="binary versions of CIFAR-10 and CIFAR-100")
-    asked = parser.parse_args(arguments)
-    try:
-        if asked.what == "run":
-            _run(asked.weights, {"photos": asked.photos, "cifar": asked.cifar})
-        else:
-            write_text(TABLE, table(stored()))
-            print(f"{TABLE} written")
-    except BitpressError as error:
-        print(f"zoo: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_or_table("zoo", __doc__, arguments, _run, lambda: (TABLE, table(stored())))
 
 
 def _run(weights: Path | None, folders: Mapping[str, str | None]) -> None:
@@ -121,20 +104,19 @@ def measured(row: Row, spec: str, weights: Path | None) -> dict[str, Any]:
         recipe = Recipe(BITS, spec, images=IMAGES, weights=given)
         made = compile(row.model, artifact, recipe=recipe, run=run)
         verified = verify(artifact, against=run, batches=BATCHES, threads=THREADS)
-        semantics, compiled = (evaluate(source, data=spec) for source in (run, artifact))
-        if not verified["exact"] or semantics["predictions_sha256"] != compiled["predictions_sha256"]:
+        semantics, (floats, ours) = evaluate(run, data=spec), answers(run, artifact, spec)
+        if not verified["exact"] or semantics["predictions_sha256"] != ours.sha256:
             raise CheckFailed(
                 f"{row.model}: torch and the compiled program differ; bitpress verify {artifact.name} --against RUN "
                 f"says where: {verified['first_difference']}"
             )
-        floats, ours = answers(run, artifact, spec)
     return {
         **head("bitpress.zoo", threads=1),
         "model": row.model, "data": row.data, "weights": row.weights if weights else None,
         "in_shape": planned["in_shape"], "layers": len(planned["layers"]), "macs": planned["totals"]["macs"],
         "file_bytes": made["file_bytes"], "stages": verified["stages"], "exact": verified["exact"],
-        "n": compiled["n"], "predictions_sha256": compiled["predictions_sha256"],
-        "top1": compiled["top1"], "iou": compiled["iou"], "float_top1": floats.top1, "float_iou": floats.iou,
+        "n": ours.n, "predictions_sha256": ours.sha256, "top1": ours.top1, "iou": ours.iou,
+        "float_top1": floats.top1, "float_iou": floats.iou,
         "agrees": agreement(floats, ours), "date": datetime.now(UTC).date().isoformat(),
         "seconds": time.perf_counter() - start,
     }  # fmt: skip

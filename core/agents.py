@@ -86,8 +86,11 @@ class Agent:
     def decide(self, seen: np.ndarray) -> np.ndarray:
         """What it says to an observation, float32 within [0, 1]; remembered until it learns."""
         best, _ = self.model.predict(seen, deterministic=True)
-        said = self.rng.normal(best, self.spread) if np.isfinite(self.spread) else self.rng.uniform(size=best.shape)
-        action = np.clip(np.ones_like(best) if self.whole else said, 0.0, 1.0).astype(np.float32)
+        if self.whole:
+            said = np.ones_like(best)
+        else:
+            said = self.rng.normal(best, self.spread) if np.isfinite(self.spread) else self.rng.uniform(size=best.shape)
+        action = np.clip(said, 0.0, 1.0).astype(np.float32)
         self.decided.append((seen, action))
         return action
 

@@ -542,14 +542,15 @@ def _split(importer: _Importer, call: _Call) -> tuple[str, ...]:
     place = axis % (len(shape) + 1) - 1
     if place < 0:
         raise _Refused("cuts the batch")
+    if len(call.node.output) == 1:
+        return (x,)
     pieces: list[str] = []
     first = 0
     for name in call.node.output:
         last = first + call.shape(name)[place + 1]
         cut = (first or None, None if last == shape[place] else last, None)
         slices = tuple(cut if i == place else (None, None, None) for i in range(len(shape)))
-        whole = len(call.node.output) == 1
-        pieces.append(x if whole else importer.emit("slice", (x,), label=f"{call.name}.{len(pieces)}", slices=slices))
+        pieces.append(importer.emit("slice", (x,), label=f"{call.name}.{len(pieces)}", slices=slices))
         first = last
     return tuple(pieces)
 

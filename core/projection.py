@@ -165,7 +165,7 @@ def project(
             if saved <= 0:
                 continue
             lost = sum(part for _, part in way)
-            rank = (lost / saved, lost, ", ".join(f"{m.side} {m.name} {m.to}" for m, _ in way), way)
+            rank = (lost / saved, lost, _words(way), way)
             if best is None or rank[:3] < best[:3]:
                 best = rank
         if best is None:
@@ -173,10 +173,23 @@ def project(
                 raise CheckFailed(f"budgets {', '.join(b.text for b in budgets)}: nothing is left to lower")
             fastest, loss = True, _even
             best = (0.0, 0.0, "", _way(choice, _moves(choice, _last_resort(costs, choice)), loss))
-        for move, lost in best[3]:
-            choice = move.applied(choice)
-            done.append(Step(move, lost, {b.kind: costs.figure(b.kind, choice) for b in budgets}))
+        choice, steps = _made(costs, budgets, choice, best[3])
+        done += steps
     return choice, done
+
+
+def _made(costs: Costs, budgets: Sequence[Budget], choice: Choice, way: Way) -> tuple[Choice, list[Step]]:
+    """The choice at the end of a way, and its moves with the figures after each."""
+    steps = []
+    for move, lost in way:
+        choice = move.applied(choice)
+        steps.append(Step(move, lost, {b.kind: costs.figure(b.kind, choice) for b in budgets}))
+    return choice, steps
+
+
+def _words(way: Way) -> str:
+    """What ties are broken by."""
+    return ", ".join(f"{m.side} {m.name} {m.to}" for m, _ in way)
 
 
 def _after(choice: Choice, way: Way) -> Choice:
@@ -357,14 +370,12 @@ def spend(
             after = _after(choice, way)
             use = share_used(costs, budgets, after)
             if used + LEAST_GAIN < use and not costs.over(after, budgets):
-                words = ", ".join(f"{m.side} {m.name} {m.to}" for m, _ in way)
-                rank = (-min(use, USED), sum(lost for _, lost in way), words, way)
+                rank = (-min(use, USED), sum(lost for _, lost in way), _words(way), way)
                 best = rank if best is None else min(best, rank, key=lambda r: r[:3])
         if best is None:
             break
-        for move, lost in best[3]:
-            choice = move.applied(choice)
-            done.append(Step(move, lost, {b.kind: costs.figure(b.kind, choice) for b in budgets}))
+        choice, steps = _made(costs, budgets, choice, best[3])
+        done += steps
     return choice, done
 
 

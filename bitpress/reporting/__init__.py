@@ -63,6 +63,7 @@ def report(
         accuracy = accuracy_of(subject, data, lambda what, share: progress(what, 0.6 + 0.2 * share))
         whole = baselines(subject, data, accuracy)
         progress("report, curves", 0.95)
+        ends = _ends(subject)
         layers = layer_rows(subject.inspected["layers"], timed)
         document = {
             **head("bitpress.report", isa=subject.inspected["host"]["isa"], threads=asked.threads),
@@ -72,7 +73,7 @@ def report(
             "parts": subject.inspected["parts"], "accuracy": accuracy,
             "front": front([*here(subject, accuracy), *whole, *filter(None, compared)]), "layers": layers,
             "correlation": correlation(subject, layers), "latency": _latency(timed), "roofs": roofs(layers, timed),
-            "curves": _curves(subject), "quantisers": _quantisers(subject), "ratios": _ratios(subject),
+            "curves": _curves(subject), "quantisers": _quantisers(ends), "ratios": _ratios(ends),
             "verify": verified, "missing": subject.missing,
         }  # fmt: skip
         progress("report", 1.0)
@@ -175,7 +176,7 @@ def _ends(subject: Subject) -> list[tuple[Row, Row]]:
     return [(starts[e["phase"]], e) for e in events if e["event"] == "gates" and e["phase"] in starts]
 
 
-def _quantisers(subject: Subject) -> list[Row]:
+def _quantisers(ends: Sequence[tuple[Row, Row]]) -> list[Row]:
     """What DJPQ's quantisers learned, layer by layer: d, q_m, t from and to; bits learned and as held at the end."""
     return [
         {
@@ -183,20 +184,20 @@ def _quantisers(subject: Subject) -> list[Row]:
             **{key: [start["layers"][layer][side][key], found[key]] for key in ("d", "q_m", "t")},
             "bits": found["bits"], "restricted": found["restricted"],
         }
-        for start, end in _ends(subject)
+        for start, end in ends
         for layer, sides in end["layers"].items()
         for side, found in sides.items()
     ]  # fmt: skip
 
 
-def _ratios(subject: Subject) -> list[Row]:
+def _ratios(ends: Sequence[tuple[Row, Row]]) -> list[Row]:
     """ln(sigma^2 / mu^2) of the channels of DJPQ's gates: the least, the median, the largest; how many stayed."""
     return [
         {
             "phase": end["phase"], "group": group, "channels": len(found), "kept": len(end["parts"].get(group, found)),
             "least": min(found), "median": median(found), "most": max(found),
         }
-        for _, end in _ends(subject)
+        for _, end in ends
         for group, found in end["ln_ratios"].items()
     ]  # fmt: skip
 
