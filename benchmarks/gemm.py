@@ -274,8 +274,8 @@ class _Timer:
         work = roofline.work(made.step, made.program)
         least = roofline.bound(work, row.name, row.isa, self.roof.over(work), 1)
         peak = self.roof.operations.get((roofline.family(row.name), row.isa))
-        if peak is not None and roofline.family(row.name) == "bitserial":
-            peak /= group.pair[0] * group.pair[1]
+        if peak is not None:
+            peak *= work.macs / roofline.operations_of(work, row.name)
         return {
             "kernel": row.name, "isa": row.isa, "chosen": row.name == group.chosen, "median": timing.median,
             "min": timing.min, "gmacs": 1e-6 * macs / timing.median, "peak": None if peak is None else 1e-9 * peak,

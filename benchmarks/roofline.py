@@ -19,7 +19,9 @@ from ..compiler.program import Program, Step
 from ..core.encoding import parse
 from ..kernels.packed import PackedTensor, unpack
 
-FAMILIES = ("i8dot", "bitserial", "bitsliced", "lut")
+FAMILIES = ("i8dot", "i8dot16", "bitserial", "bitsliced", "lut")
+INSIDE = {"winograd16": "i8dot", "winograd8": "i8dot16", "gemv": "i8dot16"}  # whose instructions are their innermost
+WINOGRAD = 4 / 9  # products of a tile, 16, over those of its four windows
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 MOST_READ = 1 << 29  # bytes: more than four times the last cache of most hosts
 SECONDS = 0.04  # per rate: hundreds of windows of 0.2 ms, of which some are quiet on a shared host
@@ -71,8 +73,9 @@ def digits(weight: PackedTensor) -> int:
 
 
 def family(kernel: str) -> str:
-    """Family of a kernel row by its name; depthwise and other rows count as int8 dots, the highest roof that fits."""
-    return next((name for name in FAMILIES if kernel.startswith(f"{name}_")), "i8dot")
+    """Family whose innermost instructions a kernel row has, by its name; depthwise rows multiply as int8 dots do."""
+    name = kernel.split("_")[0]
+    return INSIDE.get(name, name if name in FAMILIES else "i8dot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +106,14 @@ def bound(job: Work, kernel: str, isa: str, roofs: Roofs, batch: int) -> Bound |
     rate = roofs.operations.get((family(kernel), isa))
     if rate is None:
         return None
-    operations = {"bitserial": job.bit_products, "bitsliced": job.bit_additions}.get(family(kernel), job.macs)
-    return Bound(1e3 * batch * operations / rate, memory)
+    return Bound(1e3 * batch * operations_of(job, kernel) / rate, memory)
+
+
+def operations_of(job: Work, kernel: str) -> float:
+    """What the rate of a kernel row's family counts."""
+    if kernel.startswith("winograd"):
+        return WINOGRAD * job.macs
+    return {"bitserial": job.bit_products, "bitsliced": job.bit_additions}.get(family(kernel), job.macs)
 
 
 def measure(native: ModuleType | None, kernels: Iterable[tuple[str, str]], program: Program, threads: int) -> Roofs:

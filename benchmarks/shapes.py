@@ -19,7 +19,7 @@ from ..core.errors import UsageError
 from ..core.latency import LayerShape, layer_shape
 from ..core.ops import window_out
 from ..core.quant import act_bounds
-from ..kernels.kernel import Problem
+from ..kernels.kernel import Problem, tiles
 from ..kernels.packed import pack
 
 LARGEST_SIDE = 0xFFFF  # of the file format
@@ -87,7 +87,8 @@ class Shape:
 
     def problem(self, w: Encoding, a: Encoding) -> Problem:
         """What a kernel is chosen for."""
-        return Problem(self.op, w, a, self.rows, self.depth, self.pixels, self.groups)
+        near = tiles(self.out_shape[1:], self.kernel, self.stride, self.dilation) if self.op == "conv2d" else 0
+        return Problem(self.op, w, a, self.rows, self.depth, self.pixels, self.groups, near)
 
 
 def shapes(texts: Sequence[str]) -> tuple[Shape, ...]:

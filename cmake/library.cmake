@@ -14,7 +14,9 @@ set_source_files_properties(
   csrc/runtime/artifact.cc csrc/runtime/program.cc csrc/runtime/check.cc csrc/runtime/session.cc
   csrc/runtime/thread_pool.cc csrc/kernels/dispatch.cc csrc/capi.cc csrc/tools/bitpress_run.cc csrc/tools/arguments.cc csrc/tools/npy.cc csrc/tools/report.cc csrc/tools/kernel_bench.cc
   PROPERTIES COMPILE_OPTIONS "-Os;-ffunction-sections")
-set_source_files_properties(csrc/runtime/bound.cc csrc/runtime/model.cc PROPERTIES COMPILE_OPTIONS "-O2;-ffunction-sections")
+set_source_files_properties(
+  csrc/runtime/bound.cc csrc/runtime/bound_winograd.cc csrc/runtime/model.cc
+  PROPERTIES COMPILE_OPTIONS "-O2;-ffunction-sections")
 
 # Compilers take minutes over vector code in which every operation is watched: there, only addresses and races are. The
 # generic kernels, from the same templates, are watched for all.

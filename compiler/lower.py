@@ -16,7 +16,7 @@ import numpy as np
 from ..core.encoding import parse
 from ..core.errors import UnsupportedError
 from ..core.graph import Graph, Node
-from ..kernels.kernel import Kernel, Problem
+from ..kernels.kernel import Kernel, Problem, tiles
 from ..kernels.registry import baseline
 from .container import aligned
 from .pack import Packed, unflattened
@@ -52,6 +52,7 @@ def problem_of(step: Step, buffers: Sequence[Buffer]) -> Problem:
         depth=step.weight.shape[1] if step.weight is not None else step.kernel[0] * step.kernel[1],
         pixels=h * w,
         groups=step.groups,
+        tiles=tiles((h, w), step.kernel, step.stride, step.dilation) if step.op == "conv2d" else 0,
     )
 
 

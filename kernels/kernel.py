@@ -14,7 +14,8 @@ class Problem:
     """One operation of the flat program, as far as the choice of a kernel depends on it.
 
     `op`: a name of the program's steps; `w`: encoding of the weights, None without; `a`: what the step reads, an
-    encoding or "f32"; `rows`: output channels; `depth`: K of one row (a pool: its window); `pixels`: output pixels.
+    encoding or "f32"; `rows`: output channels; `depth`: K of one row (a pool: its window); `pixels`: output pixels;
+    `tiles`: of 2 x 2 of them, where windows are 3 x 3 and one pixel apart, else 0.
     """
 
     op: str
@@ -24,6 +25,7 @@ class Problem:
     depth: int = 1
     pixels: int = 1
     groups: int = 1
+    tiles: int = 0
 
     @property
     def w_bits(self) -> int:
@@ -40,6 +42,12 @@ class Problem:
         """For people: "w4a8", "a8", "f32"."""
         a = f"a{self.a_bits}" if isinstance(self.a, Encoding) else F32
         return a if self.w is None else f"w{self.w_bits}{a}"
+
+
+def tiles(out: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> int:
+    """Of 2 x 2 outputs that cover `out` where windows of 3 x 3 lie one pixel apart, without dilation; else 0."""
+    near = kernel == (3, 3) and stride == dilation == (1, 1) and out != (1, 1)
+    return -(-out[0] // 2) * -(-out[1] // 2) if near else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,8 @@ class Kernel:
         for side, bits, known in (("w", problem.w_bits, self.w_bits), ("a", problem.a_bits, self.a_bits)):
             if bits not in known:
                 return f"has {side}{known.start}..{side}{known.stop - 1}, not {side}{bits}"
+        if self.family.startswith("winograd") and problem.tiles == 0:
+            return "computes windows of 3 x 3, one pixel apart"
         if problem.w is not None and problem.w.bits not in FIELD_BITS:
             return f"has weights stored in {', '.join(map(str, FIELD_BITS))} bits, not {problem.w.bits}"
         if isinstance(problem.a, Encoding) and (problem.a.offset or not problem.a.has_zero or problem.a.name == "t2"):

@@ -7,7 +7,8 @@
 namespace bitpress::bench {
 
 // Highest rate of the innermost instructions of a kernel family, one thread, operands in registers.
-// family "i8dot": multiply-accumulates of bytes per second; "lut": of 2-bit values. family "bitserial": products of
+// family "i8dot": multiply-accumulates per second of bytes, or where no instruction multiplies them exactly, of int16;
+// "i8dot16": of bytes so small that their sums fit int16; "lut": of 2-bit values. family "bitserial": products of
 // single bits per second; a multiply-accumulate of w x a bits takes w * a of them. family "bitsliced": bits of pixels
 // added per second; a multiply-accumulate takes a for each digit of its weight that is not 0. `isa`: a name of isa.def.
 // The best of several short windows that take about `seconds` in all; 0 where the host lacks the instructions or the

@@ -16,6 +16,12 @@ struct F {
   static Ints set_i32(int32_t x) { return _mm512_set1_epi32(x); }
   static Ints add_i32(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
   static Ints shl(Ints a, int32_t n) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(n)); }
+  static Ints sub_i32(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
+  template <int n>
+  static Ints shr_i32(Ints a) {
+    return _mm512_srai_epi32(a, n);
+  }
+  static void store_i32(int32_t* p, Ints a) { _mm512_storeu_si512(p, a); }
   static Vec load_u8(const uint8_t* p, uint32_t n) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
   }
@@ -107,4 +113,29 @@ struct Planes {
     }
   }
   static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
+};
+
+// Levels of Winograd's tiles: bytes modulo 256, or int16.
+struct Lifted {
+  static constexpr uint32_t kChannels = 64;
+  static constexpr size_t kBytes = 64;
+  static constexpr bool kLifted = true;
+  using Vec = __m512i;
+  static BITPRESS_INLINE Vec load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static BITPRESS_INLINE Vec add(Vec a, Vec b) { return _mm512_add_epi8(a, b); }
+  static BITPRESS_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_epi8(a, b); }
+  static BITPRESS_INLINE Vec lifted(Vec a, uint8_t lift) { return add(a, _mm512_set1_epi8(static_cast<char>(lift))); }
+  static BITPRESS_INLINE void store(uint8_t* p, Vec v) { _mm512_storeu_si512(p, v); }
+};
+struct Plain {
+  static constexpr uint32_t kChannels = 32;
+  static constexpr size_t kBytes = 64;
+  static constexpr bool kLifted = false;
+  using Vec = __m512i;
+  static BITPRESS_INLINE Vec load(const uint8_t* p) {
+    return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static BITPRESS_INLINE Vec add(Vec a, Vec b) { return _mm512_add_epi16(a, b); }
+  static BITPRESS_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_epi16(a, b); }
+  static BITPRESS_INLINE void store(uint8_t* p, Vec v) { _mm512_storeu_si512(p, v); }
 };

@@ -5,7 +5,7 @@
 //   acc[r, x] = sum over the window of w[r, k] * a[x, k], an exact int32; padding is level 0;
 //   out[r, x] = clamp(half_to_even(acc * m[r] + b[r] + residual * m_r)), each float32 operation rounded on its own;
 //               no rounding to an integer where floats are stored.
-// Six families compute acc.
+// Seven families compute acc.
 //   i8dot      w = 2^shift * v + factor with v a signed byte (or int16), a = byte - zero with an unsigned byte:
 //              acc = 2^shift * dot(v, byte) + factor * sum(byte) + bias[r]
 //              bias[r] = -zero * (2^shift * sum(v) + factor * K): the border holds `zero` too, so it is one constant.
@@ -16,6 +16,7 @@
 //   lut        dot(v, byte) of i8dot, for bytes below 4 and at most four v: in twos or threes (the row's group), from a
 //              table of all 16 x 16 or 64 x 64 sums of so many products, each with a constant that makes it unsigned;
 //              bias[r] takes that back too.
+//   winograd   i8dot of 3x3 windows one pixel apart, in 16 products for four pixels: csrc/gemm/winograd.inl.
 //   gemv       i8dot for few pixels: weights stay in fields of 1, 2, 4 or 8 bits, w = 2^shift * field + factor with an
 //              unsigned field (of eight bits a signed one, as i8dot's).
 //   bitsliced  a vector holds one bit of many pixels, a weight is no data but a list: w = v, or w = 2 * v + 1 where no
@@ -43,6 +44,8 @@ constexpr uint32_t kMaxLanes = 16;  // constants of rows are padded with zeros t
 constexpr int32_t kSlicePad = 4, kSliceBlock = 16;
 constexpr uint32_t kSliceChannels = 16;
 constexpr uint32_t kSliceCarry[] = {0, 4, 6, 7, 8};
+
+constexpr uint32_t kWinogradBlocks = 2;  // of channels that share a strip's transformed levels at once, at most
 
 constexpr uint32_t kGemvPixels = 4;  // that share an unpacked weight
 
@@ -80,9 +83,14 @@ struct Conv {
   uint32_t block_begin, block_end;  // which of them to compute
   uint32_t out_rows, out_cols;
   size_t first_pixel, out_row_pixels;  // index of pixel (0, 0) in the output, and from one row to the next
-  // i8dot16: steps of `group` elements whose sum fits int16: floor(32767 / (2 * max|v| * max byte)), at least 1
+  // i8dot16: steps of `group` elements whose sum fits int16: floor(32767 / (2 * max|v| * max byte)), at least 1;
+  // winograd8: the same, of the weights at hand
   // lut: look-ups whose sum fits uint8, in fours
   uint32_t delay;
+  uint32_t strip;  // winograd: tiles of 2x2 outputs at once; `run` channels of each, `valid` for window sums
+  uint8_t lift;    // winograd8: what makes transformed levels unsigned, and what takes it back, four times as much:
+  const int32_t* tile_bias;  // [4 pixels of a tile][tile_bias_apart], of which `rows` count
+  size_t tile_bias_apart;
   const uint8_t* tables;  // lut: [code of a group of activations][code of weights], 2 bits each, first lowest
   // bitserial
   uint32_t w_bits, a_bits, words;  // words of 32 bits of one plane of K = taps * valid elements
@@ -103,14 +111,15 @@ struct Conv {
   const uint32_t* falling;  // [rows] mask
   // gemv: kGemvPixels windows, each filled up to whole chunks. bitserial, aligned to 64: kStrip * (K rounded up to 64,
   // and 64 more) bytes, then kStrip * a_bits * (words, made even) words. lut: codes of all bytes from `in` to the last
-  // window's, and 64 more. bitsliced, aligned to 64: planes of lines, of a chunk's elements, and sums, as
-  // csrc/gemm/bitsliced.inl cuts it
+  // window's, and 64 more. winograd, aligned to 64: a strip, as csrc/gemm/winograd.inl cuts it. bitsliced, aligned to
+  // 64: planes of lines, of a chunk's elements, and sums, as csrc/gemm/bitsliced.inl cuts it
   uint8_t* scratch;
   Output out;
 };
 
 // weights of i8dot and s8dot rows: [blocks][taps * run / group][lanes][group] of int8 (group 4, 8) or int16 (group 2);
 // for the generic row [rows][taps * run] int16. Weights of bitserial rows: uint32 [blocks][w_bits][words][lanes].
+// Weights of winograd rows: those of i8dot for each of 16 places of a tile, [blocks][16][run / group][lanes][group].
 // Weights of lut rows: codes of groups [blocks][taps][ceil(valid / group)][lanes]; lane 2i is channel i of the block,
 // lane 2i + 1 is channel lanes / 2 + i.
 // Weights of gemv rows: [blocks][lanes][chunks] vectors of fields, as csrc/gemm/gemv.inl cuts them; the rest is zero.

@@ -81,11 +81,23 @@ void i8dot_tile(const Conv& c, const uint8_t* in, const uint8_t* w, int32_t* out
     unroll<MB * NB>([&](auto i) BITPRESS_INLINE { V::store(out + i * static_cast<int>(V::kLanes), acc.v[i]); });
 }
 
-template <class V, int MB, int NB>
+// Whether there is a tile of so many pixels. Beside wide ones those of 6, 5 and 3 are left out: rows are cut into
+// nearly equal parts, so that few would be met, and each is half a kilobyte of code.
+constexpr bool has_tile(int pixels, int widest) { return widest < 7 || (pixels != 6 && pixels != 5 && pixels != 3); }
+constexpr int narrower(int pixels, int widest) {
+  return has_tile(pixels - 1, widest) ? pixels - 1 : narrower(pixels - 1, widest);
+}
+
+// At most `widest` pixels.
+template <class V, int MB, int NB, int widest = NB>
 void i8dot_tiles(uint32_t pixels, const Conv& c, const uint8_t* in, const uint8_t* w, int32_t* out) {
   if constexpr (NB > 1)
-    if (pixels < NB) return i8dot_tiles<V, MB, NB - 1>(pixels, c, in, w, out);
+    if (pixels < NB) return i8dot_tiles<V, MB, narrower(NB, widest), widest>(pixels, c, in, w, out);
   i8dot_tile<V, MB, NB>(c, in, w, out);
+  if constexpr (NB < widest && !has_tile(NB + 1, widest))
+    if (pixels > NB)
+      i8dot_tiles<V, MB, narrower(NB, widest), widest>(pixels - NB, c, in + NB * c.pixel_stride, w,
+                                                       out + NB * MB * static_cast<int>(V::kLanes));
 }
 
 // factor * sum of the bytes of each pixel's window.
@@ -98,20 +110,25 @@ void window_sums(const Conv& c, const uint8_t* in, uint32_t pixels, int32_t* win
   }
 }
 
-// MB blocks from `block` on, all pixels. Rows of pixels are cut into tiles of nearly equal width.
+// MB blocks from `block` on, all pixels. Rows of pixels are cut into tiles of nearly equal width, several of which are
+// finished at once: an epilogue for each took a quarter of a layer of 16 channels.
 template <class V, class F, int MB, int NB>
 void i8dot_blocks(const Conv& c, uint32_t block) {
-  alignas(64) int32_t acc[NB * MB * V::kLanes + 16];
-  int32_t window[NB];
+  constexpr uint32_t kHeld = NB < 32 ? 32 / NB * NB : NB;
+  alignas(64) int32_t acc[kHeld * MB * V::kLanes + 16];
+  int32_t window[kHeld];
   const uint8_t* w = static_cast<const uint8_t*>(c.weights) + block * c.block_stride;
   const uint32_t row = block * V::kLanes, end = row + MB * V::kLanes;
   const uint32_t rows = (end < c.rows ? end : c.rows) - row;
-  const uint32_t parts = (c.out_cols + NB - 1) / NB;
   for (uint32_t y = 0; y < c.out_rows; ++y) {
-    for (uint32_t part = 0; part < parts; ++part) {
-      const uint32_t x = c.out_cols * part / parts, pixels = c.out_cols * (part + 1) / parts - x;
+    for (uint32_t x = 0, pixels; x < c.out_cols; x += pixels) {
+      pixels = c.out_cols - x < kHeld ? c.out_cols - x : kHeld;
       const uint8_t* in = c.in + y * c.row_stride + x * c.pixel_stride;
-      i8dot_tiles<V, MB, NB>(pixels, c, in, w, acc);
+      const uint32_t parts = (pixels + NB - 1) / NB;
+      for (uint32_t part = 0; part < parts; ++part) {
+        const uint32_t at = pixels * part / parts, some = pixels * (part + 1) / parts - at;
+        i8dot_tiles<V, MB, NB>(some, c, in + at * c.pixel_stride, w, acc + at * MB * V::kLanes);
+      }
       if constexpr (V::kElementBytes == 1)  // int16 holds every level, and needs no factor
         if (c.out.factor) window_sums<V>(c, in, pixels, window);
       finish<F, FromSums>(c.out, acc, MB * V::kLanes, row, rows, c.first_pixel + y * c.out_row_pixels + x, pixels,

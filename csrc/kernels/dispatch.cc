@@ -103,6 +103,11 @@ std::string misfit(const Row& r, const Problem& p) {
   if (a < r.a_from || a > r.a_to) return range('a', r.a_from, r.a_to, a);
   if (r.delayed() && delay_of(p.weight, p.act) < 2)
     return "two steps of " + p.weight.name + " x " + p.act.name + " products leave int16";
+  if (r.winograd()) {
+    if (p.tiles == 0) return "computes windows of 3 x 3, one pixel apart";
+    const int64_t top = p.act.hi() + zero_byte(p.act), largest = std::max(std::abs(p.weight.lo()), p.weight.hi());
+    if (static_cast<int64_t>(p.depth) * 4 * top * largest > INT32_MAX) return "four times the largest sum leaves int32";
+  }
   return "";
 }
 
@@ -123,8 +128,10 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // kPair. lut codes every pixel once, kPixel, and widens sums of 16 bits, kWiden an output. Picoseconds, fitted on the
 // machine of kernels.def to within a quarter over w1a1 .. w4a4 of ResNet-20 and ResNet-18 (lut: and 1x1). bitsliced
 // makes planes of every element of a window, kSlice a bit of one, and its last vector is full whatever is in it.
+// winograd transforms each channel of a tile, kInput, and 16 products of each row into four sums, kFold with 8 lanes.
 double arithmetic(const Row& r, const Problem& p) {
   constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6;
+  constexpr double kFold = 2300, kInput = 100;
   const double pixels = static_cast<double>(p.pixels), groups = static_cast<double>(p.groups);
   if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
   const double rows = groups * static_cast<double>(padded(p.rows / p.groups, r.lanes));
@@ -135,6 +142,12 @@ double arithmetic(const Row& r, const Problem& p) {
                  lanes = static_cast<double>(padded(p.pixels, r.group));
     const double filters = static_cast<double>(p.rows);
     return ((r.cost * digits_of(p.weight) * bits + kOutput) * filters + groups * kSlice * bits) * lanes * 1e-6;
+  }
+  if (r.winograd()) {
+    const double fold = kFold * 8 / r.lanes;
+    const double channels = static_cast<double>(padded(p.depth / 9, r.group));
+    return ((r.cost * 16 * channels + 4 * kOutput + fold) * rows + groups * kInput * channels) *
+           static_cast<double>(p.tiles) * 1e-6;
   }
   if (!r.bitserial()) return (r.cost * depth + kOutput) * rows * pixels * 1e-6;
   const double planes = p.weight.bits * p.act.bits;
@@ -147,6 +160,7 @@ double layout_bytes(const Row& r, const Problem& p) {
   const double weights = static_cast<double>(p.rows * p.depth);
   if (p.op != Op::kConv2d || r.sliced()) return 0;  // lists are as long as the weights have digits
   if (r.lut()) return weights / r.group;
+  if (r.winograd()) return weights * 16 / 9 * (r.group < 4 ? 2 : 1);
   if (r.bitserial() || r.packed()) return weights * p.weight.bits / 8;
   return weights * (r.group < 4 ? 2 : 1);
 }
@@ -170,6 +184,7 @@ bool Row::lut() const { return std::strcmp(family, "lut") == 0; }
 bool Row::sliced() const { return std::strcmp(family, "bitsliced") == 0; }
 bool Row::packed() const { return std::strcmp(family, "gemv") == 0; }
 bool Row::delayed() const { return std::strcmp(family, "i8dot16") == 0; }
+bool Row::winograd() const { return std::strncmp(family, "winograd", 8) == 0; }
 bool Row::flips() const { return std::strcmp(family, "s8dot") == 0; }
 
 const std::vector<Isa>& isas() {
@@ -224,8 +239,17 @@ const std::vector<Row>& rows() {
 
 Problem problem_of(const Step& s, const Program& p) {
   const Buffer& out = p.buffers[s.output];
+  const bool near = s.op == Op::kConv2d && s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 && s.stride_w == 1 &&
+                    s.dilation_h == 1 && s.dilation_w == 1 && out.h * out.w > 1;
   const uint64_t window = s.op == Op::kMaxPool2d || s.op == Op::kSumPool2d ? uint64_t{s.kernel_h} * s.kernel_w : 1;
-  return {s.op, s.weight, p.buffers[s.data].storage, s.rows, s.has_weights ? s.depth : window, out.h * out.w, s.groups};
+  return {s.op,
+          s.weight,
+          p.buffers[s.data].storage,
+          s.rows,
+          s.has_weights ? s.depth : window,
+          out.h * out.w,
+          s.groups,
+          near ? (out.h + 1) / 2 * ((out.w + 1) / 2) : 0};
 }
 
 Split split_weight(const Encoding& w) {
@@ -240,6 +264,14 @@ Split split_for_lut(const Encoding& w, bool zero) {
   for (uint32_t code = 0; code < 1u << w.bits; ++code) has |= w.level(code) == 0;
   if (has || !zero) return {0, 0, std::max(std::abs(w.lo()), std::abs(w.hi()))};
   return {1, 1, std::max(std::abs((w.lo() - 1) / 2), std::abs((w.hi() - 1) / 2))};
+}
+
+Split split_for_winograd(const Encoding& w) {
+  constexpr int32_t kTaps = 9;
+  const int32_t largest = std::max(std::abs(w.lo()), std::abs(w.hi()));
+  if (kTaps * largest <= INT8_MAX) return {0, 0, largest};
+  if (w.lo() >= 0) return {0, (w.hi() + 1) / 2, (w.hi() + 1) / 2};
+  return {1, 1, std::max(std::abs((w.lo() - 1) / 2), std::abs((w.hi() - 1) / 2))};  // odd levels
 }
 
 Split split_for_fields(const Encoding& w) {

@@ -31,11 +31,12 @@ struct Row {
     reinterpret_cast<void (*)(const Arguments&)>(function)(arguments);
   }
   bool bitserial() const { return op == Op::kConv2d && group == 32; }
-  bool delayed() const;  // sums products in int16
-  bool lut() const;      // looks sums of two or three products up
-  bool sliced() const;   // adds planes of pixels
-  bool packed() const;   // leaves weights in their fields
-  bool flips() const;    // multiplies bytes less 128
+  bool delayed() const;   // sums products in int16
+  bool lut() const;       // looks sums of two or three products up
+  bool sliced() const;    // adds planes of pixels
+  bool packed() const;    // leaves weights in their fields
+  bool winograd() const;  // makes four pixels of 3x3 windows at once
+  bool flips() const;     // multiplies bytes less 128
 };
 
 // What the choice depends on. `weight` has no bits where there are none; `rows`, `depth` and `pixels` of one image.
@@ -43,6 +44,7 @@ struct Problem {
   Op op;
   Encoding weight, act;
   uint64_t rows = 1, depth = 1, pixels = 1, groups = 1;
+  uint64_t tiles = 0;  // of 2x2 outputs, of 3x3 windows one pixel apart without dilation; 0: other windows
 };
 Problem problem_of(const Step& step, const Program& program);
 
@@ -60,6 +62,8 @@ Split split_for_fields(const Encoding& weight);
 Split split_for_slices(const Encoding& weight);
 // v as a sum of powers of two and their negatives, as few as can be: [i] is -1, 0 or 1 times 2^i. |v| <= 128.
 std::array<int8_t, 9> signed_digits(int32_t v);
+// The same for sums of nine weights of at most four bits, which fit a signed byte then.
+Split split_for_winograd(const Encoding& weight);
 // Level 0 of an activation as i8dot's unsigned byte.
 int32_t zero_byte(const Encoding& act);
 // Steps of i8dot16 whose sum of products cannot leave int16.

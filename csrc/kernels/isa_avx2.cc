@@ -192,6 +192,7 @@ struct Dots : Words {
 #include "../gemm/i8dot.inl"
 #include "../gemm/lut.inl"
 #include "../gemm/values.inl"
+#include "../gemm/winograd.inl"
 
 }  // namespace
 
@@ -201,6 +202,8 @@ void bitserial_avx2(const Conv& c) { bitserial<Planes, F>(c); }
 void bitsliced_avx2(const Conv& c) { bitsliced<Slices, F>(c); }
 void lut_avx2(const Conv& c) { lut<Tables, F>(c); }
 void gemv_avx2(const Conv& c) { gemv<Fields, F>(c); }
+void winograd16_avx2(const Conv& c) { winograd<Plain, Words, F>(c); }
+void winograd8_avx2(const Conv& c) { winograd<Lifted, Delayed, F>(c); }
 void depthwise_avx2(const Depthwise& d) { depthwise<Dots, F>(d); }
 void quantize_avx2(const Quantize& q) { quantize<F>(q); }
 void requantize_avx2(const Requantize& r) { requantize<F>(r); }

@@ -119,6 +119,7 @@ struct Dots : Block {
 #include "../gemm/gemv.inl"
 #include "../gemm/i8dot.inl"
 #include "../gemm/values.inl"
+#include "../gemm/winograd.inl"
 
 }  // namespace
 
@@ -127,6 +128,7 @@ void i8dot16_avx512(const Conv& c) { i8dot<Delayed, F>(c); }
 void bitserial_avx512(const Conv& c) { bitserial<Nibbles, F>(c); }
 void bitsliced_avx512(const Conv& c) { bitsliced<Slices, F>(c); }
 void gemv_avx512(const Conv& c) { gemv<Fields, F>(c); }
+void winograd16_avx512(const Conv& c) { winograd<Plain, Words, F>(c); }
 void depthwise_avx512(const Depthwise& d) { depthwise<Dots, F>(d); }
 void requantize_avx512(const Requantize& r) { requantize<F>(r); }
 

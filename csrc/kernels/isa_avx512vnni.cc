@@ -41,10 +41,12 @@ struct Dots : Block {
 #include "../gemm/gemv.inl"
 #include "../gemm/i8dot.inl"
 #include "../gemm/values.inl"
+#include "../gemm/winograd.inl"
 
 }  // namespace
 
 void i8dot_avx512vnni(const Conv& c) { i8dot<Dot, F>(c); }
+void winograd8_avx512vnni(const Conv& c) { winograd<Lifted, Dot, F>(c); }
 void gemv_avx512vnni(const Conv& c) { gemv<Fields, F>(c); }
 void depthwise_avx512vnni(const Depthwise& d) { depthwise<Dots, F>(d); }
 

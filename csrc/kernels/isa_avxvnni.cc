@@ -19,9 +19,11 @@ struct Dot : Delayed {
 
 #include "../gemm/finish.inl"
 #include "../gemm/i8dot.inl"
+#include "../gemm/winograd.inl"
 
 }  // namespace
 
 void i8dot_avxvnni(const Conv& c) { i8dot<Dot, F>(c); }
+void winograd8_avxvnni(const Conv& c) { winograd<Lifted, Dot, F>(c); }
 
 }  // namespace bitpress::gemm

@@ -10,13 +10,13 @@
 namespace bitpress {
 namespace {
 
-constexpr size_t kSpareRows = 16;  // constants behind the last row that a vector may read
 // Bytes of scratch memory of a thread. No network needs a hundredth; a small file that claims huge borders would.
 constexpr size_t kMostScratch = size_t{1} << 30;
 constexpr uint32_t kSliceElements = 24 << 10;  // bytes of a chunk's planes: most of a first-level cache
 constexpr size_t kSliceBand = 256 << 10;       // of input that becomes planes at once, which stay in the second
 
-// Codes of one row of packed fields.
+}  // namespace
+
 std::vector<uint8_t> codes_of(const Step& s, uint32_t row) {
   const size_t row_bytes = s.fields.size / s.rows;
   const uint32_t bits = static_cast<uint32_t>(s.weight.bits), per_byte = 8 / bits, mask = (1u << bits) - 1;
@@ -26,8 +26,6 @@ std::vector<uint8_t> codes_of(const Step& s, uint32_t row) {
     out[k] = static_cast<uint8_t>(fields[k / per_byte] >> (k % per_byte * bits) & mask);
   return out;
 }
-
-}  // namespace
 
 Memory::Memory(size_t size) : size_(size) {
   const size_t bytes = padded(size + gemm::kSlack, 64);
@@ -129,6 +127,7 @@ void Bound::plan_bands(size_t weight_bytes) {
   const size_t most = rows > reach ? (rows - reach) / s.stride_h + 1 : 1;
   const uint32_t bands = static_cast<uint32_t>((out_.h + most - 1) / most);
   w.band = static_cast<uint32_t>((out_.h + bands - 1) / bands);
+  if (row_->winograd()) w.band = static_cast<uint32_t>(padded(w.band, 2));
   w.band_bytes = ((w.band - 1) * size_t{s.stride_h} + reach) * w.row_bytes;
   w.scratch = w.copy ? w.band_bytes : 0;
 }
@@ -136,6 +135,7 @@ void Bound::plan_bands(size_t weight_bytes) {
 void Bound::bind_convolution(const Step& s) {
   if (row_->sliced()) return bind_slices(s);
   if (row_->packed()) return bind_fields(s);
+  if (row_->winograd()) return bind_winograd(s);
   const bool bits = row_->bitserial(), lut = row_->lut(), wide = row_->group < 4 && !lut;
   Windows& w = windows_;
   w.element = wide ? 2 : 1;

@@ -17,6 +17,11 @@ namespace bitpress {
 // `n` rounded up to a multiple of `to`.
 inline size_t padded(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
+constexpr size_t kSpareRows = 16;  // constants behind the last row that a vector may read
+
+// Codes [depth] of one row of packed fields.
+std::vector<uint8_t> codes_of(const Step& step, uint32_t row);
+
 // Zeroed bytes, aligned to cache lines, with gemm::kSlack more behind them.
 class Memory {
  public:
@@ -64,6 +69,13 @@ struct Slices {
   std::vector<uint32_t> starts, thresholds, falling;  // of one group after another
 };
 
+// A convolution by Winograd's tiles: see gemm::Conv.
+struct WinogradTiles {
+  uint32_t run = 0, strip = 0;
+  uint8_t lift = 0;
+  std::vector<int32_t> bias;  // [groups][4][padded rows], and more
+};
+
 class Bound {
  public:
   // Lays everything out; `step.fields` is not read again. Error(kUnsupported) where no row fits.
@@ -94,6 +106,7 @@ class Bound {
   void bind_lut(const Step& step, const Split& split);
   void bind_fields(const Step& step);
   void bind_slices(const Step& step);
+  void bind_winograd(const Step& step);
   void bind_thresholds(const Step& step, int64_t most);
   void bind_depthwise(const Step& step);
   void bind_gather(const Step& step);
@@ -129,6 +142,7 @@ class Bound {
   uint32_t delay_ = 0, words_ = 0;
   Windows windows_;
   Slices slices_;
+  WinogradTiles winograd_;
   std::vector<gemm::GatherRun> runs_;
   size_t scratch_ = 0;
 };

@@ -24,7 +24,7 @@ BY_NAME = {row.name: row for row in ROWS}
 
 
 def roofs(products: float = 1e12, read: float = 1e12) -> Roofs:
-    return Roofs({("i8dot", "avx2"): products, ("bitserial", "avx2"): products}, read)
+    return Roofs(dict.fromkeys(((name, "avx2") for name in ("i8dot", "i8dot16", "bitserial")), products), read)
 
 
 def explained(

@@ -287,7 +287,8 @@ def test_bytes_are_read_from_the_nearest_cache_that_holds_them(tmp_path: Path) -
 
 def test_the_bound_is_the_larger_of_two_times() -> None:
     job = roofline.Work(macs=1000, bit_products=4000, bit_additions=2000, weight_bytes=50, value_bytes=50)
-    roofs = roofline.Roofs({("i8dot", "avx2"): 1e6, ("bitserial", "avx2"): 1e6, ("bitsliced", "avx2"): 1e6}, 1e6)
+    names = ("i8dot", "i8dot16", "bitserial", "bitsliced")
+    roofs = roofline.Roofs(dict.fromkeys(((name, "avx2") for name in names), 1e6), 1e6)
     found = roofline.bound(job, "i8dot16_avx2", "avx2", roofs, 2)
     assert found is not None and (found.arithmetic, found.memory) == (2.0, pytest.approx(0.15))
     assert (found.least, found.limit) == (2.0, "arithmetic")
@@ -298,6 +299,8 @@ def test_the_bound_is_the_larger_of_two_times() -> None:
     bytes_ = roofline.bound(replace(job, macs=0), "gather_generic", "generic", roofs, 1)
     assert bytes_ is not None and (bytes_.least, bytes_.limit) == (pytest.approx(0.1), "bytes")
     assert roofline.bound(job, "lut_neon", "neon", roofs, 1) is None
+    tiles, dots = (roofline.bound(job, name, "avx2", roofs, 1) for name in ("winograd16_avx2", "i8dot_avx2"))
+    assert tiles is not None and dots is not None and tiles.arithmetic == pytest.approx(dots.arithmetic * 16 / 36)
 
 
 def test_a_depth_whose_sums_may_overflow_is_refused() -> None:

@@ -60,6 +60,13 @@ inline __m512i rounded(const __m512& a) {
   return as<__m512i>(to);
 }
 
+// Arithmetic shifts.
+inline __m512i shifted(const __m512i& a, int n) {
+  auto out = as<Lanes<int32_t, 16>>(a);
+  for (int32_t& x : out.v) x >>= n;
+  return as<__m512i>(out);
+}
+
 template <class T, int N>
 inline T sum(const __m512i& a) {
   const auto from = as<Lanes<T, N>>(a);
@@ -86,6 +93,7 @@ inline Vector dot_bytes(const Vector& acc, const Vector& a, const Vector& w) {
 #define _mm512_cvtepu8_epi32(a) bitpress::emulated::convert<int32_t, uint8_t, 16, __m512i>(a)
 #define _mm512_cvtepu8_epi16(a) bitpress::emulated::convert<int16_t, uint8_t, 32, __m512i>(a)
 #define _mm512_cvtepu16_epi32(a) bitpress::emulated::convert<int32_t, uint16_t, 16, __m512i>(a)
+#define _mm512_srai_epi32(a, n) bitpress::emulated::shifted(a, n)
 #define _mm512_cvtps_epi32(a) bitpress::emulated::rounded(a)
 #define _mm512_maskz_loadu_epi8(mask, p) bitpress::emulated::load_some<uint8_t, 64, __m512i>(mask, p)
 #define _mm_maskz_loadu_epi8(mask, p) bitpress::emulated::load_some<uint8_t, 16, __m128i>(mask, p)
