@@ -81,13 +81,6 @@ void i8dot_tile(const Conv& c, const uint8_t* in, const uint8_t* w, int32_t* out
     unroll<MB * NB>([&](auto i) BITPRESS_INLINE { V::store(out + i * static_cast<int>(V::kLanes), acc.v[i]); });
 }
 
-// Whether there is a tile of so many pixels. Beside wide ones those of 6, 5 and 3 are left out: rows are cut into
-// nearly equal parts, so that few would be met, and each is half a kilobyte of code.
-constexpr bool has_tile(int pixels, int widest) { return widest < 7 || (pixels != 6 && pixels != 5 && pixels != 3); }
-constexpr int narrower(int pixels, int widest) {
-  return has_tile(pixels - 1, widest) ? pixels - 1 : narrower(pixels - 1, widest);
-}
-
 // At most `widest` pixels.
 template <class V, int MB, int NB, int widest = NB>
 void i8dot_tiles(uint32_t pixels, const Conv& c, const uint8_t* in, const uint8_t* w, int32_t* out) {

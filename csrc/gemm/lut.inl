@@ -112,11 +112,16 @@ void lut_tile(const Conv& c, const uint16_t* codes, const uint8_t* w, int32_t* o
                       BITPRESS_INLINE { V::store(out + i * static_cast<int>(V::kLanes), total[i], odd[i], stored); });
 }
 
-template <class V, int MB, int NB>
+// At most `widest` pixels.
+template <class V, int MB, int NB, int widest = NB>
 void lut_tiles(uint32_t pixels, const Conv& c, const uint16_t* codes, const uint8_t* w, int32_t* out) {
   if constexpr (NB > 1)
-    if (pixels < NB) return lut_tiles<V, MB, NB - 1>(pixels, c, codes, w, out);
+    if (pixels < NB) return lut_tiles<V, MB, narrower(NB, widest), widest>(pixels, c, codes, w, out);
   lut_tile<V, MB, NB>(c, codes, w, out);
+  if constexpr (NB < widest && !has_tile(NB + 1, widest))
+    if (pixels > NB)
+      lut_tiles<V, MB, narrower(NB, widest), widest>(pixels - NB, c, codes + NB * c.pixel_stride, w,
+                                                     out + NB * MB * static_cast<int>(V::kLanes));
 }
 
 // MB blocks from `block` on, one row of pixels, cut into tiles of nearly equal width.

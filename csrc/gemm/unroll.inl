@@ -34,3 +34,10 @@ template <int N, class Body>
 BITPRESS_INLINE inline void unroll(const Body& body) {
   unroll_over(body, typename MakeIndices<N>::type{});
 }
+
+// Whether there is a tile of so many pixels. Beside wide ones those of 6, 5 and 3 are left out: rows are cut into
+// nearly equal parts, so that few would be met, and each is half a kilobyte of code.
+constexpr bool has_tile(int pixels, int widest) { return widest < 7 || (pixels != 6 && pixels != 5 && pixels != 3); }
+constexpr int narrower(int pixels, int widest) {
+  return has_tile(pixels - 1, widest) ? pixels - 1 : narrower(pixels - 1, widest);
+}
