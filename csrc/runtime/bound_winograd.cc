@@ -25,8 +25,8 @@ std::array<int32_t, kPlaces> transformed(const std::array<int32_t, 9>& g) {
   return out;
 }
 
-// The most steps between rests for which no lane of int16 is left: its sums lie between those of its positive and of
-// its negative weights, times the largest level. `weights`: of one place, [steps][lanes][4].
+// Steps between rests, `delay` at most, for which no lane of int16 is left: its sums lie between those of its positive
+// and of its negative weights, times the largest level. `weights`: of one place, [steps][lanes][4].
 uint32_t delay_of(const int8_t* weights, uint32_t steps, uint32_t lanes, int32_t top, uint32_t delay) {
   const auto holds = [&](uint32_t lane) {
     for (uint32_t from = 0; from < steps; from += delay)
@@ -42,7 +42,10 @@ uint32_t delay_of(const int8_t* weights, uint32_t steps, uint32_t lanes, int32_t
     return true;
   };
   for (uint32_t lane = 0; lane < lanes; ++lane)
-    while (delay > 1 && !holds(lane)) --delay;
+    while (delay > 1 && !holds(lane)) {
+      const uint32_t rests = (steps + delay - 1) / delay + 1;
+      delay = std::min(delay - 1, (steps + rests - 1) / rests);
+    }
   return delay;
 }
 
@@ -69,6 +72,9 @@ void Bound::bind_winograd(const Step& s) {
   Split split{0, 0, 0};
   t.bias.assign(size_t{s.groups} * kPixels * padded_rows_ + kSpareRows, 0);
   const auto lay_out = [&] {
+    int32_t spelled[256] = {};  // what stands for a code
+    for (uint32_t code = 0; code < 1u << s.weight.bits; ++code)
+      spelled[code] = (s.weight.level(code) - split.factor) >> split.shift;
     for (uint32_t row = 0; row < s.rows; ++row) {
       const std::vector<uint8_t> codes = codes_of(s, row);
       const uint32_t group = row / per_group, lane = row % per_group % lanes;
@@ -77,8 +83,7 @@ void Bound::bind_winograd(const Step& s) {
       int64_t sum = 0;
       for (uint32_t k = 0; k < channels; ++k) {
         std::array<int32_t, 9> g;
-        for (size_t tap = 0; tap < g.size(); ++tap)
-          sum += g[tap] = (s.weight.level(codes[tap * channels + k]) - split.factor) >> split.shift;
+        for (size_t tap = 0; tap < g.size(); ++tap) sum += g[tap] = spelled[codes[tap * channels + k]];
         const std::array<int32_t, kPlaces> u = transformed(g);
         const size_t place = (k - k % each) * size_t{lanes} + size_t{lane} * each + k % each;
         for (size_t p = 0; p < kPlaces; ++p) {
