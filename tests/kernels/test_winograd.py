@@ -102,8 +102,11 @@ def test_what_a_row_refuses(kernel: str) -> None:
     low = kernel.startswith("winograd8")
     assert why(144, 0, "i2", "u2") == "computes windows of 3 x 3, one pixel apart"
     most = (2**31 - 1) // (4 * 255 * 128)
-    assert why(most, 16) == ("has w1..w4, not w8" if low else why(most, 16)) and "leaves" not in why(most, 16)
-    assert low or why(most + 1, 16) == "four times the largest sum leaves int32"
+    if low:
+        assert why(most, 16) == "has w1..w4, not w8"
+    else:
+        assert why(most, 16).startswith("about ")
+        assert why(most + 1, 16) == "four times the largest sum leaves int32"
 
 
 def test_which_windows_have_tiles() -> None:
