@@ -22,6 +22,7 @@ from ..cli.tables import Column, Table, to_markdown
 from ..core.errors import BitpressError, EnvironmentMissing
 from ..core.host import cpu_name, write_text
 from ..core.rundir import read_json
+from .peers import at_hand
 
 NETWORKS: Mapping[str, tuple[str, ...]] = {
     "resnet20": ("w8a8", "w4a4", "w2a4", "w2a2"), "resnet56": ("w8a8", "w2a2"), "vgg7": ("w8a8", "w2a2"),
@@ -32,6 +33,7 @@ SETTINGS = ((1, 1), (2, 1), (1, 16))  # threads, batch
 SECONDS = {"bench": 2.0, "gemm": 0.05}  # of each run; of each kernel on a shape
 SHAPES, BITS = "resnet20,resnet18,mobilenet_v1,4096x4096x1", "w1a1,w1a2,w2a2,w2a4,w4a4,w2a8,w4a8,w8a8"
 DENSE = "w8a8"
+PEERS = ("onnxruntime", "openvino")  # those that are installed
 Columns = tuple[Column, ...]
 
 
@@ -46,7 +48,8 @@ class Job:
 def jobs(folder: Path, searched: Mapping[str, str]) -> Iterator[Job]:
     """Everything that is measured, in order."""
     threads, batches = (",".join(map(str, sorted({s[i] for s in SETTINGS}))) for i in (0, 1))
-    timed = ("--threads", threads, "--batch", batches, "--seconds", str(SECONDS["bench"]))
+    peers = ",".join(at_hand(PEERS)[0])
+    timed = ("--threads", threads, "--batch", batches, "--seconds", str(SECONDS["bench"]), "--vs", peers)
     for network, widths in NETWORKS.items():
         for bits in widths:
             name = f"{network}-{bits}"
