@@ -55,7 +55,7 @@ BITPRESS_INLINE inline void lut_step(const uint8_t* tables, const uint16_t* code
 
 // MB blocks of channels x NB pixels -> out [NB][MB * kLanes]. Bytes hold `delay` look-ups, 16 bits 257 times as many.
 template <class V, int MB, int NB>
-void lut_tile(const Conv& c, const uint16_t* codes, const uint8_t* w, int32_t* out) {
+__attribute__((noinline)) void lut_tile(const Conv& c, const uint16_t* codes, const uint8_t* w, int32_t* out) {
   constexpr uint32_t kMost = 65535 / 255;
   typename V::Vec total[MB * NB], odd[MB * NB];
   unroll<MB * NB>([&](auto i) BITPRESS_INLINE { total[i] = odd[i] = V::zero(); });
