@@ -68,12 +68,11 @@ def padded(step: Step, in_shape: tuple[int, int, int], kernel: Kernel) -> Padded
     rows, depth = step.weight.shape
     if kernel.family == "bitsliced":
         return Padded(rows, depth, int(step.weight.fields.nbytes))
-    if kernel.family.startswith("winograd"):
-        rows = step.groups * -(-rows // step.groups // kernel.lanes) * kernel.lanes
-        channels = -(-(in_shape[0] // step.groups) // kernel.group) * kernel.group
-        return Padded(rows, 9 * channels, rows * channels * 16 * (1 if kernel.group == 4 else 2))
     each = -(-rows // step.groups)
     rows = step.groups * -(-each // kernel.lanes) * kernel.lanes
+    if kernel.family.startswith("winograd"):
+        channels = -(-(in_shape[0] // step.groups) // kernel.group) * kernel.group
+        return Padded(rows, 9 * channels, rows * channels * 16 * (2 if _wide(kernel) else 1))
     joined = step.kernel[1] if step.dilation[1] == 1 else 1  # the taps of a row of the kernel follow one another
     run = in_shape[0] // step.groups * joined
     if step.kernel == in_shape[1:] and step.groups == 1 and not any(step.padding):

@@ -104,7 +104,7 @@ def page(documents: Mapping[str, Any], words: str) -> str:
         f"best instruction set {gemm['host']['isa']}.",
         "Peers run the same network with 8-bit weights and activations, all in turns in one run; medians. A ratio",
         "above 1 says how many times longer the peer takes.",
-        *dict.fromkeys(filter(None, (document["peers_left_out"] for document in networks.values()))),
+        *filter(None, (at_hand(PEERS)[1],)),
     ]  # fmt: skip
     for title, said, table in parts:
         lines += ["", f"## {title}", "", said, "", to_markdown(table).rstrip()]

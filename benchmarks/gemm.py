@@ -274,8 +274,9 @@ class _Timer:
         work = roofline.work(made.step, made.program)
         least = roofline.bound(work, row.name, row.isa, self.roof.over(work), 1)
         peak = self.roof.operations.get((roofline.family(row.name), row.isa))
-        if peak is not None:
-            peak *= work.macs / roofline.operations_of(work, row.name)
+        operations = roofline.operations_of(work, row.name)
+        if peak is not None:  # of multiply-accumulates; bit slices may have nothing to add
+            peak = peak * work.macs / operations if operations else None
         return {
             "kernel": row.name, "isa": row.isa, "chosen": row.name == group.chosen, "median": timing.median,
             "min": timing.min, "gmacs": 1e-6 * macs / timing.median, "peak": None if peak is None else 1e-9 * peak,

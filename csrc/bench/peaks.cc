@@ -75,57 +75,29 @@ double dot_generic(std::uint64_t loops) {
   return static_cast<double>(loops) * 8 * 8;
 }
 
-// vpmaddwd + vpaddd: products of int16, which hold every level.
-__attribute__((target("avx2"))) double dot_avx2(std::uint64_t loops) {
-  ACC8(__m256i);
-  __m256i a = _mm256_set1_epi16(3);
-  for (std::uint64_t i = 0; i < loops; ++i) {
-#define STEP(n) "vpmaddwd %8, %8, %%ymm15\n\tvpaddd %%ymm15, %" n ", %" n "\n\t"
-    asm volatile(CHAINS8(STEP)
-                 : "+x"(c0), "+x"(c1), "+x"(c2), "+x"(c3), "+x"(c4), "+x"(c5), "+x"(c6), "+x"(c7)
-                 : "x"(a)
-                 : "xmm15");
-#undef STEP
+#define MULTIPLY_ADD(multiply, add, temporary, n) \
+  multiply " %8, %8, " temporary "\n\t" add " " temporary ", %" n ", %" n "\n\t"
+#define CHAIN(name, isa, V, operand, step, products)              \
+  __attribute__((target(isa))) double name(std::uint64_t loops) { \
+    ACC8(V);                                                      \
+    V a = operand;                                                \
+    for (std::uint64_t i = 0; i < loops; ++i) {                   \
+      asm volatile(CHAINS8(step) : OUT8 : "v"(a) : "xmm15");      \
+    }                                                             \
+    return static_cast<double>(loops) * 8 * products;             \
   }
-  return static_cast<double>(loops) * 8 * 16;
-}
 
-__attribute__((target("avx512f,avx512bw"))) double dot_avx512(std::uint64_t loops) {
-  ACC8(__m512i);
-  __m512i a = _mm512_set1_epi16(3);
-  for (std::uint64_t i = 0; i < loops; ++i) {
-#define STEP(n) "vpmaddwd %8, %8, %%zmm15\n\tvpaddd %%zmm15, %" n ", %" n "\n\t"
-    asm volatile(CHAINS8(STEP) : OUT8 : "v"(a) : "xmm15");
-#undef STEP
-  }
-  return static_cast<double>(loops) * 8 * 32;
-}
+// vpmaddwd + vpaddd: products of int16, which hold every level.
+#define WORDS256(n) MULTIPLY_ADD("vpmaddwd", "vpaddd", "%%ymm15", n)
+#define WORDS512(n) MULTIPLY_ADD("vpmaddwd", "vpaddd", "%%zmm15", n)
+CHAIN(dot_avx2, "avx2", __m256i, _mm256_set1_epi16(3), WORDS256, 16)
+CHAIN(dot_avx512, "avx512f,avx512bw", __m512i, _mm512_set1_epi16(3), WORDS512, 32)
 
 // vpmaddubsw + vpaddw: sums delayed in int16, the least that a kernel without VNNI can do.
-__attribute__((target("avx2"))) double delayed_avx2(std::uint64_t loops) {
-  ACC8(__m256i);
-  __m256i a = _mm256_set1_epi8(3);
-  for (std::uint64_t i = 0; i < loops; ++i) {
-#define STEP(n) "vpmaddubsw %8, %8, %%ymm15\n\tvpaddw %%ymm15, %" n ", %" n "\n\t"
-    asm volatile(CHAINS8(STEP)
-                 : "+x"(c0), "+x"(c1), "+x"(c2), "+x"(c3), "+x"(c4), "+x"(c5), "+x"(c6), "+x"(c7)
-                 : "x"(a)
-                 : "xmm15");
-#undef STEP
-  }
-  return static_cast<double>(loops) * 8 * 32;
-}
-
-__attribute__((target("avx512f,avx512bw"))) double delayed_avx512(std::uint64_t loops) {
-  ACC8(__m512i);
-  __m512i a = _mm512_set1_epi8(3);
-  for (std::uint64_t i = 0; i < loops; ++i) {
-#define STEP(n) "vpmaddubsw %8, %8, %%zmm15\n\tvpaddw %%zmm15, %" n ", %" n "\n\t"
-    asm volatile(CHAINS8(STEP) : OUT8 : "v"(a) : "xmm15");
-#undef STEP
-  }
-  return static_cast<double>(loops) * 8 * 64;
-}
+#define BYTES256(n) MULTIPLY_ADD("vpmaddubsw", "vpaddw", "%%ymm15", n)
+#define BYTES512(n) MULTIPLY_ADD("vpmaddubsw", "vpaddw", "%%zmm15", n)
+CHAIN(delayed_avx2, "avx2", __m256i, _mm256_set1_epi8(3), BYTES256, 32)
+CHAIN(delayed_avx512, "avx512f,avx512bw", __m512i, _mm512_set1_epi8(3), BYTES512, 64)
 
 __attribute__((target("avx2"))) double dot_avxvnni(std::uint64_t loops) {
   ACC8(__m256i);

@@ -91,6 +91,11 @@ Op op_named(const char* name) {
   throw Error(Code::kUsage, std::string("unknown op ") + name);
 }
 
+int32_t magnitude(const Encoding& w) { return std::max(std::abs(w.lo()), std::abs(w.hi())); }
+
+// Odd levels as 2 * v + 1.
+Split halved(const Encoding& w) { return {1, 1, std::max(std::abs((w.lo() - 1) / 2), std::abs((w.hi() - 1) / 2))}; }
+
 // Empty if the row computes the problem exactly.
 std::string misfit(const Row& r, const Problem& p) {
   if (r.op != p.op) return std::string("computes ") + op_name(r.op) + ", not " + op_name(p.op);
@@ -105,7 +110,7 @@ std::string misfit(const Row& r, const Problem& p) {
     return "two steps of " + p.weight.name + " x " + p.act.name + " products leave int16";
   if (r.winograd()) {
     if (p.tiles == 0) return "computes windows of 3 x 3, one pixel apart";
-    const int64_t top = p.act.hi() + zero_byte(p.act), largest = std::max(std::abs(p.weight.lo()), p.weight.hi());
+    const int64_t top = p.act.hi() + zero_byte(p.act), largest = magnitude(p.weight);
     if (static_cast<int64_t>(p.depth) * 4 * top * largest > INT32_MAX) return "four times the largest sum leaves int32";
   }
   return "";
@@ -253,25 +258,24 @@ Problem problem_of(const Step& s, const Program& p) {
 }
 
 Split split_weight(const Encoding& w) {
-  const auto magnitude = [](int32_t lo, int32_t hi) { return std::max(std::abs(lo), std::abs(hi)); };
-  if (w.lo() >= -128 && w.hi() <= 127) return {0, 0, magnitude(w.lo(), w.hi())};
-  if (w.lo() >= 0) return {0, 128, 128};                         // u8: v = w - 128
-  return {1, 1, magnitude((w.lo() - 1) / 2, (w.hi() - 1) / 2)};  // odd levels: v = (w - 1) / 2
+  if (w.lo() >= -128 && w.hi() <= 127) return {0, 0, magnitude(w)};
+  if (w.lo() >= 0) return {0, 128, 128};  // u8: v = w - 128
+  return halved(w);
 }
 
 Split split_for_lut(const Encoding& w, bool zero) {
   bool has = w.bits < 2;  // then there is a code to spare
   for (uint32_t code = 0; code < 1u << w.bits; ++code) has |= w.level(code) == 0;
-  if (has || !zero) return {0, 0, std::max(std::abs(w.lo()), std::abs(w.hi()))};
-  return {1, 1, std::max(std::abs((w.lo() - 1) / 2), std::abs((w.hi() - 1) / 2))};
+  if (has || !zero) return {0, 0, magnitude(w)};
+  return halved(w);
 }
 
 Split split_for_winograd(const Encoding& w) {
   constexpr int32_t kTaps = 9;
-  const int32_t largest = std::max(std::abs(w.lo()), std::abs(w.hi()));
+  const int32_t largest = magnitude(w);
   if (kTaps * largest <= INT8_MAX) return {0, 0, largest};
   if (w.lo() >= 0) return {0, (w.hi() + 1) / 2, (w.hi() + 1) / 2};
-  return {1, 1, std::max(std::abs((w.lo() - 1) / 2), std::abs((w.hi() - 1) / 2))};  // odd levels
+  return halved(w);  // odd levels
 }
 
 Split split_for_fields(const Encoding& w) {
@@ -282,8 +286,8 @@ Split split_for_fields(const Encoding& w) {
 
 Split split_for_slices(const Encoding& w) {
   for (uint32_t code = 0; code < 1u << w.bits; ++code)
-    if (w.level(code) == 0) return {0, 0, std::max(std::abs(w.lo()), std::abs(w.hi()))};
-  return {1, 1, std::max(std::abs((w.lo() - 1) / 2), std::abs((w.hi() - 1) / 2))};
+    if (w.level(code) == 0) return {0, 0, magnitude(w)};
+  return halved(w);
 }
 
 std::array<int8_t, 9> signed_digits(int32_t v) {

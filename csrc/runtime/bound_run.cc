@@ -220,7 +220,7 @@ void Bound::run_convolution(const Place& place, size_t begin, size_t end, uint32
       c.out.m = m_.data() + size_t{g} * padded_rows_;
       c.out.b = b_.data() + size_t{g} * padded_rows_;
       c.out.bias = bias_.data() + size_t{g} * padded_rows_;
-      c.tile_bias = winograd_.bias.data() + size_t{g} * 4 * padded_rows_;
+      if (row_->winograd()) c.tile_bias = winograd_.bias.data() + size_t{g} * 4 * padded_rows_;
       if (row_->sliced()) c.starts = slices_.starts.data() + size_t{g} * slices_.chunks * (c.rows + 1);
       if (c.stored_bits) {
         const size_t steps = (size_t{1} << c.stored_bits) - 1;
