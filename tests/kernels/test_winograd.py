@@ -59,6 +59,7 @@ WINDOWS = (
 )  # fmt: skip
 
 
+@pytest.mark.native
 @needs_rows
 @pytest.mark.parametrize("kernel", ROWS)
 @pytest.mark.parametrize(
@@ -80,6 +81,7 @@ def drawn(weight: str, act: str, c: int, side: tuple[int, int], rows: int, sprea
     return x, w, by_tiles(np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))), w)
 
 
+@pytest.mark.native
 @needs_rows
 @pytest.mark.parametrize("kernel", ROWS)
 @pytest.mark.parametrize(("weight", "act"), [("o4", "u4"), ("o2", "u4"), ("i4", "i4"), ("o2", "u2")])
@@ -92,6 +94,7 @@ def test_strips_bands_and_rests(
         check(kernel, weight, act, drawn(weight, act, c, side, rows, spread), SAME, monkeypatch)
 
 
+@pytest.mark.native
 @needs_rows
 @pytest.mark.parametrize("kernel", ROWS)
 def test_what_a_row_refuses(kernel: str) -> None:
