@@ -22,7 +22,7 @@ from ..cli.tables import Column, Table, to_markdown
 from ..core.errors import BitpressError, EnvironmentMissing
 from ..core.host import cpu_name, write_text
 from ..core.rundir import read_json
-from .peers import at_hand
+from .peers import at_hand, host_has_vnni
 
 NETWORKS: Mapping[str, tuple[str, ...]] = {
     "resnet20": ("w8a8", "w4a4", "w2a4", "w2a2"), "resnet56": ("w8a8", "w2a2"), "vgg7": ("w8a8", "w2a2"),
@@ -50,11 +50,12 @@ def jobs(folder: Path, searched: Mapping[str, str]) -> Iterator[Job]:
     threads, batches = (",".join(map(str, sorted({s[i] for s in SETTINGS}))) for i in (0, 1))
     peers = ",".join(at_hand(PEERS)[0])
     timed = ("--threads", threads, "--batch", batches, "--seconds", str(SECONDS["bench"]), "--vs", peers)
+    reduced = () if host_has_vnni() else ((f"{DENSE}-reduced", (DENSE, "--reduce-range")),)
     for network, widths in NETWORKS.items():
-        for bits in widths:
+        for bits, terms in (*((bits, (bits,)) for bits in widths), *reduced):
             name = f"{network}-{bits}"
             file = str(folder / f"{name}.bpk")
-            make = ("compile", network, "--quantize", bits, "--calibrate", "random:16", "-o", file)
+            make = ("compile", network, "--quantize", *terms, "--calibrate", "random:16", "-o", file)
             yield Job(name, (make, ("bench", file, *timed)))
     for name, file in searched.items():
         yield Job(name, (("bench", file, *timed),))
@@ -113,7 +114,8 @@ def page(documents: Mapping[str, Any], words: str) -> str:
 
 NETWORKS_SAY = (
     "`t` threads, `b` images at a time. *Bounds*: the whole inference over the sum of its layers' measured bounds, one "
-    "thread, one image."
+    "thread, one image. `-reduced`: weights of 8 bits within seven (`compile --reduce-range`), as peers have theirs "
+    "on a CPU without VNNI, on which their full range would overflow; ours without it stays exact."
 )
 RANKS_SAY = "Spearman's rank correlation of the layers' BOPs and times in one network, one thread, one image."
 LAYERS_SAY = "Microseconds, one thread, one image; below BOPs of the layer at that pair of bits."

@@ -205,7 +205,7 @@ def write_int8(setting: Setting) -> Path:
     with _quiet_root_logger():
         quantize_static(
             write_fp32(setting), path, _reader(setting), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=not _host_has_vnni(),
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=not host_has_vnni(),
         )  # fmt: skip
     return path
 
@@ -224,7 +224,7 @@ def _reader(setting: Setting) -> Any:
     return Reader()
 
 
-def _host_has_vnni() -> bool:
+def host_has_vnni() -> bool:
     """Without VNNI, onnxruntime's u8 x s8 products saturate at full range; its advice is 7-bit weights then."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""

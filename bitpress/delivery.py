@@ -37,7 +37,7 @@ class Recipe:
     """How a network is quantised without training.
 
     `quantize`: "w8a8", or "mixed" with `budget`; `calibrate`: DATA or "random:N", `images` of its training part; both
-    None for a quantised ONNX file, which says its bits and ranges itself. `act_range` to `equalize`: as
+    None for a quantised ONNX file, which says its bits and ranges itself. `act_range` to `reduce_range`: as
     `core.ranges.Ranges`. The rest says what MODEL is.
     """
 
@@ -58,11 +58,12 @@ class Recipe:
     weight_range: str = "lp"
     bias_correction: bool = True
     equalize: str = "off"
+    reduce_range: bool = False
 
     @property
     def ranges(self) -> Ranges:
         """How clips and biases are found; UsageError for what no value can be."""
-        return Ranges(self.act_range, self.percentile, self.weight_range, self.bias_correction, self.equalize)
+        return Ranges(self.act_range, self.percentile, self.weight_range, self.bias_correction, self.equalize, self.reduce_range)
 
 
 @dataclass(frozen=True, slots=True)

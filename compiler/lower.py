@@ -53,6 +53,7 @@ def problem_of(step: Step, buffers: Sequence[Buffer]) -> Problem:
         pixels=h * w,
         groups=step.groups,
         tiles=tiles((h, w), step.kernel, step.stride, step.dilation) if step.op == "conv2d" else 0,
+        largest=step.weight.largest if step.weight is not None and step.weight.encoding.bits == 8 else 0,
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from .encoding import Encoding, twos
 from .errors import CorruptError, UnsupportedError, UsageError
 from .graph import Graph, Node
+from .groups import is_depthwise
 from .integer import shift_name, weight_clip, weight_levels
 from .magnitudes import Magnitudes
 from .plan import BitConfig, CompressionPlan, LayerId, Segment
@@ -29,6 +30,7 @@ WEIGHT_FRACTIONS = {  # of a filter's largest weight; above 1: two's complement 
     4: np.linspace(0.4, 1.2, 41, dtype=np.float32),
     2: np.linspace(0.2, 1.2, 51, dtype=np.float32),
 }
+REDUCED = 63  # largest level of an 8-bit weight within seven bits: 2 * 63 * 255 fits int16
 POWERS = {"lp": 6, "mse": 2}
 BATCH_VALUES = 1 << 21  # numbers in the images that go through the network at once, at most: 13 of ImageNet's size
 SHIFT_IMAGES = 256  # for means these are plenty
@@ -74,7 +76,9 @@ def tensors_for(
     tensors = {name: np.asarray(values, np.float32) for name, values in graph.consts.items()}
     for node in graph.nodes:
         if node.op in LAYERS:
-            tensors |= weight_clips(node, tensors[node.consts["weight"]], ranges.weight)
+            dense = not is_depthwise(node, graph.value(node.inputs[0]).shape[0])  # no other kernel gains by it
+            weight = tensors[node.consts["weight"]]
+            tensors |= weight_clips(node, weight, ranges.weight, reduce=ranges.reduce and dense)
     tensors |= act_clips(graph, images, storage.points, ranges, lambda share: told(first * share))
     if ranges.correct:
         tensors |= shifts(graph, plan, storage, tensors, images, lambda share: told(first + (1 - first) * share))
@@ -105,15 +109,18 @@ def uniform_plan(
     return CompressionPlan(graph.fingerprint(), bits, residual=residual)
 
 
-def weight_clips(node: Node, weight: np.ndarray, by: str = "lp") -> dict[str, np.ndarray]:
+def weight_clips(node: Node, weight: np.ndarray, by: str = "lp", *, reduce: bool = False) -> dict[str, np.ndarray]:
     """ "{layer}.weight_clip" (the largest magnitude), by "lp" and "mse" ".4" and ".2" too, float32 [O] each.
 
     Those are of least error to the power of `POWERS` (Nahshan et al. 2019, Loss Aware Post-Training Quantization). All
-    are there whatever the plan says, so that its bits may be edited afterwards; 8 bits have the first.
+    are there whatever the plan says, so that its bits may be edited afterwards; 8 bits have the first, or with `reduce`
+    ".8", which ends so far beyond the largest magnitude that levels stay within +-`REDUCED`.
     """
     table = np.ascontiguousarray(weight.reshape(len(weight), -1), np.float32)
     rows = np.abs(table).max(axis=1)
     out = {f"{node.name}.weight_clip": rows}
+    if reduce:
+        out[f"{node.name}.weight_clip.8"] = rows * np.float32(twos(8).hi / REDUCED)
     shares = table / np.where(rows > 0, rows, np.float32(1))[:, None]  # so that powers stay in range
     for bits, fractions in WEIGHT_FRACTIONS.items() if by in POWERS else ():
         best, least = np.ones(len(rows), np.float32), np.full(len(rows), np.inf, np.float32)

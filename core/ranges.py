@@ -21,7 +21,8 @@ class Ranges:
     """`act`, `weight`, `equalize`: of `ACT_RANGES`, `WEIGHT_RANGES`, `EQUALIZE` (core/equalize.py).
 
     `percentile`: of all magnitudes, where `act` asks for it. `correct`: whether biases make up for what rounding does
-    to the mean of a channel. UsageError for what no value can be.
+    to the mean of a channel. `reduce`: dense layers' 8-bit weights within seven bits, whose products CPUs without VNNI
+    add in pairs of int16 (`i8dot16`). UsageError for what no value can be.
     """
 
     act: str = "mse"
@@ -29,6 +30,7 @@ class Ranges:
     weight: str = "lp"
     correct: bool = True
     equalize: str = "off"
+    reduce: bool = False
 
     def __post_init__(self) -> None:
         for what, value, known in (

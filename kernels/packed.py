@@ -22,6 +22,12 @@ class PackedTensor:
     fields: np.ndarray
     code_sums: np.ndarray
 
+    @property
+    def largest(self) -> int:
+        """Largest |level| there is."""
+        codes = np.unique(unpack_codes(self.fields, self.shape[1], self.encoding.bits))
+        return int(np.abs(self.encoding.decode(codes)).max(initial=0))
+
 
 def field_bytes(depth: int, bits: int) -> int:
     """Bytes of one row of `depth` elements."""

@@ -15,7 +15,7 @@ from .tables import si
 
 TERMS = (
     "calibration_images", "budget", "latency_table", "act_range", "percentile", "weight_range", "bias_correction",
-    "equalize", "residual",
+    "equalize", "reduce_range", "residual",
 )  # fmt: skip
 NETWORK = ("classes", "in_shape", "mean", "std")  # what an ONNX file may leave open
 
@@ -44,6 +44,7 @@ NETWORK = ("classes", "in_shape", "mean", "std")  # what an ONNX file may leave 
     default="off",
     help="MODEL: like ranges for all channels; exact changes no float.",
 )
+@click.option("--reduce-range", is_flag=True, help="MODEL: 8-bit weights within 7, faster on CPUs without VNNI.")
 @click.option("--residual", type=Names("int8", "float32"), default="int8", help="MODEL: how residual streams are held.")
 @click.option("--run", metavar="RUN", help="MODEL: keep what was made as a RUN.")
 @click.option("--target", metavar="ISA", help="Name kernels of that ISA as hints; default: the baseline, on any host.")

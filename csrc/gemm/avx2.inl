@@ -2,6 +2,7 @@
 
 struct F {
   static constexpr uint32_t kLanes = 8;
+  static constexpr uint32_t kTogether = 4;
   using Vec = __m256;
   using Ints = __m256i;
   static Vec load(const float* p) { return _mm256_loadu_ps(p); }
@@ -44,6 +45,18 @@ struct F {
     if (n == kLanes) return _mm_storel_epi64(reinterpret_cast<__m128i*>(p), bytes);
     const uint64_t all = static_cast<uint64_t>(_mm_cvtsi128_si64(bytes));
     for (uint32_t k = 0; k < n; ++k) p[k] = static_cast<uint8_t>(all >> (8 * k));
+  }
+  static BITPRESS_INLINE void store_four(uint8_t* p, size_t apart, Vec a, Vec b, Vec c, Vec d) {
+    const __m256i low = _mm256_set1_epi16(0xFF);
+    const __m256i ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+    const __m256i cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
+    const __m256i halves = _mm256_packus_epi16(_mm256_and_si256(ab, low), _mm256_and_si256(cd, low));
+    const __m256i all = _mm256_permutevar8x32_epi32(halves, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    const __m128i first = _mm256_castsi256_si128(all), last = _mm256_extracti128_si256(all, 1);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), first);
+    _mm_storeh_pd(reinterpret_cast<double*>(p + apart), _mm_castsi128_pd(first));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p + 2 * apart), last);
+    _mm_storeh_pd(reinterpret_cast<double*>(p + 3 * apart), _mm_castsi128_pd(last));
   }
 };
 
@@ -95,6 +108,16 @@ struct Delayed : Words {
   static void add_store(int32_t* p, Vec v) {
     __m256i* out = reinterpret_cast<__m256i*>(p);
     _mm256_storeu_si256(out, _mm256_add_epi32(_mm256_loadu_si256(out), v));
+  }
+  static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
+};
+
+// The same, widened at once: where the sum of two steps could leave int16, but no pair does.
+struct Widened : Words {
+  static constexpr size_t kElementBytes = 1;
+  static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) {
+    const Vec t = _mm256_madd_epi16(_mm256_maddubs_epi16(a, w), _mm256_set1_epi16(1));
+    BITPRESS_TIED(("vpaddd %1, %0, %0" : "+x"(acc) : "x"(t)), acc = _mm256_add_epi32(acc, t));
   }
   static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
 };

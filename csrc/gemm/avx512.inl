@@ -2,6 +2,7 @@
 
 struct F {
   static constexpr uint32_t kLanes = 16;
+  static constexpr uint32_t kTogether = 1;
   using Vec = __m512;
   using Ints = __m512i;
   static __mmask16 first(uint32_t n) { return static_cast<__mmask16>((1u << n) - 1); }

@@ -49,6 +49,8 @@ constexpr uint32_t kWinogradBlocks = 2;  // of channels that share a strip's tra
 
 constexpr uint32_t kGemvPixels = 4;  // that share an unpacked weight
 
+constexpr uint32_t kLeastDelay = 4;  // i8dot16 widens every step where Conv::delay is less: no slower, and no rests
+
 enum class Storage : uint8_t { kU8, kI8, kF32 };
 
 // Where rows of pixels go, and by which law. Values are NHWC: row r of pixel x lies at x * channels + channel(r).
@@ -83,8 +85,7 @@ struct Conv {
   uint32_t block_begin, block_end;  // which of them to compute
   uint32_t out_rows, out_cols;
   size_t first_pixel, out_row_pixels;  // index of pixel (0, 0) in the output, and from one row to the next
-  // i8dot16: steps of `group` elements whose sum fits int16: floor(32767 / (2 * max|v| * max byte)), at least 1;
-  // winograd8: the same, of the weights at hand
+  // i8dot16, winograd8: steps of `group` elements whose sum fits int16, with the weights at hand; at least 1
   // lut: look-ups whose sum fits uint8, in fours
   uint32_t delay;
   uint32_t strip;  // winograd: tiles of 2x2 outputs at once; `run` channels of each, `valid` for window sums

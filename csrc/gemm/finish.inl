@@ -4,6 +4,7 @@
 //   from_i32(Ints) / Ints operations on int32 lanes: load_i32, set_i32, add_i32, shl
 //   load_u8 / load_i8 / load_f32 (pointer, n) -> Vec, reading n values (or more, see kSlack)
 //   store_levels(uint8_t*, Vec, n), rounding half to even (the values fit a byte); store_f32(float*, Vec, n)
+//   kTogether: 1, or 4 where store_four(uint8_t*, apart, four Vec) stores whole vectors `apart` bytes from each other
 
 struct FromSums {  // int32 sums [pixel][stride]
   static constexpr bool kSums = true;
@@ -68,10 +69,10 @@ inline typename F::Vec begin_value(const void* in, size_t at, uint32_t n, [[mayb
   }
 }
 
-// The common case by itself, a third of the time of a small layer otherwise (two vectors at once, whose levels one
-// store takes, were no faster with AVX2): a whole vector of neighbouring channels into levels. `at`: index of the first
-// value; the other arguments as of finish().
-template <class F, class From, class Residual>
+// The common case by itself, a third of the time of a small layer otherwise: a whole vector of neighbouring channels into
+// levels, of four pixels at once where that saves packing (of two vectors of one pixel it saved nothing with AVX2).
+// `kPlain`: no shift, no sums of windows. `at`: index of the first value; the other arguments as of finish().
+template <class F, class From, class Residual, bool kPlain>
 inline void finish_levels(const Output& output, const void* in, size_t stride, uint32_t row, size_t at, uint32_t pixels,
                           const int32_t* window) {
   const Output o = output;  // stores of bytes could change the original, for all that the compiler knows
@@ -79,14 +80,32 @@ inline void finish_levels(const Output& output, const void* in, size_t stride, u
   [[maybe_unused]] const typename F::Vec m_r = F::set(o.m_r);
   typename F::Ints bias = F::set_i32(0);
   if constexpr (From::kSums) bias = F::load_i32(o.bias + row);
-  uint8_t* out = static_cast<uint8_t*>(o.data);
-  for (uint32_t j = 0; j < pixels; ++j, at += o.channels) {
-    typename F::Vec t = begin_value<F, From>(in, j * stride, F::kLanes, bias, o.shift, window ? window + j : nullptr);
+  const auto value = [&](uint32_t j, size_t to) BITPRESS_INLINE {
+    typename F::Vec t;
+    if constexpr (From::kSums && kPlain)
+      t = F::from_i32(F::add_i32(F::load_i32(static_cast<const int32_t*>(in) + j * stride), bias));
+    else
+      t = begin_value<F, From>(in, j * stride, F::kLanes, bias, o.shift, window ? window + j : nullptr);
     t = F::add(F::mul(t, m), b);
     if constexpr (!kSame<Residual, None>)
-      t = F::add(t, F::mul(Residual::template load<F>(o.residual, at, F::kLanes), m_r));
-    F::store_levels(out + at, F::min(F::max(t, lo), hi), F::kLanes);
-  }
+      t = F::add(t, F::mul(Residual::template load<F>(o.residual, to, F::kLanes), m_r));
+    return F::min(F::max(t, lo), hi);
+  };
+  uint8_t* out = static_cast<uint8_t*>(o.data);
+  uint32_t j = 0;
+  if constexpr (From::kSums && F::kTogether == 4)
+    for (; j + 4 <= pixels; j += 4, at += 4 * o.channels)
+      F::store_four(out + at, o.channels, value(j, at), value(j + 1, at + o.channels), value(j + 2, at + 2 * o.channels),
+                    value(j + 3, at + 3 * o.channels));
+  for (; j < pixels; ++j, at += o.channels) F::store_levels(out + at, value(j, at), F::kLanes);
+}
+
+template <class F, class From, class Residual>
+inline void finish_levels(const Output& o, const void* in, size_t stride, uint32_t row, size_t at, uint32_t pixels,
+                          const int32_t* window) {
+  if constexpr (From::kSums)
+    if (o.shift == 0 && !window) return finish_levels<F, From, Residual, true>(o, in, stride, row, at, pixels, window);
+  finish_levels<F, From, Residual, false>(o, in, stride, row, at, pixels, window);
 }
 
 // Rows [row, row + rows) of `pixels` pixels from index `pixel` on. Value of row row+i, pixel j: in[j * stride + i].

@@ -2,6 +2,7 @@
 
 struct F {
   static constexpr uint32_t kLanes = 4;
+  static constexpr uint32_t kTogether = 1;
   using Vec = float32x4_t;
   using Ints = int32x4_t;
   static Vec load(const float* p) { return vld1q_f32(p); }

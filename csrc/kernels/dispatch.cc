@@ -106,8 +106,8 @@ std::string misfit(const Row& r, const Problem& p) {
   };
   if (w < r.w_from || w > r.w_to) return range('w', r.w_from, r.w_to, w);
   if (a < r.a_from || a > r.a_to) return range('a', r.a_from, r.a_to, a);
-  if (r.delayed() && delay_of(p.weight, p.act) < 2)
-    return "two steps of " + p.weight.name + " x " + p.act.name + " products leave int16";
+  if (r.delayed() && delay_of(p.weight, p.act, p.largest) < 1)
+    return "pairs of " + p.weight.name + " x " + p.act.name + " products leave int16";
   if (r.winograd()) {
     if (p.tiles == 0) return "computes windows of 3 x 3, one pixel apart";
     const int64_t top = p.act.hi() + zero_byte(p.act), largest = magnitude(p.weight);
@@ -134,8 +134,9 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // machine of kernels.def to within a quarter over w1a1 .. w4a4 of ResNet-20 and ResNet-18 (lut: and 1x1). bitsliced
 // makes planes of every element of a window, kSlice a bit of one, and its last vector is full whatever is in it.
 // winograd transforms each channel of a tile, kInput, and 16 products of each row into four sums, kFold with 8 lanes.
+// i8dot16 takes kAtOnce as long where it widens every step.
 double arithmetic(const Row& r, const Problem& p) {
-  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6;
+  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6, kAtOnce = 1.5;
   constexpr double kFold = 2300, kInput = 100;
   const double pixels = static_cast<double>(p.pixels), groups = static_cast<double>(p.groups);
   if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
@@ -154,7 +155,10 @@ double arithmetic(const Row& r, const Problem& p) {
     return ((r.cost * 16 * channels + 4 * kOutput + fold) * rows + groups * kInput * channels) *
            static_cast<double>(p.tiles) * 1e-6;
   }
-  if (!r.bitserial()) return (r.cost * depth + kOutput) * rows * pixels * 1e-6;
+  if (!r.bitserial()) {
+    const bool at_once = r.delayed() && delay_of(p.weight, p.act, p.largest) < gemm::kLeastDelay;
+    return (r.cost * (at_once ? kAtOnce : 1) * depth + kOutput) * rows * pixels * 1e-6;
+  }
   const double planes = p.weight.bits * p.act.bits;
   const double pack = groups * (kPixel + kPack * p.act.bits * depth);
   return ((r.cost * planes * depth + kPair * planes + kOutput) * rows + pack) * pixels * 1e-6;
@@ -247,6 +251,13 @@ Problem problem_of(const Step& s, const Program& p) {
   const bool near = s.op == Op::kConv2d && s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 && s.stride_w == 1 &&
                     s.dilation_h == 1 && s.dilation_w == 1 && out.h * out.w > 1;
   const uint64_t window = s.op == Op::kMaxPool2d || s.op == Op::kSumPool2d ? uint64_t{s.kernel_h} * s.kernel_w : 1;
+  int32_t largest = 0;  // every byte is a code
+  if (s.has_weights && s.weight.bits == 8) {
+    bool met[256] = {};
+    for (size_t i = 0; i < s.fields.size; ++i) met[s.fields.data[i]] = true;
+    for (uint32_t code = 0; code < 256; ++code)
+      if (met[code]) largest = std::max(largest, std::abs(s.weight.level(code)));
+  }
   return {s.op,
           s.weight,
           p.buffers[s.data].storage,
@@ -254,7 +265,8 @@ Problem problem_of(const Step& s, const Program& p) {
           s.has_weights ? s.depth : window,
           out.h * out.w,
           s.groups,
-          near ? (out.h + 1) / 2 * ((out.w + 1) / 2) : 0};
+          near ? (out.h + 1) / 2 * ((out.w + 1) / 2) : 0,
+          largest};
 }
 
 Split split_weight(const Encoding& w) {
@@ -302,8 +314,11 @@ std::array<int8_t, 9> signed_digits(int32_t v) {
 
 int32_t zero_byte(const Encoding& act) { return act.is_signed() ? act.hi() : 0; }
 
-int64_t delay_of(const Encoding& weight, const Encoding& act) {
-  const int64_t pair = 2LL * split_weight(weight).largest * (act.hi() + zero_byte(act));
+int64_t delay_of(const Encoding& weight, const Encoding& act, int32_t largest) {
+  const Split split = split_weight(weight);
+  const int32_t at_hand = (largest + split.factor) >> split.shift;  // of u8, whose v is w - 128, a bound above its own
+  const int64_t v = largest ? std::min(split.largest, at_hand) : split.largest;
+  const int64_t pair = 2 * v * (act.hi() + zero_byte(act));
   return 32767 / std::max<int64_t>(pair, 1);
 }
 

@@ -45,6 +45,7 @@ struct Problem {
   Encoding weight, act;
   uint64_t rows = 1, depth = 1, pixels = 1, groups = 1;
   uint64_t tiles = 0;  // of 2x2 outputs, of 3x3 windows one pixel apart without dilation; 0: other windows
+  int32_t largest = 0;  // |level| of 8-bit weights at hand; 0: as their encoding has
 };
 Problem problem_of(const Step& step, const Program& program);
 
@@ -66,8 +67,8 @@ std::array<int8_t, 9> signed_digits(int32_t v);
 Split split_for_winograd(const Encoding& weight);
 // Level 0 of an activation as i8dot's unsigned byte.
 int32_t zero_byte(const Encoding& act);
-// Steps of i8dot16 whose sum of products cannot leave int16.
-int64_t delay_of(const Encoding& weight, const Encoding& act);
+// Steps of i8dot16 whose sum of products cannot leave int16, whatever the weights; `largest` as in Problem.
+int64_t delay_of(const Encoding& weight, const Encoding& act, int32_t largest);
 
 // What BITPRESS_FORCE_ISA and BITPRESS_FORCE_KERNEL allow, read when it is made. Unknown values are Error(kUsage) and
 // list the valid ones; what the host lacks is Error(kEnvironment).

@@ -197,7 +197,7 @@ struct Dots : Words {
 }  // namespace
 
 void i8dot_avx2(const Conv& c) { i8dot<Words, F>(c); }
-void i8dot16_avx2(const Conv& c) { i8dot<Delayed, F>(c); }
+void i8dot16_avx2(const Conv& c) { c.delay < kLeastDelay ? i8dot<Widened, F>(c) : i8dot<Delayed, F>(c); }
 void bitserial_avx2(const Conv& c) { bitserial<Planes, F>(c); }
 void bitsliced_avx2(const Conv& c) { bitsliced<Slices, F>(c); }
 void lut_avx2(const Conv& c) { lut<Tables, F>(c); }

@@ -29,6 +29,17 @@ struct Delayed : Block {
   static void add_store(int32_t* p, Vec v) { _mm512_storeu_si512(p, _mm512_add_epi32(_mm512_loadu_si512(p), v)); }
 };
 
+// The same, widened at once: where the sum of two steps could leave int16, but no pair does. Smaller tiles, and fewer.
+struct Widened : Block {
+  static constexpr int kMax1 = 8, kMax2 = 8, kMax4 = 4;
+  static constexpr bool kDelayed = false;
+  static constexpr size_t kElementBytes = 1;
+  static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) {
+    const Vec t = _mm512_madd_epi16(_mm512_maddubs_epi16(a, w), _mm512_set1_epi16(1));
+    BITPRESS_TIED(("vpaddd %1, %0, %0" : "+v"(acc) : "v"(t)), acc = _mm512_add_epi32(acc, t));
+  }
+};
+
 // Bits of a vector, counted by nibbles with a shuffle (Mula), added as bytes.
 struct Nibbles : Planes {
   static constexpr uint32_t kSteps = 31;
@@ -124,7 +135,7 @@ struct Dots : Block {
 }  // namespace
 
 void i8dot_avx512(const Conv& c) { i8dot<Words, F>(c); }
-void i8dot16_avx512(const Conv& c) { i8dot<Delayed, F>(c); }
+void i8dot16_avx512(const Conv& c) { c.delay < kLeastDelay ? i8dot<Widened, F>(c) : i8dot<Delayed, F>(c); }
 void bitserial_avx512(const Conv& c) { bitserial<Nibbles, F>(c); }
 void bitsliced_avx512(const Conv& c) { bitsliced<Slices, F>(c); }
 void gemv_avx512(const Conv& c) { gemv<Fields, F>(c); }

@@ -9,6 +9,7 @@ namespace {
 
 struct F {
   static constexpr uint32_t kLanes = 4;
+  static constexpr uint32_t kTogether = 1;
   struct Vec {
     float v[kLanes];
   };

@@ -156,7 +156,6 @@ void Bound::bind_convolution(const Step& s) {
                                      : split_weight(s.weight);
   shift_ = split.shift;
   factor_ = split.factor;
-  if (row_->delayed()) delay_ = static_cast<uint32_t>(std::min<int64_t>(delay_of(s.weight, in_.storage), 1 << 30));
   for (int p = 0; bits && p < s.weight.bits; ++p)
     for (int q = 0; q < in_.storage.bits; ++q)
       coeffs_.push_back(s.weight.coeffs[static_cast<size_t>(p)] * in_.storage.coeffs[static_cast<size_t>(q)]);
@@ -195,6 +194,13 @@ void Bound::bind_convolution(const Step& s) {
     const int64_t less = row_->flips() ? 128 : 0, scaled = sum * (1 << split.shift);
     const int64_t bias = -int64_t{w.zero} * (scaled + int64_t{split.factor} * s.depth) + less * scaled;
     bias_[group * size_t{padded_rows_} + row % per_group] = static_cast<int32_t>(static_cast<uint32_t>(bias));
+  }
+  if (row_->delayed()) {
+    const uint32_t steps = static_cast<uint32_t>(depth / group_size);
+    delay_ = steps;
+    for (size_t at = 0; at < weights_.size() && block_bytes_; at += block_bytes_)
+      delay_ = delay_at_hand(reinterpret_cast<const int8_t*>(weights_.data() + at), steps, lanes,
+                             in_.storage.hi() + w.zero, delay_);
   }
   plan_bands(weights_.size());
   // Behind the band: windows and planes of a strip of pixels.

@@ -22,6 +22,11 @@ constexpr size_t kSpareRows = 16;  // constants behind the last row that a vecto
 // Codes [depth] of one row of packed fields.
 std::vector<uint8_t> codes_of(const Step& step, uint32_t row);
 
+// Steps between rests, `delay` at most, for which no lane of int16 is left: its sums lie between those of its positive
+// and of its negative weights, times the largest byte of an activation, `top`. `weights`: [steps][lanes][4]. Each
+// pair's sum alone must fit.
+uint32_t delay_at_hand(const int8_t* weights, uint32_t steps, uint32_t lanes, int32_t top, uint32_t delay);
+
 // Zeroed bytes, aligned to cache lines, with gemm::kSlack more behind them.
 class Memory {
  public:

@@ -1,6 +1,7 @@
 // Weights of Winograd's tiles, and the constants that keep them exact: csrc/gemm/winograd.inl.
 #include <algorithm>
 #include <array>
+#include <vector>
 
 #include "bound.h"
 
@@ -25,31 +26,33 @@ std::array<int32_t, kPlaces> transformed(const std::array<int32_t, 9>& g) {
   return out;
 }
 
-// Steps between rests, `delay` at most, for which no lane of int16 is left: its sums lie between those of its positive
-// and of its negative weights, times the largest level. `weights`: of one place, [steps][lanes][4].
-uint32_t delay_of(const int8_t* weights, uint32_t steps, uint32_t lanes, int32_t top, uint32_t delay) {
-  const auto holds = [&](uint32_t lane) {
-    for (uint32_t from = 0; from < steps; from += delay)
-      for (uint32_t half = 0; half < 4; half += 2) {
-        int32_t above = 0, below = 0;
-        for (uint32_t k = from; k < std::min(from + delay, steps); ++k)
-          for (uint32_t i = half; i < half + 2; ++i) {
-            const int32_t u = weights[(size_t{k} * lanes + lane) * 4 + i];
-            (u > 0 ? above : below) += u;
-          }
-        if (std::max(above, -below) * top > INT16_MAX) return false;
-      }
+}  // namespace
+
+uint32_t delay_at_hand(const int8_t* weights, uint32_t steps, uint32_t lanes, int32_t top, uint32_t delay) {
+  const size_t halves = size_t{lanes} * 2;  // pairs of neighbours, each a lane of int16
+  std::vector<int32_t> above(halves), below(halves);
+  const auto holds = [&] {
+    for (uint32_t from = 0; from < steps; from += delay) {
+      std::fill(above.begin(), above.end(), 0);
+      std::fill(below.begin(), below.end(), 0);
+      for (uint32_t k = from; k < std::min(from + delay, steps); ++k)
+        for (size_t i = 0; i < halves; ++i) {
+          const int32_t u = weights[(k * halves + i) * 2], v = weights[(k * halves + i) * 2 + 1];
+          above[i] += std::max(u, 0) + std::max(v, 0);
+          below[i] -= std::min(u, 0) + std::min(v, 0);
+        }
+      const int32_t most =
+          std::max(*std::max_element(above.begin(), above.end()), *std::max_element(below.begin(), below.end()));
+      if (int64_t{most} * top > INT16_MAX) return false;
+    }
     return true;
   };
-  for (uint32_t lane = 0; lane < lanes; ++lane)
-    while (delay > 1 && !holds(lane)) {
-      const uint32_t rests = (steps + delay - 1) / delay + 1;
-      delay = std::min(delay - 1, (steps + rests - 1) / rests);
-    }
+  while (delay > 1 && !holds()) {
+    const uint32_t rests = (steps + delay - 1) / delay + 1;
+    delay = std::min(delay - 1, (steps + rests - 1) / rests);
+  }
   return delay;
 }
-
-}  // namespace
 
 void Bound::bind_winograd(const Step& s) {
   Windows& w = windows_;
@@ -116,7 +119,7 @@ void Bound::bind_winograd(const Step& s) {
   factor_ = split.factor;
   delay_ = t.run / each;
   for (size_t at = 0; bytes && at < weights_.size(); at += place_bytes)
-    delay_ = delay_of(reinterpret_cast<const int8_t*>(weights_.data() + at), t.run / each, lanes, top, delay_);
+    delay_ = delay_at_hand(reinterpret_cast<const int8_t*>(weights_.data() + at), t.run / each, lanes, top, delay_);
 
   plan_bands(weights_.size());
   const size_t pitch = t.run * element, sums = gemm::kWinogradBlocks * lanes * sizeof(int32_t);

@@ -19,6 +19,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         "SECONDS": {"bench": 0.01, "gemm": 0.001}, "SHAPES": "16x36x16", "BITS": "w2a2,w8a8",
     }.items():  # fmt: skip
         monkeypatch.setattr(cpu, name, value)
+    monkeypatch.setattr(cpu, "host_has_vnni", lambda: False)
 
 
 @pytest.mark.slow
@@ -29,8 +30,9 @@ def test_the_page_is_made_of_commands_that_are_run_once(tmp_path: Path, monkeypa
     assert cpu.main([str(folder), "-o", str(page)]) == 0
     first = page.read_text()
     rows = [line for line in first.splitlines() if line.startswith("| digits_cnn-")]
-    assert [line.split()[1] for line in rows] == ["digits_cnn-w8a8", "digits_cnn-w2a2"] * 2  # networks, then ranks
-    assert all("onnxruntime-int8" in line for line in rows[:2])
+    names = [f"digits_cnn-{bits}" for bits in ("w8a8", "w2a2", "w8a8-reduced")]
+    assert [line.split()[1] for line in rows] == names * 2  # networks, then ranks
+    assert all("onnxruntime-int8" in line for line in rows[:3])
     kernels = [line for line in first.splitlines() if line.startswith("| 16x36x16 |")]
     assert len(kernels) == 2 and kernels[1].rstrip(" |").endswith("1.00")
 

@@ -100,13 +100,13 @@ def test_a_plan_may_be_edited_by_hand(made: Path, run: Path, tmp_path: Path) -> 
 
 def test_what_was_asked_for_is_in_the_document_the_run_and_the_file(tmp_path: Path) -> None:
     terms = ("--act-range", "percentile", "--percentile", "99.9", "--weight-range", "max", "--no-bias-correction",
-             "--equalize", "exact", "--calibration-images", "40")  # fmt: skip
+             "--equalize", "exact", "--reduce-range", "--calibration-images", "40")  # fmt: skip
     run, file = tmp_path / "run", tmp_path / "x.bpk"
     outcome = good("compile", CHAIN, *MIXED, "--budget", "size=20%", *terms, "--run", run, "-o", file, "--json", "-")
     known = outcome.document()["calibration"]
     wanted = {
         "quantize": "mixed", "images": 40, "act": "percentile", "percentile": 99.9, "weight": "max", "correct": False,
-        "equalize": "exact",
+        "equalize": "exact", "reduce": True,
     }  # fmt: skip
     assert {key: known[key] for key in wanted} == wanted
     assert 0.5 < known["used"]["size=20%"] <= 1 and known["budget"] == ["size=20%"] and known["equalized"]["channels"]

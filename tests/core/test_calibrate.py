@@ -15,6 +15,7 @@ from bitpress.core.quant import quantize_weight
 from bitpress.core.ranges import Ranges
 from bitpress.core.storage import analyse
 from tests.compiler.nets import NETS, assert_stages_agree, chain, flat, images, layers, preact, residual
+from tests.core.test_cost import depthwise
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -91,6 +92,22 @@ def test_weight_clips_by_the_largest_magnitude_serve_all_widths():
     plan, tensors = calibrate(graph, x, weight_bits=4, act_bits=4, ranges=Ranges(weight="max"))
     assert not [name for name in tensors if name.endswith("weight_clip.4")]
     assert_stages_agree(graph, plan, tensors, x)
+
+
+def test_reduced_weights_stay_within_seven_bits():
+    graph = residual()
+    x = images(graph, 4)
+    plan, tensors = calibrate(graph, x, weight_bits=8, act_bits=8, ranges=Ranges(reduce=True))
+    lowered = integer(graph, plan, tensors)
+    tops = [int(np.abs(lowered.consts[n.consts["weight"]]).max()) for n in lowered.nodes if "weight" in n.consts]
+    assert len(tops) == 4 and set(tops) == {63}
+    assert_stages_agree(graph, plan, tensors, x)
+
+
+def test_depthwise_weights_keep_eight_bits():
+    graph = depthwise()
+    _, tensors = calibrate(graph, images(graph, 4), weight_bits=8, act_bits=8, ranges=Ranges(reduce=True))
+    assert {name for name in layers(graph) if f"{name}.weight_clip.8" not in tensors} == {"dw"}
 
 
 def test_without_correction_nothing_joins_the_biases():

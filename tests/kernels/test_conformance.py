@@ -339,7 +339,42 @@ def test_int16_sums_are_refused_exactly_where_they_could_overflow() -> None:
                 v = v - 128
             elif e.hi > 127:
                 v = (v[::2] - 1) // 2
-            safe = 2 * 2 * int(np.abs(v).max()) * (hi - lo) <= 32767  # two steps of two products
+            safe = 2 * int(np.abs(v).max()) * (hi - lo) <= 32767  # a step of two products
             for verdict in registry.explain(Problem("conv2d", e, a, 16, 64, 16)):
                 if verdict.kernel.name == "i8dot16_avx2" and verdict.kernel.name in USABLE:
                     assert (verdict.cost is not None) == safe, (weight, act, verdict)
+
+
+@pytest.mark.parametrize(
+    ("weight", "act", "most"), [("i8", "u8", 64), ("o8", "u8", 127), ("i8", "i8", 64), ("i8", "u4", 128), ("u8", "u8", 0)]
+)
+def test_int16_sums_of_weights_at_hand(weight: str, act: str, most: int) -> None:
+    """8-bit weights may be narrower than their encoding; `most`: the largest level that is refused for nothing."""
+    for kernel in ("i8dot16_avx2", "i8dot16_avx512"):
+        if kernel not in USABLE:
+            continue
+
+        def fits(largest: int, kernel: str = kernel) -> bool:
+            problem = Problem("conv2d", parse(weight), parse(act), 16, 64, 16, largest=largest)
+            return any(v.kernel.name == kernel and v.cost is not None for v in registry.explain(problem))
+
+        assert not most or fits(most)
+        assert most == 128 or not fits(most + 2)
+
+
+@pytest.mark.parametrize("kernel", [name for name in USABLE if name.startswith("i8dot16")])
+@pytest.mark.parametrize(("weight", "top"), [("i8", 64), ("o8", 127), ("i8", 20), ("i8", 3), ("i4", 7)])
+def test_sums_at_the_ends_of_int16(kernel: str, weight: str, top: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All weights at one end, in turns, or drawn, against all activations at theirs: every rest is as late as it may."""
+    rng = np.random.default_rng(5)
+    e = parse(weight)
+    levels = e.levels()[np.abs(e.levels()) <= top].astype(np.int64)
+    for c, g in ((5, SAME), (67, Window((1, 1))), (256, Window((1, 1)))):
+        w = rng.choice(levels, (19, *g.kernel, c))
+        w[:2], w[2:4] = levels.max(), levels.min()
+        w[4, ..., ::2], w[4, ..., 1::2] = levels.max(), levels.min()
+        w[5, ..., ::4], w[5, ..., 1::4], w[5, ..., 2:] = levels.max(), levels.max(), 0 if 0 in levels else 1
+        x = np.full((2, c, 4, 5), 255)
+        x[1] = rng.integers(0, 256, x[1].shape)
+        assert session_of(one_step(x.shape[1:], "u8", w, weight, g), kernel, monkeypatch) is not None
+        check(kernel, weight, "u8", (x, w, oracle.convolve(x, w, g)), g, monkeypatch)
