@@ -63,7 +63,9 @@ class Recipe:
     @property
     def ranges(self) -> Ranges:
         """How clips and biases are found; UsageError for what no value can be."""
-        return Ranges(self.act_range, self.percentile, self.weight_range, self.bias_correction, self.equalize, self.reduce_range)
+        return Ranges(
+            self.act_range, self.percentile, self.weight_range, self.bias_correction, self.equalize, self.reduce_range
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ class Problem:
 
     `op`: a name of the program's steps; `w`: encoding of the weights, None without; `a`: what the step reads, an
     encoding or "f32"; `rows`: output channels; `depth`: K of one row (a pool: its window); `pixels`: output pixels;
-    `tiles`: of 2 x 2 of them, where windows are 3 x 3 and one pixel apart, else 0; `largest`: |level| of 8-bit weights at
-    hand, 0: as `w` has.
+    `tiles`: of 2 x 2 of them, where windows are 3 x 3 and one pixel apart, else 0; `largest`: |level| of 8-bit weights
+    at hand, 0: as `w` has.
     """
 
     op: str

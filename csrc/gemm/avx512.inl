@@ -69,6 +69,19 @@ struct Block {
   static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
 };
 
+// Two int16 products a lane, or one where the high halves of both sides are zero.
+struct Pairs : Block {
+  static constexpr bool kPairs = true;
+  template <bool kSigned>
+  static BITPRESS_INLINE Vec load_pair(const uint8_t* p, const uint8_t* q) {
+    const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)),
+                  b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q));
+    const __m256i v =
+        _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi8(a, b)), _mm_unpackhi_epi8(a, b), 1);
+    return kSigned ? _mm512_cvtepi8_epi16(v) : _mm512_cvtepu8_epi16(v);
+  }
+};
+
 // Fields of weights that stay packed; how they are multiplied is left to the instruction set.
 struct Packed {
   static constexpr uint32_t kLanes = 16;

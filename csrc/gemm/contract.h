@@ -134,9 +134,12 @@ struct Depthwise {
   bool is_signed;
   size_t row_stride, pixel_stride;
   const uint32_t* tap_offsets;
-  uint32_t taps;
-  bool sliding;            // taps come in threes, a pixel_stride apart: the columns of neighbouring pixels
-  const int32_t* weights;  // [taps][rows padded to kMaxLanes], the low 16 bits; the high ones are zero
+  uint32_t taps, columns;  // of them in a row of the kernel
+  uint32_t sliding;  // a window of 3 x 3, its columns column_bytes apart: of how many the next pixel's begins; or 0
+  size_t column_bytes;
+  // [taps][rows padded to kMaxLanes], the low 16 bits, the high ones zero; where the row's group is 2, of each two rows
+  // of the kernel one, [ceil(taps / columns / 2)][columns][rows padded], the second's in the high bits
+  const int32_t* weights;
   uint32_t rows;
   uint32_t out_rows, out_cols;
   size_t first_pixel, out_row_pixels;

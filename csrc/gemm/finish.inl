@@ -69,9 +69,9 @@ inline typename F::Vec begin_value(const void* in, size_t at, uint32_t n, [[mayb
   }
 }
 
-// The common case by itself, a third of the time of a small layer otherwise: a whole vector of neighbouring channels into
-// levels, of four pixels at once where that saves packing (of two vectors of one pixel it saved nothing with AVX2).
-// `kPlain`: no shift, no sums of windows. `at`: index of the first value; the other arguments as of finish().
+// The common case by itself, a third of the time of a small layer otherwise: a whole vector of neighbouring channels
+// into levels, of four pixels at once where that saves packing (of two vectors of one pixel it saved nothing with
+// AVX2). `kPlain`: no shift, no sums of windows. `at`: index of the first value; the other arguments as of finish().
 template <class F, class From, class Residual, bool kPlain>
 inline void finish_levels(const Output& output, const void* in, size_t stride, uint32_t row, size_t at, uint32_t pixels,
                           const int32_t* window) {
@@ -95,8 +95,8 @@ inline void finish_levels(const Output& output, const void* in, size_t stride, u
   uint32_t j = 0;
   if constexpr (From::kSums && F::kTogether == 4)
     for (; j + 4 <= pixels; j += 4, at += 4 * o.channels)
-      F::store_four(out + at, o.channels, value(j, at), value(j + 1, at + o.channels), value(j + 2, at + 2 * o.channels),
-                    value(j + 3, at + 3 * o.channels));
+      F::store_four(out + at, o.channels, value(j, at), value(j + 1, at + o.channels),
+                    value(j + 2, at + 2 * o.channels), value(j + 3, at + 3 * o.channels));
   for (; j < pixels; ++j, at += o.channels) F::store_levels(out + at, value(j, at), F::kLanes);
 }
 

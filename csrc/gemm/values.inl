@@ -1,57 +1,98 @@
 // Everything that is no matrix product: depthwise convolution, quantize, requantize, pools. Anonymous namespace.
-// Depthwise vocabulary V: kLanes, Vec, zero, load_act<signed>(bytes) -> int32 lanes, load_w, madd(acc, a, w), store.
+// Depthwise vocabulary V: kLanes, Vec, zero, load_act<signed>(bytes) -> int32 lanes, load_w, madd(acc, a, w), store;
+// kPairs: whether load_pair<signed>(bytes, bytes) -> int16 lanes in turns, of which madd adds two products.
+
+// Windows of 3 x 3 along a row of pixels, each column of the input read and widened once: sums of `pixels` -> acc.
+template <class V, bool kSigned, int kStride>
+BITPRESS_INLINE inline void depthwise_3x3(const Depthwise& d, const uint8_t* in, const int32_t* weights, size_t padded,
+                                          uint32_t pixels, int32_t* acc) {
+  constexpr int kColumns = 3;
+  struct {
+    typename V::Vec v[2 * kColumns];  // of the upper two rows, then of the last
+  } w, a;
+  unroll<2 * kColumns>([&](auto i) BITPRESS_INLINE { w.v[i] = V::load_w(weights + i * padded); });
+  const uint8_t *top = in + d.tap_offsets[0], *next = in + d.tap_offsets[kColumns],
+                *last = in + d.tap_offsets[2 * kColumns];
+  const size_t step = d.column_bytes;
+  const auto column = [&](auto slot) BITPRESS_INLINE {
+    a.v[slot] = V::template load_pair<kSigned>(top, next);
+    a.v[kColumns + slot] = V::template load_act<kSigned>(last);
+    top += step;
+    next += step;
+    last += step;
+  };
+  // Slots take turns, so that nothing is moved: pixel i of three has its first column in slot i * kStride % 3.
+  unroll<kColumns - kStride>([&](auto i) BITPRESS_INLINE { column(i); });
+  for (uint32_t x = 0; x < pixels; x += kColumns)
+    unroll<kColumns>([&](auto i) BITPRESS_INLINE {
+      if (x + i >= pixels) return;
+      unroll<kStride>([&](auto k)
+                          BITPRESS_INLINE { column(Index<(i * kStride + kColumns - kStride + k) % kColumns>{}); });
+      auto s = V::zero();
+      unroll<kColumns>([&](auto k) BITPRESS_INLINE {
+        constexpr int slot = (i * kStride + k) % kColumns;
+        s = V::madd(V::madd(s, a.v[slot], w.v[k]), a.v[kColumns + slot], w.v[kColumns + k]);
+      });
+      V::store(acc + (x + i) * V::kLanes, s);
+    });
+}
+
+// Any window: four pixels share a load of weights.
+template <class V, bool kSigned>
+void depthwise_window(const Depthwise& d, const uint8_t* in, const int32_t* weights, size_t padded, uint32_t pixels,
+                      int32_t* acc) {
+  constexpr uint32_t L = V::kLanes, kTile = 4;
+  const size_t step = d.pixel_stride;
+  for (uint32_t j = 0; j < pixels; j += kTile, in += kTile * step) {
+    // The last tile may have fewer pixels: the others repeat the first and are not stored.
+    const uint32_t left = pixels - j;
+    const size_t at[kTile] = {0, left > 1 ? step : 0, left > 2 ? 2 * step : 0, left > 3 ? 3 * step : 0};
+    struct {
+      typename V::Vec v[kTile];
+    } s;
+    unroll<kTile>([&](auto i) BITPRESS_INLINE { s.v[i] = V::zero(); });
+    const int32_t* w = weights;
+    const auto add = [&](uint32_t t, const auto& load) BITPRESS_INLINE {
+      for (uint32_t c = 0; c < d.columns; ++c, w += padded) {
+        const auto wv = V::load_w(w);
+        const uint8_t* p = in + d.tap_offsets[t + c];
+        unroll<kTile>([&](auto i) BITPRESS_INLINE { s.v[i] = V::madd(s.v[i], load(p + at[i]), wv); });
+      }
+    };
+    for (uint32_t t = 0; t < d.taps; t += d.columns) {
+      if constexpr (V::kPairs)
+        if (t + d.columns < d.taps) {
+          const size_t below = d.tap_offsets[t + d.columns] - d.tap_offsets[t];
+          add(t, [&](const uint8_t* p) BITPRESS_INLINE { return V::template load_pair<kSigned>(p, p + below); });
+          t += d.columns;
+          continue;
+        }
+      add(t, [&](const uint8_t* p) BITPRESS_INLINE { return V::template load_act<kSigned>(p); });
+    }
+    unroll<kTile>([&](auto i) BITPRESS_INLINE { V::store(acc + (j + i) * L, s.v[i]); });
+  }
+}
 
 template <class V, class F, bool kSigned>
-void depthwise_as(const Depthwise& d) {
-  constexpr uint32_t L = V::kLanes;
-  constexpr uint32_t kTile = 4, kPixels = 16;  // pixels that share a load of weights; pixels of one epilogue
+void depthwise_as(const Depthwise& given) {
+  constexpr uint32_t L = V::kLanes, kPixels = 32;  // of one epilogue
   alignas(64) int32_t acc[kPixels * L + 16];
-  const size_t padded = (d.rows + kMaxLanes - 1) / kMaxLanes * kMaxLanes, step = d.pixel_stride;
-  const uint32_t* const offsets = d.tap_offsets;
-  const uint32_t taps = d.taps;
+  const Depthwise d = given;  // stores of bytes could change the original, for all that the compiler knows
+  const size_t padded = (d.rows + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
   for (uint32_t row = 0; row < d.rows; row += L) {
     const uint32_t rows = d.rows - row < L ? d.rows - row : L;
+    const int32_t* weights = d.weights + row;
     for (uint32_t y = 0; y < d.out_rows; ++y) {
       for (uint32_t x = 0; x < d.out_cols; x += kPixels) {
         const uint32_t pixels = d.out_cols - x < kPixels ? d.out_cols - x : kPixels;
-        for (uint32_t j = 0; j < pixels; j += kTile) {
-          const uint8_t* in = d.in + y * d.row_stride + (x + j) * step + row;
-          // The last tile may have fewer pixels: the others repeat the first and are not stored.
-          const uint32_t left = pixels - j;
-          const size_t p1 = left > 1 ? step : 0, p2 = left > 2 ? 2 * step : 0, p3 = left > 3 ? 3 * step : 0;
-          typename V::Vec s0 = V::zero(), s1 = s0, s2 = s0, s3 = s0;
-          const int32_t* weights = d.weights + row;
-          if (d.sliding && left >= kTile) {  // neighbouring pixels share two of three columns: half of the loads
-            for (uint32_t t = 0; t < taps; t += 3, weights += 3 * padded) {
-              const typename V::Vec w0 = V::load_w(weights), w1 = V::load_w(weights + padded),
-                                    w2 = V::load_w(weights + 2 * padded);
-              const uint8_t* p = in + offsets[t];
-              const typename V::Vec a0 = V::template load_act<kSigned>(p), a1 = V::template load_act<kSigned>(p + step),
-                                    a2 = V::template load_act<kSigned>(p + 2 * step),
-                                    a3 = V::template load_act<kSigned>(p + 3 * step),
-                                    a4 = V::template load_act<kSigned>(p + 4 * step),
-                                    a5 = V::template load_act<kSigned>(p + 5 * step);
-              s0 = V::madd(V::madd(V::madd(s0, a0, w0), a1, w1), a2, w2);
-              s1 = V::madd(V::madd(V::madd(s1, a1, w0), a2, w1), a3, w2);
-              s2 = V::madd(V::madd(V::madd(s2, a2, w0), a3, w1), a4, w2);
-              s3 = V::madd(V::madd(V::madd(s3, a3, w0), a4, w1), a5, w2);
-            }
-          } else {
-            for (uint32_t t = 0; t < taps; ++t, weights += padded) {
-              const typename V::Vec w = V::load_w(weights);
-              const uint8_t* p = in + offsets[t];
-              s0 = V::madd(s0, V::template load_act<kSigned>(p), w);
-              s1 = V::madd(s1, V::template load_act<kSigned>(p + p1), w);
-              s2 = V::madd(s2, V::template load_act<kSigned>(p + p2), w);
-              s3 = V::madd(s3, V::template load_act<kSigned>(p + p3), w);
-            }
-          }
-          int32_t* out = acc + j * L;
-          V::store(out, s0);
-          V::store(out + L, s1);
-          V::store(out + 2 * L, s2);
-          V::store(out + 3 * L, s3);
+        const uint8_t* in = d.in + y * d.row_stride + x * d.pixel_stride + row;
+        bool done = false;
+        if constexpr (V::kPairs) {
+          done = d.sliding != 0;
+          if (d.sliding == 1) depthwise_3x3<V, kSigned, 1>(d, in, weights, padded, pixels, acc);
+          if (d.sliding == 2) depthwise_3x3<V, kSigned, 2>(d, in, weights, padded, pixels, acc);
         }
+        if (!done) depthwise_window<V, kSigned>(d, in, weights, padded, pixels, acc);
         finish<F, FromSums>(d.out, acc, L, row, rows, d.first_pixel + y * d.out_row_pixels + x, pixels, nullptr);
       }
     }

@@ -174,8 +174,15 @@ struct Fields {
   static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
 };
 
-// One int16 product a lane; the weights' high halves are zero.
+// Two int16 products a lane, or one where the high halves of both sides are zero.
 struct Dots : Words {
+  static constexpr bool kPairs = true;
+  template <bool kSigned>
+  static BITPRESS_INLINE Vec load_pair(const uint8_t* p, const uint8_t* q) {
+    const __m128i v = _mm_unpacklo_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)),
+                                        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(q)));
+    return kSigned ? _mm256_cvtepi8_epi16(v) : _mm256_cvtepu8_epi16(v);
+  }
   template <bool kSigned>
   static Vec load_act(const uint8_t* p) {
     const __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));

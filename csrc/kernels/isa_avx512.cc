@@ -114,7 +114,7 @@ struct Fields : Packed {
   }
 };
 
-struct Dots : Block {
+struct Dots : Pairs {
   template <bool kSigned>
   static Vec load_act(const uint8_t* p) {
     const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));

@@ -23,8 +23,8 @@ struct Fields : Packed {
   static BITPRESS_INLINE void dot8(Vec& sum, Vec a, Vec w) { Dot::dot(sum, a, w); }
 };
 
-// Two int16 products a lane and their sum in one instruction; the weights' high halves are zero.
-struct Dots : Block {
+// The same, and their sum, in one instruction.
+struct Dots : Pairs {
   template <bool kSigned>
   static Vec load_act(const uint8_t* p) {
     const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));

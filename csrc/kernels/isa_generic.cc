@@ -175,6 +175,7 @@ struct Slices {
 
 struct Dots {
   static constexpr uint32_t kLanes = 4;
+  static constexpr bool kPairs = false;
   struct Vec {
     int32_t v[kLanes];
   };

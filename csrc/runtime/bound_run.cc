@@ -241,7 +241,10 @@ void Bound::run_depthwise(const Place& place, size_t begin, size_t end, uint8_t*
   d.pixel_stride = size_t{step_.stride_w} * w.channels;
   d.tap_offsets = w.offsets.data();
   d.taps = w.taps;
-  d.sliding = step_.kernel_w == 3 && step_.stride_w == 1 && step_.dilation_w == 1;
+  d.columns = step_.kernel_w;
+  const bool slides = step_.kernel_h == 3 && step_.kernel_w == 3 && step_.dilation_w == 1 && step_.stride_w <= 2;
+  d.sliding = slides ? step_.stride_w : 0;
+  d.column_bytes = w.channels;
   d.weights = reinterpret_cast<const int32_t*>(weights_.data());
   d.rows = step_.rows;
   d.out_cols = static_cast<uint32_t>(out_.w);

@@ -346,7 +346,8 @@ def test_int16_sums_are_refused_exactly_where_they_could_overflow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weight", "act", "most"), [("i8", "u8", 64), ("o8", "u8", 127), ("i8", "i8", 64), ("i8", "u4", 128), ("u8", "u8", 0)]
+    ("weight", "act", "most"),
+    [("i8", "u8", 64), ("o8", "u8", 127), ("i8", "i8", 64), ("i8", "u4", 128), ("u8", "u8", 0)],
 )
 def test_int16_sums_of_weights_at_hand(weight: str, act: str, most: int) -> None:
     """8-bit weights may be narrower than their encoding; `most`: the largest level that is refused for nothing."""
@@ -365,7 +366,7 @@ def test_int16_sums_of_weights_at_hand(weight: str, act: str, most: int) -> None
 @pytest.mark.parametrize("kernel", [name for name in USABLE if name.startswith("i8dot16")])
 @pytest.mark.parametrize(("weight", "top"), [("i8", 64), ("o8", 127), ("i8", 20), ("i8", 3), ("i4", 7)])
 def test_sums_at_the_ends_of_int16(kernel: str, weight: str, top: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All weights at one end, in turns, or drawn, against all activations at theirs: every rest is as late as it may."""
+    """Weights at one end, in turns, or drawn, against activations at theirs: every rest is as late as it may be."""
     rng = np.random.default_rng(5)
     e = parse(weight)
     levels = e.levels()[np.abs(e.levels()) <= top].astype(np.int64)
