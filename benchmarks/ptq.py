@@ -85,6 +85,7 @@ def _rows() -> tuple[Row, ...]:
     for model in (small, large):
         ranges = [{"weight_range": "mse"}, {"weight_range": "max"}, {"act_range": "max"}, {"act_range": "percentile"}]
         out += [Row(model, "w4a4", o) for o in (PLAIN, uncorrected, *ranges, {"equalize": "exact"})]
+    out += [Row(model, "w8a8", {"reduce_range": True}) for model in WEIGHTS]
     return (*out, *(Row(small, "mixed", {"budget": (b,)}) for b in ("size=10%", "bops=1.6%")))
 
 

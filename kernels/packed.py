@@ -25,7 +25,8 @@ class PackedTensor:
     @property
     def largest(self) -> int:
         """Largest |level| there is."""
-        codes = np.unique(unpack_codes(self.fields, self.shape[1], self.encoding.bits))
+        whole = self.encoding.bits == 8  # a field is a code
+        codes = np.unique(self.fields if whole else unpack_codes(self.fields, self.shape[1], self.encoding.bits))
         return int(np.abs(self.encoding.decode(codes)).max(initial=0))
 
 

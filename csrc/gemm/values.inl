@@ -1,22 +1,28 @@
 // Everything that is no matrix product: depthwise convolution, quantize, requantize, pools. Anonymous namespace.
 // Depthwise vocabulary V: kLanes, Vec, zero, load_act<signed>(bytes) -> int32 lanes, load_w, madd(acc, a, w), store;
-// kPairs: whether load_pair<signed>(bytes, bytes) -> int16 lanes in turns, of which madd adds two products.
+// kPairs: whether load_pair<signed>(bytes, bytes) -> int16 lanes in turns, of which madd adds two products; kStreams:
+// whether windows of 3 x 3 have a form of their own.
 
 // Windows of 3 x 3 along a row of pixels, each column of the input read and widened once: sums of `pixels` -> acc.
 template <class V, bool kSigned, int kStride>
 BITPRESS_INLINE inline void depthwise_3x3(const Depthwise& d, const uint8_t* in, const int32_t* weights, size_t padded,
                                           uint32_t pixels, int32_t* acc) {
-  constexpr int kColumns = 3;
+  constexpr int kColumns = 3, kParts = V::kPairs ? 2 : 3;
   struct {
-    typename V::Vec v[2 * kColumns];  // of the upper two rows, then of the last
+    typename V::Vec v[kParts * kColumns];  // of the upper two rows, or of each, then of the last
   } w, a;
-  unroll<2 * kColumns>([&](auto i) BITPRESS_INLINE { w.v[i] = V::load_w(weights + i * padded); });
+  unroll<kParts * kColumns>([&](auto i) BITPRESS_INLINE { w.v[i] = V::load_w(weights + i * padded); });
   const uint8_t *top = in + d.tap_offsets[0], *next = in + d.tap_offsets[kColumns],
                 *last = in + d.tap_offsets[2 * kColumns];
   const size_t step = d.column_bytes;
   const auto column = [&](auto slot) BITPRESS_INLINE {
-    a.v[slot] = V::template load_pair<kSigned>(top, next);
-    a.v[kColumns + slot] = V::template load_act<kSigned>(last);
+    if constexpr (V::kPairs) {
+      a.v[slot] = V::template load_pair<kSigned>(top, next);
+    } else {
+      a.v[slot] = V::template load_act<kSigned>(top);
+      a.v[kColumns + slot] = V::template load_act<kSigned>(next);
+    }
+    a.v[(kParts - 1) * kColumns + slot] = V::template load_act<kSigned>(last);
     top += step;
     next += step;
     last += step;
@@ -31,7 +37,8 @@ BITPRESS_INLINE inline void depthwise_3x3(const Depthwise& d, const uint8_t* in,
       auto s = V::zero();
       unroll<kColumns>([&](auto k) BITPRESS_INLINE {
         constexpr int slot = (i * kStride + k) % kColumns;
-        s = V::madd(V::madd(s, a.v[slot], w.v[k]), a.v[kColumns + slot], w.v[kColumns + k]);
+        unroll<kParts>([&](auto part)
+                           BITPRESS_INLINE { s = V::madd(s, a.v[part * kColumns + slot], w.v[part * kColumns + k]); });
       });
       V::store(acc + (x + i) * V::kLanes, s);
     });
@@ -86,13 +93,12 @@ void depthwise_as(const Depthwise& given) {
       for (uint32_t x = 0; x < d.out_cols; x += kPixels) {
         const uint32_t pixels = d.out_cols - x < kPixels ? d.out_cols - x : kPixels;
         const uint8_t* in = d.in + y * d.row_stride + x * d.pixel_stride + row;
-        bool done = false;
-        if constexpr (V::kPairs) {
-          done = d.sliding != 0;
-          if (d.sliding == 1) depthwise_3x3<V, kSigned, 1>(d, in, weights, padded, pixels, acc);
-          if (d.sliding == 2) depthwise_3x3<V, kSigned, 2>(d, in, weights, padded, pixels, acc);
+        const uint32_t slides = V::kStreams ? d.sliding : 0;
+        if constexpr (V::kStreams) {
+          if (slides == 1) depthwise_3x3<V, kSigned, 1>(d, in, weights, padded, pixels, acc);
+          if (slides == 2) depthwise_3x3<V, kSigned, 2>(d, in, weights, padded, pixels, acc);
         }
-        if (!done) depthwise_window<V, kSigned>(d, in, weights, padded, pixels, acc);
+        if (!slides) depthwise_window<V, kSigned>(d, in, weights, padded, pixels, acc);
         finish<F, FromSums>(d.out, acc, L, row, rows, d.first_pixel + y * d.out_row_pixels + x, pixels, nullptr);
       }
     }

@@ -175,7 +175,7 @@ struct Slices {
 
 struct Dots {
   static constexpr uint32_t kLanes = 4;
-  static constexpr bool kPairs = false;
+  static constexpr bool kPairs = false, kStreams = false;  // four times the code, and scalars gain little
   struct Vec {
     int32_t v[kLanes];
   };
