@@ -52,16 +52,9 @@ def explain(problem: Problem) -> tuple[Verdict, ...]:
     if module is not None:
         w, a = "" if problem.w is None else problem.w.name, str(problem.a)
         for name, cost, why in module.explain(
-            problem.op,
-            w,
-            a,
-            problem.rows,
-            problem.depth,
-            problem.pixels,
-            problem.groups,
-            problem.tiles,
+            problem.op, w, a, problem.rows, problem.depth, problem.pixels, problem.groups, problem.tiles,
             problem.largest,
-        ):
+        ):  # fmt: skip
             out.append(Verdict(by_name[name], cost, why))
     for row in reference.ROWS:
         reason = row.fits(problem)

@@ -95,6 +95,7 @@ struct Words {
     BITPRESS_TIED(("vpaddd %1, %0, %0" : "+x"(acc) : "x"(t)), acc = _mm256_add_epi32(acc, t));
   }
   static void store(int32_t* p, Vec v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
 };
 
 // Products of bytes, summed in int16 as long as the ranges allow it (Conv::delay), widened then.
@@ -111,7 +112,6 @@ struct Delayed : Words {
     __m256i* out = reinterpret_cast<__m256i*>(p);
     _mm256_storeu_si256(out, _mm256_add_epi32(_mm256_loadu_si256(out), v));
   }
-  static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
 };
 
 // The same, widened at once: where the sum of two steps could leave int16, but no pair does.
@@ -121,7 +121,6 @@ struct Widened : Words {
     const Vec t = _mm256_madd_epi16(_mm256_maddubs_epi16(a, w), _mm256_set1_epi16(1));
     BITPRESS_TIED(("vpaddd %1, %0, %0" : "+x"(acc) : "x"(t)), acc = _mm256_add_epi32(acc, t));
   }
-  static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
 };
 
 // Levels of Winograd's tiles: bytes modulo 256, or int16.

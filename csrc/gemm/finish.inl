@@ -55,14 +55,15 @@ constexpr bool kSame = false;
 template <class A>
 constexpr bool kSame<A, A> = true;
 
-// Sums or values of F::kLanes rows from `in` on, before the epilogue, as floats.
-template <class F, class From>
+// Sums or values of F::kLanes rows from `in` on, before the epilogue, as floats. `kPlain`: no shift and no window.
+template <class F, class From, bool kPlain = false>
 inline typename F::Vec begin_value(const void* in, size_t at, uint32_t n, [[maybe_unused]] typename F::Ints bias,
                                    [[maybe_unused]] int32_t shift, [[maybe_unused]] const int32_t* window) {
   if constexpr (From::kSums) {
     typename F::Ints acc = F::load_i32(static_cast<const int32_t*>(in) + at);
-    acc = F::add_i32(F::shl(acc, shift), bias);
-    if (window) acc = F::add_i32(acc, F::set_i32(*window));
+    if constexpr (!kPlain) acc = F::shl(acc, shift);
+    acc = F::add_i32(acc, bias);
+    if (!kPlain && window) acc = F::add_i32(acc, F::set_i32(*window));
     return F::from_i32(acc);
   } else {
     return From::template load<F>(in, at, n);
@@ -81,11 +82,8 @@ inline void finish_levels(const Output& output, const void* in, size_t stride, u
   typename F::Ints bias = F::set_i32(0);
   if constexpr (From::kSums) bias = F::load_i32(o.bias + row);
   const auto value = [&](uint32_t j, size_t to) BITPRESS_INLINE {
-    typename F::Vec t;
-    if constexpr (From::kSums && kPlain)
-      t = F::from_i32(F::add_i32(F::load_i32(static_cast<const int32_t*>(in) + j * stride), bias));
-    else
-      t = begin_value<F, From>(in, j * stride, F::kLanes, bias, o.shift, window ? window + j : nullptr);
+    typename F::Vec t =
+        begin_value<F, From, kPlain>(in, j * stride, F::kLanes, bias, o.shift, window ? window + j : nullptr);
     t = F::add(F::mul(t, m), b);
     if constexpr (!kSame<Residual, None>)
       t = F::add(t, F::mul(Residual::template load<F>(o.residual, to, F::kLanes), m_r));
