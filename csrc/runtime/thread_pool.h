@@ -5,11 +5,14 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 namespace bitpress {
+
+class Apart;
 
 // Thread rule: one caller at a time. Jobs must not throw. The cut depends on the number of threads only, and no job
 // of ours depends on the cut, so that results are the same for any number of threads.
@@ -41,6 +44,7 @@ class ThreadPool {
   void work(int thread);
   void stop();
 
+  std::unique_ptr<Apart> apart_;
   std::vector<std::thread> workers_;
   size_t items_ = 0;
   const void* context_ = nullptr;
