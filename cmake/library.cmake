@@ -15,7 +15,7 @@ set_source_files_properties(
   csrc/runtime/thread_pool.cc csrc/kernels/dispatch.cc csrc/capi.cc csrc/tools/bitpress_run.cc csrc/tools/arguments.cc csrc/tools/npy.cc csrc/tools/report.cc csrc/tools/kernel_bench.cc
   PROPERTIES COMPILE_OPTIONS "-Os;-ffunction-sections")
 set_source_files_properties(
-  csrc/runtime/bound.cc csrc/runtime/bound_winograd.cc csrc/runtime/model.cc
+  csrc/runtime/memory.cc csrc/runtime/bound.cc csrc/runtime/bound_winograd.cc csrc/runtime/model.cc
   PROPERTIES COMPILE_OPTIONS "-O2;-ffunction-sections")
 
 # Compilers take minutes over vector code in which every operation is watched: there, only addresses and races are. The

@@ -16,7 +16,7 @@ namespace bitpress::bench {
 double peak_rate(const std::string& family, const std::string& isa, double seconds);
 
 // Bytes per second of reading a block of `bytes` again and again, one thread; the best of several windows.
-// The block's size decides which cache answers. 0 for less than 4096 bytes or where it cannot be allocated.
+// The block's size decides which cache answers. 0 for less than 4096 bytes; std::bad_alloc without memory for it.
 double read_rate(std::size_t bytes, double seconds);
 
 }  // namespace bitpress::bench

@@ -20,7 +20,10 @@ template <class V, int kBits, int R, int P>
 BITPRESS_INLINE inline void gemv_step(const uint8_t* a, size_t stride, const uint8_t* w, size_t row_bytes,
                                       typename V::Vec (&acc)[R * P]) {
   typename V::Vec packed[R];
-  unroll<R>([&](auto r) BITPRESS_INLINE { packed[r] = V::load(w + static_cast<size_t>(r) * row_bytes); });
+  unroll<R>([&](auto r) BITPRESS_INLINE {
+    packed[r] = V::load(w + static_cast<size_t>(r) * row_bytes);
+    __builtin_prefetch(w + static_cast<size_t>(R + r) * row_bytes);
+  });
   unroll<8 / kBits>([&](auto s) BITPRESS_INLINE {
     unroll<P>([&](auto p) BITPRESS_INLINE {
       const typename V::Vec x = V::load(a + static_cast<size_t>(p) * stride + s * V::kBytes);

@@ -157,11 +157,11 @@ struct Fields {
   static BITPRESS_INLINE Vec field(Vec v) {
     return _mm256_and_si256(_mm256_srli_epi16(v, s * kBits), _mm256_set1_epi8((1 << kBits) - 1));
   }
-  static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) { acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(a, w)); }
+  static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) { Delayed::dot(acc, a, w); }
   static BITPRESS_INLINE void dot8(Vec& sum, Vec a, Vec w) {
     const Vec none = zero(), sign = _mm256_cmpgt_epi8(none, w);
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_unpacklo_epi8(a, none), _mm256_unpacklo_epi8(w, sign)));
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_unpackhi_epi8(a, none), _mm256_unpackhi_epi8(w, sign)));
+    Words::dot(sum, _mm256_unpacklo_epi8(a, none), _mm256_unpacklo_epi8(w, sign));
+    Words::dot(sum, _mm256_unpackhi_epi8(a, none), _mm256_unpackhi_epi8(w, sign));
   }
   static BITPRESS_INLINE void widen(Vec& sum, Vec acc) {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(acc, _mm256_set1_epi16(1)));

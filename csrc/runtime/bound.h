@@ -3,13 +3,13 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "../gemm/contract.h"
 #include "../kernels/dispatch.h"
+#include "memory.h"
 #include "program.h"
 
 namespace bitpress {
@@ -26,22 +26,6 @@ std::vector<uint8_t> codes_of(const Step& step, uint32_t row);
 // and of its negative weights, times the largest byte of an activation, `top`. `weights`: [steps][lanes][4]. Each
 // pair's sum alone must fit.
 uint32_t delay_at_hand(const int8_t* weights, uint32_t steps, uint32_t lanes, int32_t top, uint32_t delay);
-
-// Zeroed bytes, aligned to cache lines, with gemm::kSlack more behind them.
-class Memory {
- public:
-  Memory() = default;
-  explicit Memory(size_t size);
-  uint8_t* data() const { return data_.get(); }
-  size_t size() const { return size_; }
-
- private:
-  struct Free {
-    void operator()(uint8_t* p) const { std::free(p); }
-  };
-  std::unique_ptr<uint8_t[], Free> data_;
-  size_t size_ = 0;
-};
 
 // Where a step's buffers lie for the images at hand; `residual` may be null.
 struct Place {

@@ -28,32 +28,6 @@ std::array<int32_t, kPlaces> transformed(const std::array<int32_t, 9>& g) {
 
 }  // namespace
 
-uint32_t delay_at_hand(const int8_t* weights, uint32_t steps, uint32_t lanes, int32_t top, uint32_t delay) {
-  const size_t halves = size_t{lanes} * 2;  // pairs of neighbours, each a lane of int16
-  std::vector<int32_t> above(halves), below(halves);
-  const auto holds = [&] {
-    for (uint32_t from = 0; from < steps; from += delay) {
-      std::fill(above.begin(), above.end(), 0);
-      std::fill(below.begin(), below.end(), 0);
-      for (uint32_t k = from; k < std::min(from + delay, steps); ++k)
-        for (size_t i = 0; i < halves; ++i) {
-          const int32_t u = weights[(k * halves + i) * 2], v = weights[(k * halves + i) * 2 + 1];
-          above[i] += std::max(u, 0) + std::max(v, 0);
-          below[i] -= std::min(u, 0) + std::min(v, 0);
-        }
-      const int32_t most =
-          std::max(*std::max_element(above.begin(), above.end()), *std::max_element(below.begin(), below.end()));
-      if (int64_t{most} * top > INT16_MAX) return false;
-    }
-    return true;
-  };
-  while (delay > 1 && !holds()) {
-    const uint32_t rests = (steps + delay - 1) / delay + 1;
-    delay = std::min(delay - 1, (steps + rests - 1) / rests);
-  }
-  return delay;
-}
-
 void Bound::bind_winograd(const Step& s) {
   Windows& w = windows_;
   WinogradTiles& t = winograd_;
