@@ -146,12 +146,16 @@ struct Depthwise {
   Output out;
 };
 
-// `pixels` values of out.channels elements each, from `in` of the same shape.
+// `pixels` values of out.channels elements each, from `in` of the same shape. Where `rises` is not null it says the
+// same as out's constants: the byte stored is `base`, and one more for each of `rises` that int8(byte ^ flip) is above.
 struct Requantize {
   const void* in;
   Storage storage;
   size_t first_pixel, pixels;
   Output out;
+  const int8_t* rises;
+  uint32_t rise_count;
+  uint8_t base, flip;
 };
 
 // Floats [channels][plane] (NCHW) of one image -> NHWC; pixels first_pixel.. of the plane.

@@ -110,8 +110,39 @@ void depthwise(const Depthwise& d) {
   d.is_signed ? depthwise_as<V, F, true>(d) : depthwise_as<V, F, false>(d);
 }
 
+// Bytes to levels of few steps: 32 at a time, or what of them a vector holds.
+inline void count_rises(const Requantize& r) {
+  typedef int8_t Bytes __attribute__((vector_size(32)));
+  constexpr size_t kBytes = sizeof(Bytes);
+  const size_t at = r.first_pixel * r.out.channels, count = r.pixels * r.out.channels;
+  const uint8_t* const in = static_cast<const uint8_t*>(r.in) + at;
+  uint8_t* const out = static_cast<uint8_t*>(r.out.data) + at;
+  const int8_t* const rises = r.rises;
+  const int8_t flip = static_cast<int8_t>(r.flip), base = static_cast<int8_t>(r.base);
+  const auto vectors = [&](auto n, size_t i) BITPRESS_INLINE {
+    Bytes v[n], level[n];
+    unroll<n>([&](auto k) BITPRESS_INLINE {
+      __builtin_memcpy(&v[k], in + i + k * kBytes, kBytes);
+      v[k] ^= flip;
+      level[k] = Bytes{} + base;
+    });
+    for (uint32_t j = 0; j < r.rise_count; ++j) unroll<n>([&](auto k) BITPRESS_INLINE { level[k] -= v[k] > rises[j]; });
+    unroll<n>([&](auto k) BITPRESS_INLINE { __builtin_memcpy(out + i + k * kBytes, &level[k], kBytes); });
+  };
+  size_t i = 0;
+  for (; count - i >= 4 * kBytes; i += 4 * kBytes) vectors(Index<4>{}, i);
+  for (; count - i >= kBytes; i += kBytes) vectors(Index<1>{}, i);
+  for (; i < count; ++i) {
+    const int8_t v = static_cast<int8_t>(in[i] ^ r.flip);
+    uint8_t level = r.base;
+    for (uint32_t j = 0; j < r.rise_count; ++j) level = static_cast<uint8_t>(level + (v > rises[j]));
+    out[i] = level;
+  }
+}
+
 template <class F>
 void requantize(const Requantize& r) {
+  if (r.rises) return count_rises(r);
   const uint32_t rows = static_cast<uint32_t>(r.out.channels);
   const size_t at = r.first_pixel * r.out.channels;
   const uint32_t pixels = static_cast<uint32_t>(r.pixels);

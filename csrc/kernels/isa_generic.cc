@@ -230,23 +230,34 @@ void i8dot(const Conv& c) {
   }
 }
 
+// Runs of channels are short: a call of memcpy takes longer than the copy.
+inline void copy_run(uint8_t* to, const uint8_t* from, size_t bytes) {
+  constexpr size_t kPart = 16;
+  if (bytes < kPart) {
+    for (size_t i = 0; i < bytes; ++i) to[i] = from[i];
+    return;
+  }
+  for (size_t i = 0; i + kPart < bytes; i += kPart) __builtin_memcpy(to + i, from + i, kPart);
+  __builtin_memcpy(to + bytes - kPart, from + bytes - kPart, kPart);
+}
+
 void gather(const Gather& g) {
-  const size_t size = g.element_bytes;
-  for (uint32_t y = g.row_begin; y < g.row_end; ++y) {
+  const size_t size = g.element_bytes, in_pixel = g.in_channels * size, out_pixel = g.out_channels * size,
+               row = g.out_w * out_pixel;
+  uint8_t* out = static_cast<uint8_t*>(g.out) + g.row_begin * row;
+  __builtin_memset(out, 0, (g.row_end - g.row_begin) * row);
+  for (uint32_t y = g.row_begin; y < g.row_end; ++y, out += row) {
     const int64_t in_y = static_cast<int64_t>(y) * g.stride_h - g.top;
+    if (in_y < 0 || in_y >= g.in_h) continue;
     for (uint32_t x = 0; x < g.out_w; ++x) {
       const int64_t in_x = static_cast<int64_t>(x) * g.stride_w - g.left;
-      const bool here = in_y >= 0 && in_y < g.in_h && in_x >= 0 && in_x < g.in_w;
-      const uint8_t* in = static_cast<const uint8_t*>(g.in) +
-                          (here ? static_cast<size_t>(in_y * g.in_w + in_x) * g.in_channels * size : 0);
-      uint8_t* out = static_cast<uint8_t*>(g.out) + (static_cast<size_t>(y) * g.out_w + x) * g.out_channels * size;
+      if (in_x < 0 || in_x >= g.in_w) continue;
+      const uint8_t* in = static_cast<const uint8_t*>(g.in) + static_cast<size_t>(in_y * g.in_w + in_x) * in_pixel;
       for (uint32_t i = 0; i < g.run_count; ++i) {
         const GatherRun r = g.runs[i];
-        const size_t bytes = static_cast<size_t>(r.count) * size;
-        if (here && r.from >= 0)
-          __builtin_memcpy(out + static_cast<size_t>(r.to) * size, in + static_cast<size_t>(r.from) * size, bytes);
-        else
-          __builtin_memset(out + static_cast<size_t>(r.to) * size, 0, bytes);
+        if (r.from >= 0)
+          copy_run(out + x * out_pixel + static_cast<size_t>(r.to) * size, in + static_cast<size_t>(r.from) * size,
+                   static_cast<size_t>(r.count) * size);
       }
     }
   }

@@ -12,7 +12,8 @@ namespace {
 // Bytes of scratch memory of a thread. No network needs a hundredth; a small file that claims huge borders would.
 constexpr size_t kMostScratch = size_t{1} << 30;
 constexpr uint32_t kSliceElements = 24 << 10;  // bytes of a chunk's planes: most of a first-level cache
-constexpr size_t kSliceBand = 256 << 10;       // of input that becomes planes at once, which stay in the second
+constexpr float kMostRises = 15;  // of a requantize step that compares; the law itself costs as much as about 40
+constexpr size_t kSliceBand = 256 << 10;  // of input that becomes planes at once, which stay in the second
 
 }  // namespace
 
@@ -65,6 +66,7 @@ Bound::Bound(const Step& step, const Program& program, const Choice& choice)
   if (step.op == Op::kConv2d) bind_convolution(step);
   if (step.op == Op::kDepthwiseConv2d) bind_depthwise(step);
   if (step.op == Op::kGather) bind_gather(step);
+  if (step.op == Op::kRequantize) bind_rises(step);
   if (step.op == Op::kLookup) bind_lookup(step);
   if (step.op == Op::kSumPool2d || step.op == Op::kProduct) scratch_ = (step.rows + kSpareRows) * sizeof(int32_t);
   if (scratch_ > kMostScratch)
@@ -470,6 +472,23 @@ void Bound::bind_gather(const Step& s) {
     }
     runs_.push_back({from, to, 1});
   }
+}
+
+// Where the level of a byte rises, found in the law itself; nothing where channels differ, levels fall or are many.
+void Bound::bind_rises(const Step& s) {
+  if (in_.storage.is_float() || out_.storage.is_float() || s.residual != kNone || !s.out_channels.empty()) return;
+  const auto all_as_first = [](const std::vector<float>& v) {
+    return std::all_of(v.begin(), v.end(), [&](float x) { return x == v.front(); });
+  };
+  if (s.hi - s.lo > kMostRises || !(s.m.front() >= 0) || !all_as_first(s.m) || !all_as_first(s.b)) return;
+  const auto level = [&](int byte) {  // docs/numerics.md 5
+    const float t = static_cast<float>(byte) * s.m.front();
+    return static_cast<int>(std::nearbyint(std::min(std::max(t + s.b.front(), s.lo), s.hi)));
+  };
+  const int first = in_.storage.is_signed() ? -128 : 0;
+  base_ = static_cast<uint8_t>(level(first));
+  for (int byte = first + 1, now = level(first); byte < first + 256; ++byte)
+    for (; now < level(byte); ++now) rises_.push_back(static_cast<int8_t>(byte - 1 - first - 128));
 }
 
 }  // namespace bitpress

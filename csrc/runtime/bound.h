@@ -99,6 +99,7 @@ class Bound {
   void bind_thresholds(const Step& step, int64_t most);
   void bind_depthwise(const Step& step);
   void bind_gather(const Step& step);
+  void bind_rises(const Step& step);
   void bind_lookup(const Step& step);
   void plan_windows(bool channels_chosen);
   void plan_bands(size_t weight_bytes);
@@ -133,6 +134,8 @@ class Bound {
   Slices slices_;
   WinogradTiles winograd_;
   std::vector<gemm::GatherRun> runs_;
+  std::vector<int8_t> rises_;  // of a requantize step: see gemm::Requantize
+  uint8_t base_ = 0;
   size_t scratch_ = 0;
 };
 

@@ -307,6 +307,46 @@ def test_thresholds_at_every_sum(
     np.testing.assert_array_equal(session.run(x).reshape(want.shape), want)
 
 
+REQUANTIZE = [name for name in USABLE if TABLE[name]["op"] == "requantize"]
+
+
+@pytest.mark.parametrize("kernel", REQUANTIZE)
+@pytest.mark.parametrize("act", ["i8", "u8", "u4"])
+@pytest.mark.parametrize(("storage", "lo", "hi"), STORED)
+def test_requantize_every_byte(
+    kernel: str, act: str, storage: str, lo: int, hi: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each level of the input, by multipliers that tie, jump, fall, never change; one for all channels, or one each;
+    counts that fill vectors and that do not."""
+    first, last = act_bounds(parse(act))
+    x = np.arange(first, last + 1)[None, None, :]
+    for m, b in ((0.5, 0.0), (0.25, -2.5), (1 / 3, 1e-3), (0.03, 0.5), (7, 0.5), (-0.5, 1), (0, 2.5), (1, 1e9)):
+        for channels, each in ((1, False), (5, False), (5, True)):
+            stretch = np.float32(np.arange(1, channels + 1) if each else np.ones(channels))
+            ms, bs = stretch * np.float32(m), np.full(channels, b, np.float32)
+            size, apart, ones = channels * x.shape[-1], 256 * channels, np.ones(channels, np.float32)
+            shape = (channels, 1, x.shape[-1])
+            buffers = (
+                Buffer("image", shape, "f32", 0, 4 * size),
+                Buffer("levels", shape, act, 0, size),
+                Buffer("stored", shape, storage, 4 * apart, size),
+                Buffer("out", shape, "f32", 5 * apart, 4 * size),
+            )
+            steps = (
+                Step("quantize", "levels", (0,), 1, epilogue=Epilogue(ones, 0 * ones, first, last)),
+                Step("requantize", "stored", (1,), 2, epilogue=Epilogue(ms, bs, lo, hi)),
+                Step("requantize", "out", (2,), 3, epilogue=Epilogue(ones, 0 * ones, -np.inf, np.inf)),
+            )
+            program = Program(steps, buffers, 0, 3, 9 * apart, ones / 2, ones / 2)
+            images = np.repeat(x, channels, 0)[None].astype(np.int64)
+            monkeypatch.setenv("BITPRESS_FORCE_KERNEL", kernel)
+            session = _native.Session(artifact.encode(program))
+            assert session.steps()[1]["kernel"] == kernel
+            np.testing.assert_array_equal(
+                session.run(images.astype(np.float32)).reshape(images.shape), oracle.store(images, ms, bs, lo, hi)
+            )
+
+
 @pytest.mark.parametrize("kernel", [*CONVOLUTIONS, *DEPTHWISE])
 def test_empty_batch(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     g = SAME if kernel in CONVOLUTIONS else Window((3, 3), padding=(1, 1, 1, 1), groups=5)
