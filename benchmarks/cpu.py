@@ -34,6 +34,7 @@ SECONDS = {"bench": 2.0, "gemm": 0.05}  # of each run; of each kernel on a shape
 SHAPES, BITS = "resnet20,resnet18,mobilenet_v1,4096x4096x1", "w1a1,w1a2,w2a2,w2a4,w4a4,w2a8,w4a8,w8a8"
 DENSE = "w8a8"
 PEERS = ("onnxruntime", "openvino")  # those that are installed
+SLOW_PEERS = ("litert",)  # to make: of the dense networks only
 Columns = tuple[Column, ...]
 
 
@@ -48,17 +49,17 @@ class Job:
 def jobs(folder: Path, searched: Mapping[str, str]) -> Iterator[Job]:
     """Everything that is measured, in order."""
     threads, batches = (",".join(map(str, sorted({s[i] for s in SETTINGS}))) for i in (0, 1))
-    peers = ",".join(at_hand(PEERS)[0])
-    timed = ("--threads", threads, "--batch", batches, "--seconds", str(SECONDS["bench"]), "--vs", peers)
+    timed = ("--threads", threads, "--batch", batches, "--seconds", str(SECONDS["bench"]), "--vs")
+    few, all_ = (",".join(at_hand(names)[0]) for names in (PEERS, PEERS + SLOW_PEERS))
     reduced = () if host_has_vnni() else ((f"{DENSE}-reduced", (DENSE, "--reduce-range")),)
     for network, widths in NETWORKS.items():
         for bits, terms in (*((bits, (bits,)) for bits in widths), *reduced):
             name = f"{network}-{bits}"
             file = str(folder / f"{name}.bpk")
             make = ("compile", network, "--quantize", *terms, "--calibrate", "random:16", "-o", file)
-            yield Job(name, (make, ("bench", file, *timed)))
+            yield Job(name, (make, ("bench", file, *timed, all_ if bits == DENSE else few)))
     for name, file in searched.items():
-        yield Job(name, (("bench", file, *timed),))
+        yield Job(name, (("bench", file, *timed, few),))
     kernels = ("--shapes", SHAPES, "--bits", BITS, "--isa", "all", "--vs", "", "--seconds", str(SECONDS["gemm"]))
     yield Job("gemm", (("bench", "gemm", *kernels),))
 
@@ -93,6 +94,7 @@ def page(documents: Mapping[str, Any], words: str) -> str:
     shown = [name for name in networks if name.split("-")[0] == LAYERED or "-w" not in name]
     parts: list[tuple[str, str, Table]] = [
         ("Whole networks", NETWORKS_SAY, _networks(networks)),
+        ("Each peer", PEERS_SAY, _peers({f"{name}-{DENSE}": networks[f"{name}-{DENSE}"] for name in NETWORKS})),
         ("BOPs and time", RANKS_SAY, _ranks(networks)),
         (f"Layers of {LAYERED}", LAYERS_SAY, _layers({name: networks[name] for name in shown})),
         ("Kernels", KERNELS_SAY, _kernels(gemm)),
@@ -105,7 +107,7 @@ def page(documents: Mapping[str, Any], words: str) -> str:
         f"best instruction set {gemm['host']['isa']}.",
         "Peers run the same network with 8-bit weights and activations, all in turns in one run; medians. A ratio",
         "above 1 says how many times longer the peer takes.",
-        *filter(None, (at_hand(PEERS)[1],)),
+        *filter(None, (at_hand(PEERS + SLOW_PEERS)[1],)),
     ]  # fmt: skip
     for title, said, table in parts:
         lines += ["", f"## {title}", "", said, "", to_markdown(table).rstrip()]
@@ -117,6 +119,7 @@ NETWORKS_SAY = (
     "thread, one image. `-reduced`: weights of 8 bits within seven (`compile --reduce-range`), as peers have theirs "
     "on a CPU without VNNI, on which their full range would overflow; ours without it stays exact."
 )
+PEERS_SAY = "8 bits, one thread, one image: a peer's time over ours."
 RANKS_SAY = "Spearman's rank correlation of the layers' BOPs and times in one network, one thread, one image."
 LAYERS_SAY = "Microseconds, one thread, one image; below BOPs of the layer at that pair of bits."
 KERNELS_SAY = (
@@ -160,6 +163,15 @@ def _networks(documents: Mapping[str, Any]) -> Table:
         )
     ]
     return Table("", (Column("name", "network"), *timed, Column("bounds", "bounds"), Column("peer", "best peer")), rows)
+
+
+def _peers(documents: Mapping[str, Any]) -> Table:
+    rows: list[dict[str, Any]] = []
+    for name, document in documents.items():
+        peers = _at(document, SETTINGS[0])["peers"]
+        rows.append({"name": name, **{f"{p['name']} {p['version']}": f"{p['ratio']:.2f}" for p in peers}})
+    names = dict.fromkeys(key for row in rows for key in row if key != "name")
+    return Table("", (Column("name", "network"), *(Column(name, name) for name in names)), rows)
 
 
 def _setting(setting: tuple[int, int]) -> str:

@@ -136,6 +136,25 @@ class Torch:
             torch.set_num_threads(before)
 
 
+class LiteRt:
+    """LiteRT (XNNPACK) on a static int8 model that its own tools make, one file a batch size."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting, self._graph = setting, fold_batch_norm(setting.graph)
+
+    @contextmanager
+    def peers(self, batch: int, threads: int) -> Iterator[Sequence[Peer]]:
+        """Batch size fixed."""
+        from importlib.metadata import version
+
+        from . import peers_litert
+
+        path = self._setting.folder / f"int8-{batch}.tflite"
+        if not path.exists():
+            peers_litert.write_int8(self._graph, self._setting.calibration, batch, path)
+        yield [Peer("litert-int8", version("ai-edge-litert"), peers_litert.function(path, threads))]
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A name of `--vs`: the modules that it needs, how to get them, and what makes its peers."""
@@ -148,11 +167,12 @@ class Row:
 FAMILIES: Mapping[str, Row] = {
     "onnxruntime": Row(("onnx", "onnxruntime"), "pip install 'bitpress[onnx]'", OnnxRuntime),
     "openvino": Row(("onnx", "onnxruntime", "openvino"), "pip install 'bitpress[onnx]' openvino", OpenVino),
+    "litert": Row(
+        ("onnx", "torch", "litert_torch", "ai_edge_quantizer", "ai_edge_litert"),
+        "pip install 'bitpress[search,onnx]' litert-torch", LiteRt,
+    ),
     "torch": Row(("onnx", "torch"), "pip install 'bitpress[search,onnx]'", Torch),
-}
-# litert needs a .tflite file, which only Google's converter writes: named here so that the answer is a sentence.
-_ABSENT = {"litert": "a TFLite model of the network is needed, and Bitpress does not write one"}
-
+}  # fmt: skip
 
 DEFAULT = ("onnxruntime",)
 
@@ -172,10 +192,8 @@ def at_hand(names: Sequence[str], families: Mapping[str, Row] = FAMILIES) -> tup
 def check(names: Sequence[str], families: Mapping[str, Row] = FAMILIES) -> None:
     """Refuses before any work: UsageError for an unknown name, EnvironmentMissing for a library that is not here."""
     for name in names:
-        if name in _ABSENT:
-            raise EnvironmentMissing(f"--vs {name}: {_ABSENT[name]}; available: {', '.join(families)}")
         if name not in families:
-            raise UsageError(f"--vs {name!r} is unknown; valid: {', '.join((*families, *_ABSENT))}")
+            raise UsageError(f"--vs {name!r} is unknown; valid: {', '.join(families)}")
         missing = [module for module in families[name].modules if find_spec(module) is None]
         if missing:
             raise EnvironmentMissing(f"--vs {name} needs {', '.join(missing)}: {families[name].remedy}")

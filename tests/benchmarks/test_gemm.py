@@ -176,7 +176,7 @@ def test_a_network_is_its_distinct_layers() -> None:
         (("--bits", "w2"), "not of the form w2a8"),
         (("--isa", "avx3"), "did you mean avx2"),
         (("--isa", ""), "--isa is empty"),
-        (("--vs", "tvm"), "valid: onnxruntime, openvino, torch, litert"),
+        (("--vs", "tvm"), "valid: onnxruntime, openvino, torch"),
     ],
 )
 @NATIVE

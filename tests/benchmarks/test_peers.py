@@ -77,9 +77,12 @@ def test_thread_count_of_torch_is_restored(tmp_path: Path) -> None:
 
 
 def test_unknown_and_absent_peers_are_refused_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=r"'tensorflow' is unknown; valid: onnxruntime, openvino, torch, litert"):
+    with pytest.raises(UsageError, match=r"'tensorflow' is unknown; valid: onnxruntime, openvino, litert, torch"):
         peers.check(["onnxruntime", "tensorflow"])
-    with pytest.raises(EnvironmentMissing, match="litert"):
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "litert_torch" else object())
+    with pytest.raises(
+        EnvironmentMissing, match=r"needs litert_torch: pip install 'bitpress\[search,onnx\]' litert-torch"
+    ):
         peers.check(["litert"])
     monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "onnxruntime" else object())
     with pytest.raises(EnvironmentMissing, match=r"needs onnxruntime: pip install 'bitpress\[onnx\]'"):

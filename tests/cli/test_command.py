@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -277,7 +278,8 @@ def test_bench_document_and_tables(sample: Path) -> None:
     assert [run["batch"] for run in document["runs"]] == [1, 2]
     assert "Layers, batch 2, 1 thread" in good(*args, "-o", "md").out
     assert "valid:" in refused(2, *args, "--vs", "tflite")
-    assert "litert" in refused(5, *args, "--vs", "litert")
+    if find_spec("litert_torch") is None:
+        assert "pip install 'bitpress[search,onnx]' litert-torch" in refused(5, *args, "--vs", "litert")
     assert "--weights belongs to --model" in refused(2, *args, "--weights", "w.pt")
     assert "%" not in bitpress(*args, "-q", "--json", "-").err
 
