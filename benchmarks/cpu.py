@@ -50,14 +50,14 @@ def jobs(folder: Path, searched: Mapping[str, str]) -> Iterator[Job]:
     """Everything that is measured, in order."""
     threads, batches = (",".join(map(str, sorted({s[i] for s in SETTINGS}))) for i in (0, 1))
     timed = ("--threads", threads, "--batch", batches, "--seconds", str(SECONDS["bench"]), "--vs")
-    few, all_ = (",".join(at_hand(names)[0]) for names in (PEERS, PEERS + SLOW_PEERS))
+    few, every = (",".join(at_hand(names)[0]) for names in (PEERS, PEERS + SLOW_PEERS))
     reduced = () if host_has_vnni() else ((f"{DENSE}-reduced", (DENSE, "--reduce-range")),)
     for network, widths in NETWORKS.items():
         for bits, terms in (*((bits, (bits,)) for bits in widths), *reduced):
             name = f"{network}-{bits}"
             file = str(folder / f"{name}.bpk")
             make = ("compile", network, "--quantize", *terms, "--calibrate", "random:16", "-o", file)
-            yield Job(name, (make, ("bench", file, *timed, all_ if bits == DENSE else few)))
+            yield Job(name, (make, ("bench", file, *timed, every if bits == DENSE else few)))
     for name, file in searched.items():
         yield Job(name, (("bench", file, *timed, few),))
     kernels = ("--shapes", SHAPES, "--bits", BITS, "--isa", "all", "--vs", "", "--seconds", str(SECONDS["gemm"]))

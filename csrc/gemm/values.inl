@@ -113,20 +113,23 @@ void depthwise(const Depthwise& d) {
 // Bytes to levels of few steps: 32 at a time, or what of them a vector holds.
 inline void count_rises(const Requantize& r) {
   typedef int8_t Bytes __attribute__((vector_size(32)));
+  typedef uint8_t Levels __attribute__((vector_size(32)));
   constexpr size_t kBytes = sizeof(Bytes);
   const size_t at = r.first_pixel * r.out.channels, count = r.pixels * r.out.channels;
   const uint8_t* const in = static_cast<const uint8_t*>(r.in) + at;
   uint8_t* const out = static_cast<uint8_t*>(r.out.data) + at;
   const int8_t* const rises = r.rises;
-  const int8_t flip = static_cast<int8_t>(r.flip), base = static_cast<int8_t>(r.base);
+  const int8_t flip = static_cast<int8_t>(r.flip);
   const auto vectors = [&](auto n, size_t i) BITPRESS_INLINE {
-    Bytes v[n], level[n];
+    Bytes v[n];
+    Levels level[n];
     unroll<n>([&](auto k) BITPRESS_INLINE {
       __builtin_memcpy(&v[k], in + i + k * kBytes, kBytes);
       v[k] ^= flip;
-      level[k] = Bytes{} + base;
+      level[k] = Levels{} + r.base;
     });
-    for (uint32_t j = 0; j < r.rise_count; ++j) unroll<n>([&](auto k) BITPRESS_INLINE { level[k] -= v[k] > rises[j]; });
+    for (uint32_t j = 0; j < r.rise_count; ++j)
+      unroll<n>([&](auto k) BITPRESS_INLINE { level[k] -= reinterpret_cast<Levels>(v[k] > rises[j]); });
     unroll<n>([&](auto k) BITPRESS_INLINE { __builtin_memcpy(out + i + k * kBytes, &level[k], kBytes); });
   };
   size_t i = 0;

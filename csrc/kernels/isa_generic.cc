@@ -230,7 +230,7 @@ void i8dot(const Conv& c) {
   }
 }
 
-// Runs of channels are short: a call of memcpy takes longer than the copy.
+// Runs of channels are short: a call of memcpy or memset takes longer than what it does.
 inline void copy_run(uint8_t* to, const uint8_t* from, size_t bytes) {
   constexpr size_t kPart = 16;
   if (bytes < kPart) {
@@ -240,24 +240,31 @@ inline void copy_run(uint8_t* to, const uint8_t* from, size_t bytes) {
   for (size_t i = 0; i + kPart < bytes; i += kPart) __builtin_memcpy(to + i, from + i, kPart);
   __builtin_memcpy(to + bytes - kPart, from + bytes - kPart, kPart);
 }
+inline void clear_run(uint8_t* to, size_t bytes) {
+  constexpr size_t kPart = 16;
+  for (; bytes >= kPart; to += kPart, bytes -= kPart) __builtin_memset(to, 0, kPart);
+  for (size_t i = 0; i < bytes; ++i) to[i] = 0;
+}
 
+// Channels that no run names are not touched: another step may have written them.
 void gather(const Gather& g) {
-  const size_t size = g.element_bytes, in_pixel = g.in_channels * size, out_pixel = g.out_channels * size,
-               row = g.out_w * out_pixel;
-  uint8_t* out = static_cast<uint8_t*>(g.out) + g.row_begin * row;
-  __builtin_memset(out, 0, (g.row_end - g.row_begin) * row);
-  for (uint32_t y = g.row_begin; y < g.row_end; ++y, out += row) {
+  const size_t size = g.element_bytes;
+  for (uint32_t y = g.row_begin; y < g.row_end; ++y) {
     const int64_t in_y = static_cast<int64_t>(y) * g.stride_h - g.top;
-    if (in_y < 0 || in_y >= g.in_h) continue;
     for (uint32_t x = 0; x < g.out_w; ++x) {
       const int64_t in_x = static_cast<int64_t>(x) * g.stride_w - g.left;
-      if (in_x < 0 || in_x >= g.in_w) continue;
-      const uint8_t* in = static_cast<const uint8_t*>(g.in) + static_cast<size_t>(in_y * g.in_w + in_x) * in_pixel;
+      const bool here = in_y >= 0 && in_y < g.in_h && in_x >= 0 && in_x < g.in_w;
+      const uint8_t* in = static_cast<const uint8_t*>(g.in) +
+                          (here ? static_cast<size_t>(in_y * g.in_w + in_x) * g.in_channels * size : 0);
+      uint8_t* out = static_cast<uint8_t*>(g.out) + (static_cast<size_t>(y) * g.out_w + x) * g.out_channels * size;
       for (uint32_t i = 0; i < g.run_count; ++i) {
         const GatherRun r = g.runs[i];
-        if (r.from >= 0)
-          copy_run(out + x * out_pixel + static_cast<size_t>(r.to) * size, in + static_cast<size_t>(r.from) * size,
-                   static_cast<size_t>(r.count) * size);
+        uint8_t* const to = out + static_cast<size_t>(r.to) * size;
+        const size_t bytes = static_cast<size_t>(r.count) * size;
+        if (here && r.from >= 0)
+          copy_run(to, in + static_cast<size_t>(r.from) * size, bytes);
+        else
+          clear_run(to, bytes);
       }
     }
   }

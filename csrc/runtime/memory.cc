@@ -21,8 +21,9 @@ constexpr size_t kLargePage = 2 << 20;
 Memory::Memory(size_t size) : size_(size) {
   const bool large = size >= kLargePage;
   const size_t bytes = (size + gemm::kSlack + 63) / 64 * 64;
-  data_.reset(static_cast<uint8_t*>(std::aligned_alloc(large ? kLargePage : 64, bytes)));
-  if (!data_) throw std::bad_alloc();
+  void* made = nullptr;
+  if (posix_memalign(&made, large ? kLargePage : 64, bytes) != 0) throw std::bad_alloc();
+  data_.reset(static_cast<uint8_t*>(made));
 #if defined(__linux__)
   if (large) madvise(data_.get(), bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
 #endif

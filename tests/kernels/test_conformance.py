@@ -347,6 +347,36 @@ def test_requantize_every_byte(
             )
 
 
+@pytest.mark.parametrize("channels", [5, 37])
+@pytest.mark.parametrize("order", [0, 1])
+def test_two_gathers_share_a_buffer(channels: int, order: int) -> None:
+    """Each writes its channels alone, whichever comes first; some are zeros."""
+    x = np.random.default_rng(channels).integers(0, 16, (2, channels, 4, 3))
+    chosen = np.random.default_rng(1).permutation(channels).astype(np.int32)
+    first, second = np.sort(chosen[: channels // 2]), np.sort(chosen[channels // 2 :])
+    size, apart, ones = 12 * channels, 512, np.ones(channels, np.float32)
+    buffers = tuple(
+        Buffer(name, (channels, 4, 3), storage, at * apart, size * (4 if storage == "f32" else 1))
+        for name, storage, at in (("image", "f32", 0), ("levels", "u4", 0), ("stored", "u4", 4), ("out", "f32", 5))
+    )
+    absent = np.where(second % 3 == 0, -1, second).astype(np.int32)
+    gathers = [
+        Step("gather", "some", (1,), 2, channels=first, out_channels=first),
+        Step("gather", "others", (1,), 2, channels=absent, out_channels=second),
+    ]
+    steps = (
+        Step("quantize", "levels", (0,), 1, epilogue=Epilogue(ones, 0 * ones, 0, 15)),
+        *(gathers if order else gathers[::-1]),
+        Step("requantize", "out", (2,), 3, epilogue=Epilogue(ones, 0 * ones, -np.inf, np.inf)),
+    )
+    program = Program(steps, buffers, 0, 3, 9 * apart, ones / 2, ones / 2)
+    want = np.zeros_like(x)
+    want[:, first] = x[:, first]
+    want[:, second] = np.where((absent < 0)[:, None, None], 0, x[:, absent])
+    got = _native.Session(artifact.encode(program)).run(x.astype(np.float32)).reshape(x.shape)
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("kernel", [*CONVOLUTIONS, *DEPTHWISE])
 def test_empty_batch(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     g = SAME if kernel in CONVOLUTIONS else Window((3, 3), padding=(1, 1, 1, 1), groups=5)
