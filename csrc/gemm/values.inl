@@ -110,36 +110,33 @@ void depthwise(const Depthwise& d) {
   d.is_signed ? depthwise_as<V, F, true>(d) : depthwise_as<V, F, false>(d);
 }
 
-// Bytes to levels of few steps: 32 at a time, or what of them a vector holds.
+// Bytes to levels of few steps, 64 at a time: a rest goes through memory of its own, so that the code stands once.
 inline void count_rises(const Requantize& r) {
   typedef int8_t Bytes __attribute__((vector_size(32)));
   typedef uint8_t Levels __attribute__((vector_size(32)));
-  constexpr size_t kBytes = sizeof(Bytes);
+  constexpr int kVectors = 2;
+  constexpr size_t kStep = kVectors * sizeof(Bytes);
   const size_t at = r.first_pixel * r.out.channels, count = r.pixels * r.out.channels;
-  const uint8_t* const in = static_cast<const uint8_t*>(r.in) + at;
-  uint8_t* const out = static_cast<uint8_t*>(r.out.data) + at;
-  const int8_t* const rises = r.rises;
-  const int8_t flip = static_cast<int8_t>(r.flip);
-  const auto vectors = [&](auto n, size_t i) BITPRESS_INLINE {
-    Bytes v[n];
-    Levels level[n];
-    unroll<n>([&](auto k) BITPRESS_INLINE {
-      __builtin_memcpy(&v[k], in + i + k * kBytes, kBytes);
-      v[k] ^= flip;
+  const uint8_t* in = static_cast<const uint8_t*>(r.in) + at;
+  uint8_t* out = static_cast<uint8_t*>(r.out.data) + at;
+  for (size_t left = count; left; in += kStep, out += kStep) {
+    uint8_t part[kStep] = {};
+    const size_t some = left < kStep ? left : kStep;
+    if (some < kStep) __builtin_memcpy(part, in, some);
+    Bytes v[kVectors];
+    Levels level[kVectors];
+    __builtin_memcpy(v, some < kStep ? part : in, kStep);
+    unroll<kVectors>([&](auto k) BITPRESS_INLINE {
+      v[k] ^= static_cast<int8_t>(r.flip);
       level[k] = Levels{} + r.base;
     });
     for (uint32_t j = 0; j < r.rise_count; ++j)
-      unroll<n>([&](auto k) BITPRESS_INLINE { level[k] -= reinterpret_cast<Levels>(v[k] > rises[j]); });
-    unroll<n>([&](auto k) BITPRESS_INLINE { __builtin_memcpy(out + i + k * kBytes, &level[k], kBytes); });
-  };
-  size_t i = 0;
-  for (; count - i >= 4 * kBytes; i += 4 * kBytes) vectors(Index<4>{}, i);
-  for (; count - i >= kBytes; i += kBytes) vectors(Index<1>{}, i);
-  for (; i < count; ++i) {
-    const int8_t v = static_cast<int8_t>(in[i] ^ r.flip);
-    uint8_t level = r.base;
-    for (uint32_t j = 0; j < r.rise_count; ++j) level = static_cast<uint8_t>(level + (v > rises[j]));
-    out[i] = level;
+      unroll<kVectors>([&](auto k) BITPRESS_INLINE { level[k] -= reinterpret_cast<Levels>(v[k] > r.rises[j]); });
+    if (some == kStep)
+      __builtin_memcpy(out, level, kStep);
+    else
+      __builtin_memcpy(out, level, some);
+    left -= some;
   }
 }
 
