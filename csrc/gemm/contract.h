@@ -146,8 +146,9 @@ struct Depthwise {
   Output out;
 };
 
-// `pixels` values of out.channels elements each, from `in` of the same shape. Where `rises` is not null it says the
-// same as out's constants: the byte stored is `base`, and one more for each of `rises` that int8(byte ^ flip) is above.
+// `pixels` values of out.channels elements each, from `in` of the same shape. Where `rise_count` is not 0, rises say
+// the same as out's constants: the byte stored is `base`, and one more for each of `rises` that the byte is above, less
+// 128 if unsigned.
 struct Requantize {
   const void* in;
   Storage storage;
@@ -155,7 +156,7 @@ struct Requantize {
   Output out;
   const int8_t* rises;
   uint32_t rise_count;
-  uint8_t base, flip;
+  uint8_t base;
 };
 
 // Floats [channels][plane] (NCHW) of one image -> NHWC; pixels first_pixel.. of the plane.

@@ -119,15 +119,16 @@ inline void count_rises(const Requantize& r) {
   const size_t at = r.first_pixel * r.out.channels, count = r.pixels * r.out.channels;
   const uint8_t* in = static_cast<const uint8_t*>(r.in) + at;
   uint8_t* out = static_cast<uint8_t*>(r.out.data) + at;
+  const int8_t flip = static_cast<int8_t>(r.storage == Storage::kU8 ? 0x80 : 0);
+  uint8_t part[kStep] = {};
   for (size_t left = count; left; in += kStep, out += kStep) {
-    uint8_t part[kStep] = {};
     const size_t some = left < kStep ? left : kStep;
     if (some < kStep) __builtin_memcpy(part, in, some);
     Bytes v[kVectors];
     Levels level[kVectors];
     __builtin_memcpy(v, some < kStep ? part : in, kStep);
     unroll<kVectors>([&](auto k) BITPRESS_INLINE {
-      v[k] ^= static_cast<int8_t>(r.flip);
+      v[k] ^= flip;
       level[k] = Levels{} + r.base;
     });
     for (uint32_t j = 0; j < r.rise_count; ++j)
@@ -142,7 +143,7 @@ inline void count_rises(const Requantize& r) {
 
 template <class F>
 void requantize(const Requantize& r) {
-  if (r.rises) return count_rises(r);
+  if (r.rise_count) return count_rises(r);
   const uint32_t rows = static_cast<uint32_t>(r.out.channels);
   const size_t at = r.first_pixel * r.out.channels;
   const uint32_t pixels = static_cast<uint32_t>(r.pixels);

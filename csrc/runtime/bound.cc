@@ -12,8 +12,13 @@ namespace {
 // Bytes of scratch memory of a thread. No network needs a hundredth; a small file that claims huge borders would.
 constexpr size_t kMostScratch = size_t{1} << 30;
 constexpr uint32_t kSliceElements = 24 << 10;  // bytes of a chunk's planes: most of a first-level cache
-constexpr float kMostRises = 15;  // of a requantize step that compares; the law itself costs as much as about 40
-constexpr size_t kSliceBand = 256 << 10;  // of input that becomes planes at once, which stay in the second
+constexpr size_t kSliceBand = 256 << 10;       // of input that becomes planes at once, which stay in the second
+
+// The level that is stored for a sum or a level, docs/numerics.md 5.
+float level_of(const Step& s, uint32_t row, float value) {
+  const float t = value * s.m[row];
+  return std::nearbyint(std::min(std::max(t + s.b[row], s.lo), s.hi));
+}
 
 }  // namespace
 
@@ -391,12 +396,16 @@ void Bound::bind_slices(const Step& s) {
              (slots * wide + 1) * bits * vector;
 }
 
+// Whether what is stored is one of so few levels that comparing with where they step is faster than the law.
+bool Bound::few_levels(const Step& s) const {
+  constexpr float kMostLevels = 15;
+  return !out_.storage.is_float() && s.residual == kNone && s.out_channels.empty() && s.hi - s.lo <= kMostLevels;
+}
+
 // Where the stored level steps, found in the law itself; none where a residual comes in, or the levels are many.
 void Bound::bind_thresholds(const Step& s, int64_t most) {
-  constexpr float kMostLevels = 15;
   constexpr int64_t kMostSum = int64_t{1} << 30;
-  if (out_.storage.is_float() || s.residual != kNone || !s.out_channels.empty() || s.hi - s.lo > kMostLevels) return;
-  if (most >= kMostSum) return;
+  if (!few_levels(s) || most >= kMostSum) return;
   Slices& z = slices_;
   const uint32_t steps = static_cast<uint32_t>(s.hi - s.lo), per_group = s.rows / s.groups;
   for (z.stored_bits = 1; (1u << z.stored_bits) <= steps;) ++z.stored_bits;
@@ -404,9 +413,8 @@ void Bound::bind_thresholds(const Step& s, int64_t most) {
   for (uint32_t row = 0; row < s.rows; ++row) {
     const int32_t bias = bias_[row / per_group * size_t{padded_rows_} + row % per_group];
     const bool falling = s.m[row] < 0;
-    const auto level = [&](int64_t sum) {  // docs/numerics.md 5, above `lo`
-      const float t = static_cast<float>(static_cast<int32_t>(sum + bias)) * s.m[row];
-      return std::nearbyint(std::min(std::max(t + s.b[row], s.lo), s.hi)) - s.lo;
+    const auto level = [&](int64_t sum) {  // above `lo`
+      return level_of(s, row, static_cast<float>(static_cast<int32_t>(sum + bias))) - s.lo;
     };
     z.falling.push_back(falling ? ~0u : 0);
     for (uint32_t j = 1; j <= count; ++j) {
@@ -476,15 +484,12 @@ void Bound::bind_gather(const Step& s) {
 
 // Where the level of a byte rises, found in the law itself; nothing where channels differ, levels fall or are many.
 void Bound::bind_rises(const Step& s) {
-  if (in_.storage.is_float() || out_.storage.is_float() || s.residual != kNone || !s.out_channels.empty()) return;
+  if (in_.storage.is_float() || !few_levels(s)) return;
   const auto all_as_first = [](const std::vector<float>& v) {
     return std::all_of(v.begin(), v.end(), [&](float x) { return x == v.front(); });
   };
-  if (s.hi - s.lo > kMostRises || !(s.m.front() >= 0) || !all_as_first(s.m) || !all_as_first(s.b)) return;
-  const auto level = [&](int byte) {  // docs/numerics.md 5
-    const float t = static_cast<float>(byte) * s.m.front();
-    return static_cast<int>(std::nearbyint(std::min(std::max(t + s.b.front(), s.lo), s.hi)));
-  };
+  if (!(s.m.front() >= 0) || !all_as_first(s.m) || !all_as_first(s.b)) return;
+  const auto level = [&](int byte) { return static_cast<int>(level_of(s, 0, static_cast<float>(byte))); };
   const int first = in_.storage.is_signed() ? -128 : 0;
   base_ = static_cast<uint8_t>(level(first));
   for (int byte = first + 1, now = level(first); byte < first + 256; ++byte)

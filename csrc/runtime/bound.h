@@ -14,9 +14,6 @@
 
 namespace bitpress {
 
-// `n` rounded up to a multiple of `to`.
-inline size_t padded(size_t n, size_t to) { return (n + to - 1) / to * to; }
-
 constexpr size_t kSpareRows = 16;  // constants behind the last row that a vector may read
 
 // Codes [depth] of one row of packed fields.
@@ -100,6 +97,7 @@ class Bound {
   void bind_depthwise(const Step& step);
   void bind_gather(const Step& step);
   void bind_rises(const Step& step);
+  bool few_levels(const Step& step) const;
   void bind_lookup(const Step& step);
   void plan_windows(bool channels_chosen);
   void plan_bands(size_t weight_bytes);

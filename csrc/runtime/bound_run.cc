@@ -365,10 +365,9 @@ void Bound::run_values(const Place& place, size_t begin, size_t end) const {
     r.storage = storage_of(in_.storage);
     r.first_pixel = begin * out_.w;
     r.pixels = (end - begin) * out_.w;
-    r.rises = rises_.empty() ? nullptr : rises_.data();
+    r.rises = rises_.data();
     r.rise_count = static_cast<uint32_t>(rises_.size());
     r.base = base_;
-    r.flip = in_.storage.is_signed() ? 0 : 0x80;
     r.out = output(place);
     row_->run(r);
     return;

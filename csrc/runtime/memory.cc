@@ -20,7 +20,7 @@ constexpr size_t kLargePage = 2 << 20;
 
 Memory::Memory(size_t size) : size_(size) {
   const bool large = size >= kLargePage;
-  const size_t bytes = (size + gemm::kSlack + 63) / 64 * 64;
+  const size_t bytes = padded(size + gemm::kSlack, 64);
   void* made = nullptr;
   if (posix_memalign(&made, large ? kLargePage : 64, bytes) != 0) throw std::bad_alloc();
   data_.reset(static_cast<uint8_t*>(made));

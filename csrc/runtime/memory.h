@@ -8,6 +8,9 @@
 
 namespace bitpress {
 
+// `n` rounded up to a multiple of `to`.
+inline size_t padded(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
 // Zeroed bytes, aligned to cache lines, with gemm::kSlack more behind them; on large pages from kLargePage on, where
 // the system gives them.
 class Memory {
