@@ -15,7 +15,7 @@ set_source_files_properties(
   csrc/runtime/thread_pool.cc csrc/kernels/dispatch.cc csrc/capi.cc csrc/tools/bitpress_run.cc csrc/tools/arguments.cc csrc/tools/npy.cc csrc/tools/report.cc csrc/tools/kernel_bench.cc
   PROPERTIES COMPILE_OPTIONS "-Os;-ffunction-sections")
 set_source_files_properties(
-  csrc/runtime/memory.cc csrc/runtime/bound.cc csrc/runtime/bound_winograd.cc csrc/runtime/model.cc
+  csrc/runtime/memory.cc csrc/runtime/bound.cc csrc/runtime/bound_winograd.cc csrc/runtime/model.cc csrc/bench/peaks.cc
   PROPERTIES COMPILE_OPTIONS "-O2;-ffunction-sections")
 
 # Compilers take minutes over vector code in which every operation is watched: there, only addresses and races are. The
@@ -67,7 +67,8 @@ if(NOT BITPRESS_SANITIZE)
   else()
     target_link_options(bitpress-run PRIVATE -static-libstdc++ -static-libgcc)
   endif()
-  target_link_options(bitpress-run PRIVATE -Wl,--gc-sections -s)
+  # Code and constants share pages: apart, they would fill up two more of each.
+  target_link_options(bitpress-run PRIVATE -Wl,--gc-sections -Wl,-z,noseparate-code -s)
 endif()
 
 if(BITPRESS_EXAMPLES)

@@ -5,10 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../kernels/dispatch.h"
 #include "../runtime/memory.h"
 
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -41,10 +41,15 @@ double best_rate(F f, double seconds) {
   return best;
 }
 
-struct Row {
+bool present(const std::string& isa) {
+  for (const Isa& each : isas())
+    if (isa == each.name) return each.missing.empty();
+  return false;
+}
+
+struct Peak {
   const char* family;
   const char* isa;
-  bool (*present)();
   double (*run)(std::uint64_t loops);
 };
 
@@ -122,6 +127,25 @@ __attribute__((target("avx512f,avx512vnni"))) double dot_avx512vnni(std::uint64_
 #undef STEP
   }
   return static_cast<double>(loops) * 12 * 64;
+}
+
+// Tiles of 16 x 16 sums, each of 64 products of bytes.
+double dot_amx(std::uint64_t loops) {
+  struct alignas(64) {
+    std::uint8_t palette, start_row, reserved[14];
+    std::uint16_t row_bytes[16];
+    std::uint8_t rows[16];
+  } shapes{};
+  shapes.palette = 1;
+  for (int i = 0; i < 8; ++i) shapes.row_bytes[i] = 64, shapes.rows[i] = 16;
+  asm volatile("ldtilecfg %0" : : "m"(shapes));
+  for (std::uint64_t i = 0; i < loops; ++i) {
+    asm volatile(
+        "tdpbusd %tmm6, %tmm4, %tmm0\n\ttdpbusd %tmm7, %tmm4, %tmm1\n\t"
+        "tdpbusd %tmm6, %tmm5, %tmm2\n\ttdpbusd %tmm7, %tmm5, %tmm3");
+  }
+  asm volatile("tilerelease");
+  return static_cast<double>(loops) * 4 * 16 * 16 * 64;
 }
 
 // Bits: one AND and one carry-save adder a vector (Harley and Seal; the rest of the count is amortised away), which is
@@ -259,41 +283,30 @@ __attribute__((target("avx512f,avx512bw,avx512vbmi"))) double looks_avx512vbmi(s
 #undef CHAINS12
 #undef CHAINS8
 
-bool always() { return true; }
-bool avx2() { return __builtin_cpu_supports("avx2"); }
-bool avx512() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"); }
-bool avx512vnni() { return avx512() && __builtin_cpu_supports("avx512vnni"); }
-bool avx512vbmi() {
-  return avx512vnni() && __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512vbmi");
-}
-bool avxvnni() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1) && avx2();
-}
-
-constexpr Row kRows[] = {
-    {"i8dot", "generic", always, dot_generic},
-    {"i8dot", "avx2", avx2, dot_avx2},
-    {"i8dot", "avxvnni", avxvnni, dot_avxvnni},
-    {"i8dot", "avx512", avx512, dot_avx512},
-    {"i8dot", "avx512vnni", avx512vnni, dot_avx512vnni},
-    {"i8dot", "avx512vbmi", avx512vbmi, dot_avx512vnni},
-    {"i8dot16", "avx2", avx2, delayed_avx2},
-    {"i8dot16", "avxvnni", avxvnni, dot_avxvnni},
-    {"i8dot16", "avx512", avx512, delayed_avx512},
-    {"i8dot16", "avx512vnni", avx512vnni, dot_avx512vnni},
-    {"i8dot16", "avx512vbmi", avx512vbmi, dot_avx512vnni},
-    {"bitserial", "generic", always, bits_generic},
-    {"bitserial", "avx2", avx2, bits_avx2},
-    {"bitserial", "avxvnni", avxvnni, bits_avx2},
-    {"bitserial", "avx512", avx512, bits_avx512},
-    {"bitserial", "avx512vnni", avx512vnni, bits_avx512},
-    {"bitserial", "avx512vbmi", avx512vbmi, bits_avx512vbmi},
-    {"bitsliced", "generic", always, adds_generic},
-    {"bitsliced", "avx2", avx2, adds_avx2},
-    {"bitsliced", "avx512", avx512, adds_avx512},
-    {"lut", "avx2", avx2, looks_avx2},
-    {"lut", "avx512vbmi", avx512vbmi, looks_avx512vbmi},
+constexpr Peak kPeaks[] = {
+    {"i8dot", "generic", dot_generic},
+    {"i8dot", "avx2", dot_avx2},
+    {"i8dot", "avxvnni", dot_avxvnni},
+    {"i8dot", "avx512", dot_avx512},
+    {"i8dot", "avx512vnni", dot_avx512vnni},
+    {"i8dot", "avx512vbmi", dot_avx512vnni},
+    {"i8dot", "amx", dot_amx},
+    {"i8dot16", "avx2", delayed_avx2},
+    {"i8dot16", "avxvnni", dot_avxvnni},
+    {"i8dot16", "avx512", delayed_avx512},
+    {"i8dot16", "avx512vnni", dot_avx512vnni},
+    {"i8dot16", "avx512vbmi", dot_avx512vnni},
+    {"bitserial", "generic", bits_generic},
+    {"bitserial", "avx2", bits_avx2},
+    {"bitserial", "avxvnni", bits_avx2},
+    {"bitserial", "avx512", bits_avx512},
+    {"bitserial", "avx512vnni", bits_avx512},
+    {"bitserial", "avx512vbmi", bits_avx512vbmi},
+    {"bitsliced", "generic", adds_generic},
+    {"bitsliced", "avx2", adds_avx2},
+    {"bitsliced", "avx512", adds_avx512},
+    {"lut", "avx2", looks_avx2},
+    {"lut", "avx512vbmi", looks_avx512vbmi},
 };
 
 __attribute__((target("avx2"))) std::uint64_t read_avx2(const unsigned char* data, std::size_t bytes) {
@@ -311,7 +324,7 @@ __attribute__((target("avx2"))) std::uint64_t read_avx2(const unsigned char* dat
 
 #else
 
-constexpr Row kRows[] = {{"", "", nullptr, nullptr}};  // no roof is known here: every look-up gives 0
+constexpr Peak kPeaks[] = {{"", "", nullptr}};  // no roof is known here: every look-up gives 0
 
 #endif
 
@@ -328,8 +341,8 @@ std::uint64_t read_plain(const unsigned char* data, std::size_t bytes) {
 }  // namespace
 
 double peak_rate(const std::string& family, const std::string& isa, double seconds) {
-  for (const Row& row : kRows) {
-    if (family == row.family && isa == row.isa && row.run != nullptr && row.present()) {
+  for (const Peak& row : kPeaks) {
+    if (family == row.family && isa == row.isa && row.run != nullptr && present(isa)) {
       return best_rate(row.run, seconds);
     }
   }
@@ -342,7 +355,7 @@ double read_rate(std::size_t bytes, double seconds) {
   for (std::size_t i = 0; i < bytes; ++i) block.data()[i] = static_cast<unsigned char>(i * 31 + 7);
   auto* reader = read_plain;
 #if defined(__x86_64__)
-  if (avx2()) reader = read_avx2;
+  if (present("avx2")) reader = read_avx2;
 #endif
   volatile std::uint64_t sink = 0;  // keeps the reads
   return best_rate(

@@ -10,6 +10,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -35,20 +39,38 @@ std::string joined(const std::vector<std::string>& items) {
   return out;
 }
 
+#if defined(__x86_64__)
+// Leaf 7 of CPUID, for what not every compiler knows by name: bit of a register, 0 eax .. 3 edx, of a subleaf.
+bool cpuid7(unsigned subleaf, int reg, int bit) {
+  unsigned regs[4] = {};
+  return __get_cpuid_count(7, subleaf, &regs[0], &regs[1], &regs[2], &regs[3]) && (regs[reg] >> bit & 1);
+}
+
+// Whether this process may use the tile registers. Linux keeps their 8 KB for those that ask, once for all threads.
+bool tiles_granted() {
+#if defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, which older headers lack
+  static const bool granted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+#endif
+
 // __builtin_cpu_supports takes literals only. It asks the operating system too, whether it saves the registers. Bits
 // are those of Linux's HWCAP_ASIMD, HWCAP_ASIMDDP and HWCAP2_I8MM, which older headers lack.
 bool supports(const std::string& feature) {
 #if defined(BITPRESS_EMULATED)
-  return feature.rfind("avx", 0) == 0 || feature == "fma";
+  return feature.rfind("avx", 0) == 0 || feature.rfind("amx", 0) == 0 || feature == "fma";
 #elif defined(__x86_64__)
 #define FEATURE(name) \
   if (feature == name) return __builtin_cpu_supports(name);
   FEATURE("avx2")
   FEATURE("fma")
-  if (feature == "avxvnni") {  // not every compiler knows its name
-    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1) && __builtin_cpu_supports("avx2");
-  }
+  if (feature == "avxvnni") return cpuid7(1, 0, 4) && __builtin_cpu_supports("avx2");
+  if (feature == "amxtile") return cpuid7(0, 3, 24) && tiles_granted();
+  if (feature == "amxint8") return cpuid7(0, 3, 25) && tiles_granted();
   FEATURE("avx512f")
   FEATURE("avx512bw")
   FEATURE("avx512dq")
@@ -195,6 +217,7 @@ bool Row::packed() const { return std::strcmp(family, "gemv") == 0; }
 bool Row::delayed() const { return std::strcmp(family, "i8dot16") == 0; }
 bool Row::winograd() const { return std::strncmp(family, "winograd", 8) == 0; }
 bool Row::flips() const { return std::strcmp(family, "s8dot") == 0; }
+bool Row::tiled() const { return std::strcmp(isa, "amx") == 0; }
 
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> all = [] {

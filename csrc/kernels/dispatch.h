@@ -37,6 +37,7 @@ struct Row {
   bool packed() const;    // leaves weights in their fields
   bool winograd() const;  // makes four pixels of 3x3 windows at once
   bool flips() const;     // multiplies bytes less 128
+  bool tiled() const;     // multiplies tiles of bytes
 };
 
 // What the choice depends on. `weight` has no bits where there are none; `rows`, `depth` and `pixels` of one image.

@@ -187,7 +187,7 @@ void Bound::bind_convolution(const Step& s) {
 
   if (lut) bind_lut(s, split);
 
-  const uint32_t group_size = row_->group;  // a power of two here
+  const uint32_t group_size = row_->tiled() ? 4 : row_->group;  // a power of two here
   int32_t spelled[256] = {};                // what stands for a code
   for (uint32_t code = 0; code < 1u << s.weight.bits; ++code)
     spelled[code] = (s.weight.level(code) - split.factor) >> split.shift;  // exact: what is left is even

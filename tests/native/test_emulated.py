@@ -7,6 +7,7 @@ they are is left to hosts which have them, in tests/kernels/test_conformance.py.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from .conftest import ROOT, Tree, build, run, tool_path
 pytestmark = [pytest.mark.native, pytest.mark.slow]
 HEADERS = Path("/usr/include/simde/x86")
 ROWS = tuple(
-    row.name for row in native.rows() if row.isa.startswith("avx") and row.op in ("conv2d", "depthwise_conv2d")
+    row.name for row in native.rows() if row.isa.startswith(("avx", "amx")) and row.op in ("conv2d", "depthwise_conv2d")
 )
 
 
@@ -53,6 +54,6 @@ def test_rows_that_multiply(kernel: str, tree: Tree, conform: Path, cases: golde
 @pytest.mark.skipif(not HEADERS.is_dir(), reason="SIMDe is not installed")
 def test_no_vector_instruction_is_left(tree: Tree) -> None:
     """Nothing in these objects needs more than the baseline of x86-64."""
-    for path in tree.folder.rglob("isa_avx*.o"):
+    for path in [*tree.folder.rglob("isa_avx*.o"), *tree.folder.rglob("isa_amx.o")]:
         code = run([tool_path("objdump"), "-d", "--no-show-raw-insn", path]).stdout
-        assert "%xmm" in code and "%ymm" not in code and "%zmm" not in code, path
+        assert "%xmm" in code and not re.search("%[yzt]mm", code), path

@@ -85,6 +85,42 @@ inline Vector dot_bytes(const Vector& acc, const Vector& a, const Vector& w) {
   return as<Vector>(out);
 }
 
+// Registers of tiles: up to 16 rows of 64 bytes, zeros beyond their shapes.
+struct Tile {
+  uint8_t bytes[16][64];
+};
+inline thread_local Tile tiles[8];
+inline thread_local uint8_t tile_shape[64];  // as ldtilecfg reads it
+
+inline uint32_t tile_rows(int t) { return tile_shape[48 + t]; }
+inline uint32_t tile_row_bytes(int t) { return tile_shape[16 + 2 * t] + tile_shape[17 + 2 * t] * 256u; }
+inline void tile_zero(int t) { tiles[t] = {}; }
+inline void tile_shapes(const void* p) {
+  std::memcpy(tile_shape, p, sizeof tile_shape);
+  for (int t = 0; t < 8; ++t) tile_zero(t);
+}
+inline void tile_release() { tile_shapes(Tile{}.bytes); }
+inline void tile_load(int t, const void* p, size_t apart) {
+  tile_zero(t);
+  for (uint32_t i = 0; i < tile_rows(t); ++i)
+    std::memcpy(tiles[t].bytes[i], static_cast<const char*>(p) + i * apart, tile_row_bytes(t));
+}
+inline void tile_store(int t, void* p, size_t apart) {
+  for (uint32_t i = 0; i < tile_rows(t); ++i)
+    std::memcpy(static_cast<char*>(p) + i * apart, tiles[t].bytes[i], tile_row_bytes(t));
+}
+// Row k / 4 of `w` holds, for each column, four bytes: what bytes k, k + 1, .. of a row of `in` are multiplied by.
+inline void tile_dot(int sums, int in, int w) {
+  for (uint32_t i = 0; i < tile_rows(sums); ++i)
+    for (uint32_t n = 0; n < tile_row_bytes(sums) / 4; ++n) {
+      uint32_t sum = 0;
+      std::memcpy(&sum, &tiles[sums].bytes[i][4 * n], sizeof sum);
+      for (uint32_t k = 0; k < tile_row_bytes(in); ++k)
+        sum += static_cast<uint32_t>(tiles[in].bytes[i][k] * static_cast<int8_t>(tiles[w].bytes[k / 4][4 * n + k % 4]));
+      std::memcpy(&tiles[sums].bytes[i][4 * n], &sum, sizeof sum);
+    }
+}
+
 }  // namespace bitpress::emulated
 
 #define _mm512_cvtepi32_epi8(a) bitpress::emulated::convert<uint8_t, uint32_t, 16, __m128i>(a)
