@@ -4,7 +4,8 @@
 //   from_i32(Ints) / Ints operations on int32 lanes: load_i32, set_i32, add_i32, shl
 //   load_u8 / load_i8 / load_f32 (pointer, n) -> Vec, reading n values (or more, see kSlack)
 //   store_levels(uint8_t*, Vec, n), rounding half to even (the values fit a byte); store_f32(float*, Vec, n)
-//   kTogether: 1, or 4 where store_four(uint8_t*, apart, four Vec) stores whole vectors `apart` bytes from each other
+//   kTogether: 1, or 4 where store_four(uint8_t*, apart, is_signed, lo, four Vec) stores whole vectors `apart` bytes
+//     from each other, which are not below `lo` then: packing saturates, so a bound costs once in four there
 
 struct FromSums {  // int32 sums [pixel][stride]
   static constexpr bool kSums = true;
@@ -81,21 +82,22 @@ inline void finish_levels(const Output& output, const void* in, size_t stride, u
   [[maybe_unused]] const typename F::Vec m_r = F::set(o.m_r);
   typename F::Ints bias = F::set_i32(0);
   if constexpr (From::kSums) bias = F::load_i32(o.bias + row);
-  const auto value = [&](uint32_t j, size_t to) BITPRESS_INLINE {
+  const auto value = [&](uint32_t j, size_t to) BITPRESS_INLINE {  // not above its bound
     typename F::Vec t =
         begin_value<F, From, kPlain>(in, j * stride, F::kLanes, bias, o.shift, window ? window + j : nullptr);
     t = F::add(F::mul(t, m), b);
     if constexpr (!kSame<Residual, None>)
       t = F::add(t, F::mul(Residual::template load<F>(o.residual, to, F::kLanes), m_r));
-    return F::min(F::max(t, lo), hi);
+    return F::min(t, hi);
   };
   uint8_t* out = static_cast<uint8_t*>(o.data);
   uint32_t j = 0;
-  if constexpr (From::kSums && F::kTogether == 4)
+  if constexpr (From::kSums && kPlain && F::kTogether == 4)  // others are rare
     for (; j + 4 <= pixels; j += 4, at += 4 * o.channels)
-      F::store_four(out + at, o.channels, value(j, at), value(j + 1, at + o.channels),
-                    value(j + 2, at + 2 * o.channels), value(j + 3, at + 3 * o.channels));
-  for (; j < pixels; ++j, at += o.channels) F::store_levels(out + at, value(j, at), F::kLanes);
+      F::store_four(out + at, o.channels, o.storage == Storage::kI8, static_cast<int32_t>(o.lo), value(j, at),
+                    value(j + 1, at + o.channels), value(j + 2, at + 2 * o.channels),
+                    value(j + 3, at + 3 * o.channels));
+  for (; j < pixels; ++j, at += o.channels) F::store_levels(out + at, F::max(value(j, at), lo), F::kLanes);
 }
 
 template <class F, class From, class Residual>
@@ -117,17 +119,15 @@ void finish(const Output& output, const void* in, size_t stride, uint32_t row, u
   const bool scattered = o.out_channels != nullptr, levels = o.storage != Storage::kF32;
   for (uint32_t i = 0; i < rows; i += L) {
     const uint32_t n = rows - i < L ? rows - i : L;
-    if (n == L && levels && !scattered) {
+    if (n == L && levels && !scattered && !(o.residual && o.residual_storage == Storage::kF32)) {
       const size_t at = pixel * o.channels + o.first_channel + row + i;
       const void* from = static_cast<const char*>(in) + i * From::kBytes;
       if (!o.residual)
         finish_levels<F, From, None>(output, from, stride, row + i, at, pixels, window);
       else if (o.residual_storage == Storage::kU8)
         finish_levels<F, From, FromU8>(output, from, stride, row + i, at, pixels, window);
-      else if (o.residual_storage == Storage::kI8)
-        finish_levels<F, From, FromI8>(output, from, stride, row + i, at, pixels, window);
       else
-        finish_levels<F, From, FromF32>(output, from, stride, row + i, at, pixels, window);
+        finish_levels<F, From, FromI8>(output, from, stride, row + i, at, pixels, window);
       continue;
     }
     const typename F::Vec m = F::load(o.m + row + i), b = F::load(o.b + row + i);

@@ -39,7 +39,7 @@ std::string joined(const std::vector<std::string>& items) {
   return out;
 }
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(BITPRESS_EMULATED)
 // Leaf 7 of CPUID, for what not every compiler knows by name: bit of a register, 0 eax .. 3 edx, of a subleaf.
 bool cpuid7(unsigned subleaf, int reg, int bit) {
   unsigned regs[4] = {};

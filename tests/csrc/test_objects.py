@@ -58,7 +58,8 @@ def test_kernels_use_the_registers_of_their_set(isa: str) -> None:
 @pytest.mark.parametrize(
     ("isa", "instruction"),
     [("avxvnni", "vpdpbusd"), ("avx512vnni", "vpdpbusd"), ("avx512vbmi", "vpopcnt"), ("avx512vbmi", "vpermb"),
-     ("amx", "tdpbusd"), ("avx2", "vpmaddubsw"), ("avx2", "vpshufb"), ("avx512", "vpmaddubsw"), ("avx512", "vpternlog")],
+     ("amx", "tdpbusd"), ("avx2", "vpmaddubsw"), ("avx2", "vpshufb"), ("avx512", "vpmaddubsw"),
+     ("avx512", "vpternlog")],
 )  # fmt: skip
 def test_the_instruction_that_a_set_is_for(isa: str, instruction: str) -> None:
     if isa not in OBJECTS:
