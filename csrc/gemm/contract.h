@@ -119,14 +119,14 @@ struct Conv {
 };
 
 // weights of i8dot and s8dot rows: [blocks][taps * run / group][lanes][group] of int8 (group 4, 8) or int16 (group 2);
-// for the generic row [rows][taps * run] int16; where tiles are multiplied (group 64), as for group 4. Weights of bitserial rows: uint32 [blocks][w_bits][words][lanes].
-// Weights of winograd rows: those of i8dot for each of 16 places of a tile, [blocks][16][run / group][lanes][group].
-// Weights of lut rows: codes of groups [blocks][taps][ceil(valid / group)][lanes]; lane 2i is channel i of the block,
-// lane 2i + 1 is channel lanes / 2 + i.
-// Weights of gemv rows: [blocks][lanes][chunks] vectors of fields, as csrc/gemm/gemv.inl cuts them; the rest is zero.
-// Lists of bitsliced rows, of uint16, one for each digit: n, a multiple of kSlicePad; how many counters above the
-// digit's it can reach; n places in the planes of the chunk, in bytes. An element has 2 * a_bits vectors there, the
-// second half to be taken away. The row behind the last has one list, of every element.
+// for the generic row [rows][taps * run] int16; where tiles are multiplied (group 64), as for group 4. Weights of
+// bitserial rows: uint32 [blocks][w_bits][words][lanes]. Weights of winograd rows: those of i8dot for each of 16 places
+// of a tile, [blocks][16][run / group][lanes][group]. Weights of lut rows: codes of groups [blocks][taps][ceil(valid /
+// group)][lanes]; lane 2i is channel i of the block, lane 2i + 1 is channel lanes / 2 + i. Weights of gemv rows:
+// [blocks][lanes][chunks] vectors of fields, as csrc/gemm/gemv.inl cuts them; the rest is zero. Lists of bitsliced
+// rows, of uint16, one for each digit: n, a multiple of kSlicePad; how many counters above the digit's it can reach; n
+// places in the planes of the chunk, in bytes. An element has 2 * a_bits vectors there, the second half to be taken
+// away. The row behind the last has one list, of every element.
 
 // Row r reads channel r of `in` (channels already chosen and bordered with zeros) and weights[tap][r].
 struct Depthwise {

@@ -188,7 +188,7 @@ void Bound::bind_convolution(const Step& s) {
   if (lut) bind_lut(s, split);
 
   const uint32_t group_size = row_->tiled() ? 4 : row_->group;  // a power of two here
-  int32_t spelled[256] = {};                // what stands for a code
+  int32_t spelled[256] = {};                                    // what stands for a code
   for (uint32_t code = 0; code < 1u << s.weight.bits; ++code)
     spelled[code] = (s.weight.level(code) - split.factor) >> split.shift;  // exact: what is left is even
   for (uint32_t row = 0; row < s.rows && !lut; ++row) {

@@ -307,6 +307,22 @@ def test_thresholds_at_every_sum(
     np.testing.assert_array_equal(session.run(x).reshape(want.shape), want)
 
 
+WHOLE = [name for name in CONVOLUTIONS if not name.startswith(("bitsliced_", "winograd", "lut_"))]
+
+
+@pytest.mark.parametrize("kernel", WHOLE)
+@pytest.mark.parametrize(("storage", "lo", "hi"), [("u2", 0, 3), ("i4", -7, 7), ("u8", 3, 9), ("i8", -100, 127)])
+def test_whole_vectors_are_stored_within_their_bounds(
+    kernel: str, storage: str, lo: int, hi: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values of no int32 too, on both sides: what an instruction makes of those is no law of ours."""
+    program, x, want = every_sum("i2", storage, lo, hi)
+    monkeypatch.setenv("BITPRESS_FORCE_KERNEL", kernel)
+    session = _native.Session(artifact.encode(program))
+    assert session.steps()[1]["kernel"] == kernel
+    np.testing.assert_array_equal(session.run(x).reshape(want.shape), want)
+
+
 REQUANTIZE = [name for name in USABLE if TABLE[name]["op"] == "requantize"]
 
 
