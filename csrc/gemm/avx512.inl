@@ -85,7 +85,8 @@ struct Block {
 
 // Two int16 products a lane, or one where the high halves of both sides are zero.
 struct Pairs : Block {
-  static constexpr bool kPairs = true, kStreams = true;
+  static constexpr uint32_t kRows = 2;
+  static constexpr bool kStreams = true;
   template <bool kSigned>
   static BITPRESS_INLINE Vec load_pair(const uint8_t* p, const uint8_t* q) {
     const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)),

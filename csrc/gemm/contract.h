@@ -137,8 +137,9 @@ struct Depthwise {
   uint32_t taps, columns;  // of them in a row of the kernel
   uint32_t sliding;  // a window of 3 x 3, its columns column_bytes apart: of how many the next pixel's begins; or 0
   size_t column_bytes;
-  // [taps][rows padded to kMaxLanes], the low 16 bits, the high ones zero; where the row's group is 2, of each two rows
-  // of the kernel one, [ceil(taps / columns / 2)][columns][rows padded], the second's in the high bits
+  // [taps][rows padded to kMaxLanes], the low 16 bits, the high ones zero; where the row's group is 2 or 4, of so many
+  // rows of the kernel one, [ceil(taps / columns / group)][columns][rows padded], the first's in the lowest 16 or 8
+  // bits. Group 4 takes levels less their least, 128 more than signed ones: bias[r] takes that back
   const int32_t* weights;
   uint32_t rows;
   uint32_t out_rows, out_cols;

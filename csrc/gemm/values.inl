@@ -1,28 +1,31 @@
 // Everything that is no matrix product: depthwise convolution, quantize, requantize, pools. Anonymous namespace.
 // Depthwise vocabulary V: kLanes, Vec, zero, load_act<signed>(bytes) -> int32 lanes, load_w, madd(acc, a, w), store;
-// kPairs: whether load_pair<signed>(bytes, bytes) -> int16 lanes in turns, of which madd adds two products; kStreams:
-// whether windows of 3 x 3 have a form of their own.
+// kRows: of the kernel that madd takes at once. 2: load_pair<signed>(bytes, bytes) -> int16 lanes in turns; 4, and no
+// load_act: load_three, load_four -> bytes in turns, less the least level. kStreams: whether windows of 3 x 3 have a
+// form of their own.
 
 // Windows of 3 x 3 along a row of pixels, each column of the input read and widened once: sums of `pixels` -> acc.
 template <class V, bool kSigned, int kStride>
 BITPRESS_INLINE inline void depthwise_3x3(const Depthwise& d, const uint8_t* in, const int32_t* weights, size_t padded,
                                           uint32_t pixels, int32_t* acc) {
-  constexpr int kColumns = 3, kParts = V::kPairs ? 2 : 3;
+  constexpr int kColumns = 3, kParts = V::kRows == 4 ? 1 : V::kRows == 2 ? 2 : 3;
   struct {
-    typename V::Vec v[kParts * kColumns];  // of the upper two rows, or of each, then of the last
+    typename V::Vec v[kParts * kColumns];  // of all rows, or of the upper two, or of each, then of the last
   } w, a;
   unroll<kParts * kColumns>([&](auto i) BITPRESS_INLINE { w.v[i] = V::load_w(weights + i * padded); });
   const uint8_t *top = in + d.tap_offsets[0], *next = in + d.tap_offsets[kColumns],
                 *last = in + d.tap_offsets[2 * kColumns];
   const size_t step = d.column_bytes;
   const auto column = [&](auto slot) BITPRESS_INLINE {
-    if constexpr (V::kPairs) {
+    if constexpr (V::kRows == 4) {
+      a.v[slot] = V::template load_three<kSigned>(top, next, last);
+    } else if constexpr (V::kRows == 2) {
       a.v[slot] = V::template load_pair<kSigned>(top, next);
     } else {
       a.v[slot] = V::template load_act<kSigned>(top);
       a.v[kColumns + slot] = V::template load_act<kSigned>(next);
     }
-    a.v[(kParts - 1) * kColumns + slot] = V::template load_act<kSigned>(last);
+    if constexpr (V::kRows != 4) a.v[(kParts - 1) * kColumns + slot] = V::template load_act<kSigned>(last);
     top += step;
     next += step;
     last += step;
@@ -66,15 +69,27 @@ void depthwise_window(const Depthwise& d, const uint8_t* in, const int32_t* weig
         unroll<kTile>([&](auto i) BITPRESS_INLINE { s.v[i] = V::madd(s.v[i], load(p + at[i]), wv); });
       }
     };
-    for (uint32_t t = 0; t < d.taps; t += d.columns) {
-      if constexpr (V::kPairs)
+    for (uint32_t t = 0; V::kRows == 4 && t < d.taps; t += 4 * d.columns) {
+      size_t below[3];  // rows that the kernel lacks have weights of 0
+      for (uint32_t i = 0; i < 3; ++i) {
+        const uint32_t tap = t + (i + 1) * d.columns;
+        below[i] = tap < d.taps ? d.tap_offsets[tap] - d.tap_offsets[t] : 0;
+      }
+      if constexpr (V::kRows == 4)
+        add(t, [&](const uint8_t* p) BITPRESS_INLINE {
+          return V::template load_four<kSigned>(p, p + below[0], p + below[1], p + below[2]);
+        });
+    }
+    for (uint32_t t = 0; V::kRows != 4 && t < d.taps; t += d.columns) {
+      if constexpr (V::kRows == 2)
         if (t + d.columns < d.taps) {
           const size_t below = d.tap_offsets[t + d.columns] - d.tap_offsets[t];
           add(t, [&](const uint8_t* p) BITPRESS_INLINE { return V::template load_pair<kSigned>(p, p + below); });
           t += d.columns;
           continue;
         }
-      add(t, [&](const uint8_t* p) BITPRESS_INLINE { return V::template load_act<kSigned>(p); });
+      if constexpr (V::kRows != 4)
+        add(t, [&](const uint8_t* p) BITPRESS_INLINE { return V::template load_act<kSigned>(p); });
     }
     unroll<kTile>([&](auto i) BITPRESS_INLINE { V::store(acc + (j + i) * L, s.v[i]); });
   }

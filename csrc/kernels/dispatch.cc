@@ -130,6 +130,8 @@ std::string misfit(const Row& r, const Problem& p) {
   if (a < r.a_from || a > r.a_to) return range('a', r.a_from, r.a_to, a);
   if (r.delayed() && delay_of(p.weight, p.act, p.largest) < 1)
     return "pairs of " + p.weight.name + " x " + p.act.name + " products leave int16";
+  if (r.op == Op::kDepthwiseConv2d && r.group == 4 && split_weight(p.weight).factor != 0)
+    return "has weights of signed bytes, not " + p.weight.name;
   if (r.winograd()) {
     if (p.tiles == 0) return "computes windows of 3 x 3, one pixel apart";
     const int64_t top = p.act.hi() + zero_byte(p.act), largest = magnitude(p.weight);

@@ -176,7 +176,8 @@ struct Fields {
 
 // Two int16 products a lane, or one where the high halves of both sides are zero.
 struct Dots : Words {
-  static constexpr bool kPairs = true, kStreams = true;
+  static constexpr uint32_t kRows = 2;
+  static constexpr bool kStreams = true;
   template <bool kSigned>
   static BITPRESS_INLINE Vec load_pair(const uint8_t* p, const uint8_t* q) {
     const __m128i v = _mm_unpacklo_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)),

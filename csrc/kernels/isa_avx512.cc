@@ -101,19 +101,6 @@ struct Slices {
   }
 };
 
-struct Fields : Packed {
-  static constexpr bool kExact = false;
-  static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) { acc = _mm512_add_epi16(acc, _mm512_maddubs_epi16(a, w)); }
-  static BITPRESS_INLINE void dot8(Vec& sum, Vec a, Vec w) {
-    const Vec none = zero(), sign = _mm512_movm_epi8(_mm512_movepi8_mask(w));
-    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_unpacklo_epi8(a, none), _mm512_unpacklo_epi8(w, sign)));
-    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_unpackhi_epi8(a, none), _mm512_unpackhi_epi8(w, sign)));
-  }
-  static BITPRESS_INLINE void widen(Vec& sum, Vec acc) {
-    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(acc, _mm512_set1_epi16(1)));
-  }
-};
-
 struct Dots : Pairs {
   template <bool kSigned>
   static Vec load_act(const uint8_t* p) {
@@ -127,7 +114,6 @@ struct Dots : Pairs {
 #include "../gemm/finish.inl"
 #include "../gemm/bitserial.inl"
 #include "../gemm/bitsliced.inl"
-#include "../gemm/gemv.inl"
 #include "../gemm/i8dot.inl"
 #include "../gemm/values.inl"
 #include "../gemm/winograd.inl"
@@ -138,7 +124,6 @@ void i8dot_avx512(const Conv& c) { i8dot<Words, F>(c); }
 void i8dot16_avx512(const Conv& c) { c.delay < kLeastDelay ? i8dot<Widened, F>(c) : i8dot<Delayed, F>(c); }
 void bitserial_avx512(const Conv& c) { bitserial<Nibbles, F>(c); }
 void bitsliced_avx512(const Conv& c) { bitsliced<Slices, F>(c); }
-void gemv_avx512(const Conv& c) { gemv<Fields, F>(c); }
 void winograd16_avx512(const Conv& c) { winograd<Plain, Words, F>(c); }
 void depthwise_avx512(const Depthwise& d) { depthwise<Dots, F>(d); }
 void requantize_avx512(const Requantize& r) { requantize<F>(r); }

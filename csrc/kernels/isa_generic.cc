@@ -175,7 +175,8 @@ struct Slices {
 
 struct Dots {
   static constexpr uint32_t kLanes = 4;
-  static constexpr bool kPairs = false, kStreams = false;  // four times the code, and scalars gain little
+  static constexpr uint32_t kRows = 1;
+  static constexpr bool kStreams = false;  // four times the code, and scalars gain little
   struct Vec {
     int32_t v[kLanes];
   };

@@ -115,7 +115,8 @@ struct Tables {
 
 struct Dots {
   static constexpr uint32_t kLanes = 4;
-  static constexpr bool kPairs = false, kStreams = true;
+  static constexpr uint32_t kRows = 1;
+  static constexpr bool kStreams = true;
   using Vec = int32x4_t;
   static Vec zero() { return vdupq_n_s32(0); }
   template <bool kSigned>

@@ -439,15 +439,18 @@ void Bound::bind_thresholds(const Step& s, int64_t most) {
 void Bound::bind_depthwise(const Step& s) {
   plan_windows(!s.out_channels.empty());
   const size_t rows = padded(s.rows, gemm::kMaxLanes);
-  const uint32_t pair = row_->group, lines = (s.kernel_h + pair - 1) / pair;
+  const uint32_t each = row_->group, lines = (s.kernel_h + each - 1) / each, bits = each == 4 ? 8 : 16;
+  const int32_t less = each == 4 && in_.storage.is_signed() ? 128 : 0;
   weights_ = Memory(size_t{lines} * s.kernel_w * rows * sizeof(int32_t));
   auto* weights = reinterpret_cast<int32_t*>(weights_.data());
   for (uint32_t row = 0; row < s.rows; ++row) {
     const std::vector<uint8_t> codes = codes_of(s, row);
     for (uint32_t k = 0; k < s.depth; ++k) {
       const uint32_t y = k / s.kernel_w, x = k % s.kernel_w;
-      const uint32_t level = static_cast<uint32_t>(s.weight.level(codes[k])) & 0xFFFF;
-      weights[(y / pair * s.kernel_w + x) * rows + row] |= static_cast<int32_t>(level << (y % pair * 16));
+      const int32_t level = s.weight.level(codes[k]);
+      const uint32_t field = static_cast<uint32_t>(level) & ((1u << bits) - 1);
+      weights[(y / each * s.kernel_w + x) * rows + row] |= static_cast<int32_t>(field << (y % each * bits));
+      bias_[row] -= less * level;
     }
   }
   plan_bands(0);

@@ -111,7 +111,9 @@ def session_of(program: Program, kernel: str, monkeypatch: pytest.MonkeyPatch) -
     session = _native.Session(artifact.encode(program))
     used = session.steps()[-1]["kernel"]
     if used != kernel:
-        allowed = ("int16", "int32", "windows of 3 x 3") if kernel.startswith("winograd") else ("int16",)
+        allowed = {"winograd": ("int16", "int32", "windows of 3 x 3"), "depthwise": ("signed bytes",)}.get(
+            kernel.split("_")[0].rstrip("816"), ("int16",)
+        )
         assert any(word in reason for word in allowed), f"{kernel} was not used ({used}): {reason}"
         return None
     return session
