@@ -170,9 +170,58 @@ void requantize(const Requantize& r) {
     finish<F, FromF32>(r.out, static_cast<const float*>(r.in) + at, rows, 0, rows, r.first_pixel, pixels, nullptr);
 }
 
+// Three channels of 16 pixels -> 48 bytes, pixel by pixel.
+inline void interleave(const uint8_t* channels, uint8_t* out) {
+  typedef uint8_t Bytes __attribute__((vector_size(16)));
+  Bytes r, g, b;
+  __builtin_memcpy(&r, channels, 16);
+  __builtin_memcpy(&g, channels + 16, 16);
+  __builtin_memcpy(&b, channels + 32, 16);
+  const Bytes two[] = {
+      __builtin_shufflevector(r, g, 0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 4, 20, 0, 5),
+      __builtin_shufflevector(r, g, 21, 0, 6, 22, 0, 7, 23, 0, 8, 24, 0, 9, 25, 0, 10, 26),
+      __builtin_shufflevector(r, g, 0, 11, 27, 0, 12, 28, 0, 13, 29, 0, 14, 30, 0, 15, 31, 0),
+  };
+  const Bytes all[] = {
+      __builtin_shufflevector(two[0], b, 0, 1, 16, 3, 4, 17, 6, 7, 18, 9, 10, 19, 12, 13, 20, 15),
+      __builtin_shufflevector(two[1], b, 0, 21, 2, 3, 22, 5, 6, 23, 8, 9, 24, 11, 12, 25, 14, 15),
+      __builtin_shufflevector(two[2], b, 26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31),
+  };
+  __builtin_memcpy(out, all, sizeof all);
+}
+
+// Levels of images of three channels, whole steps of 16 pixels; how many are done.
+template <class F>
+size_t quantize_three(const Quantize& q) {
+  constexpr uint32_t kStep = 16, L = F::kLanes;
+  const typename F::Vec lo = F::set(q.out.lo), hi = F::set(q.out.hi);
+  const size_t steps = q.pixels / kStep;
+  uint8_t* out = static_cast<uint8_t*>(q.out.data) + 3 * q.first_pixel;
+  alignas(16) uint8_t levels[3 * kStep + 16];
+  for (size_t step = 0; step < steps; ++step, out += 3 * kStep) {
+    unroll<3>([&](auto c) BITPRESS_INLINE {
+      const float* in = q.in + c * q.plane + q.first_pixel + step * kStep;
+      const typename F::Vec m = F::set(q.out.m[c]), b = F::set(q.out.b[c]);
+      unroll<kStep / L>([&](auto k) BITPRESS_INLINE {
+        const typename F::Vec t = F::add(F::mul(F::load_f32_exactly(in + k * L, L), m), b);
+        F::store_levels(levels + c * kStep + k * L, F::min(F::max(t, lo), hi), L);
+      });
+    });
+    interleave(levels, out);
+  }
+  return steps * kStep;
+}
+
 // Channels are few and pixels many, so the lanes are pixels here, and the results are interleaved afterwards.
 template <class F>
-void quantize(const Quantize& q) {
+void quantize(const Quantize& given) {
+  Quantize q = given;
+  if constexpr (F::kLanes > 1)
+    if (q.out.channels == 3 && q.out.storage != Storage::kF32) {
+      const size_t done = quantize_three<F>(q);
+      q.first_pixel += done;
+      q.pixels -= done;
+    }
   constexpr uint32_t L = F::kLanes;
   const typename F::Vec lo = F::set(q.out.lo), hi = F::set(q.out.hi);
   const size_t channels = q.out.channels, end = q.first_pixel + q.pixels;

@@ -105,7 +105,8 @@ def test_counters_stay_in_registers(isa: str) -> None:
     if isa not in OBJECTS:
         pytest.skip(f"{isa} is not built for this processor")
     code = tool("objdump", "-d", "-C", "--no-show-raw-insn", OBJECTS[isa])
-    bodies = dict(re.findall(r"::add_list<.*?Slices, (\d)>.*?>:\n(.*?)\n\n", code, re.DOTALL))
+    header = r"^[0-9a-f]+ <[^\n]*::add_list<[^\n]*?Slices, (\d)>[^\n]*>:\n"  # and no call
+    bodies = dict(re.findall(header + r"(.*?)\n\n", code, re.DOTALL | re.MULTILINE))
     assert set(bodies) == set("1234")
     for planes, body in bodies.items():
         spills = re.findall(r"vmovdq\w+\s+%[yz]mm\d+,.*\(%r[sb]p.*", body)
