@@ -89,6 +89,17 @@ bool supports(const std::string& feature) {
   return false;
 }
 
+// As CPUID names it; empty elsewhere.
+std::string vendor() {
+#if defined(__x86_64__)
+  unsigned eax = 0, words[3] = {};
+  __get_cpuid(0, &eax, &words[0], &words[2], &words[1]);
+  return std::string(reinterpret_cast<const char*>(words), sizeof words);
+#else
+  return "";
+#endif
+}
+
 Isa make_isa(const char* name, const char* contains, const char* features) {
   std::vector<std::string> missing;
   for (const std::string& feature : words(features))
@@ -158,10 +169,11 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // machine of kernels.def to within a quarter over w1a1 .. w4a4 of ResNet-20 and ResNet-18 (lut: and 1x1). bitsliced
 // makes planes of every element of a window, kSlice a bit of one, and its last vector is full whatever is in it.
 // winograd transforms each channel of a tile, kInput, and 16 products of each row into four sums, kFold with 8 lanes.
-// i8dot16 takes kAtOnce as long where it widens every step.
+// i8dot16 takes kAtOnce as long where it widens every step. Tiles begin and end in kGroup for each 2 x 2 of them, and
+// one of few pixels takes half as long as a full one; runs, filled up, are a third of windows of 3 x 3.
 double arithmetic(const Row& r, const Problem& p) {
   constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6, kAtOnce = 1.5;
-  constexpr double kFold = 2300, kInput = 100;
+  constexpr double kFold = 2300, kInput = 100, kGroup = 100000;
   const double pixels = static_cast<double>(p.pixels), groups = static_cast<double>(p.groups);
   if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
   const double rows = groups * static_cast<double>(padded(p.rows / p.groups, r.lanes));
@@ -178,6 +190,12 @@ double arithmetic(const Row& r, const Problem& p) {
     const double channels = static_cast<double>(padded(p.depth / 9, r.group));
     return ((r.cost * 16 * channels + 4 * kOutput + fold) * rows + groups * kInput * channels) *
            static_cast<double>(p.tiles) * 1e-6;
+  }
+  if (r.tiled()) {
+    const double taps = p.tiles && p.depth % 3 == 0 ? 3 : 1;
+    const double run = static_cast<double>(padded(p.depth / static_cast<uint64_t>(taps), r.group));
+    const double filled = static_cast<double>(padded(p.pixels, 16)), few = 0.5 + 0.5 * std::min(pixels / 16, 1.0);
+    return ((r.cost * few * taps * run + kGroup / 1024) * filled + kOutput * pixels) * rows * 1e-6;
   }
   if (!r.bitserial()) {
     const bool at_once = r.delayed() && delay_of(p.weight, p.act, p.largest) < gemm::kLeastDelay;
@@ -262,10 +280,22 @@ const std::vector<Row>& rows() {
 #undef BITPRESS_PICK
 #undef BITPRESS_SECOND
     };
+    constexpr struct {
+      const char *vendor, *name;
+      double cost;
+    } kCosts[] = {
+#define COST(vendor, family, isa, cost) {#vendor, #family "_" #isa, cost},
+#include "../../kernels/costs.def"
+#undef COST
+    };
+    const std::string here = vendor();
     std::vector<Row> out;
-    for (const auto& r : kRows)
+    for (const auto& r : kRows) {
       out.push_back({r.family, r.isa, r.name, op_named(r.op), r.bits[0], r.bits[1], r.bits[2], r.bits[3], r.lanes,
                      r.group, r.cost, r.function});
+      for (const auto& own : kCosts)
+        if (here == own.vendor && out.back().name == own.name) out.back().cost = own.cost;
+    }
     return out;
   }();
   return all;
