@@ -216,11 +216,12 @@ double layout_bytes(const Row& r, const Problem& p) {
   return weights * (r.group < 4 ? 2 : 1);
 }
 
-// The same, or what weights beyond the second cache take to come, kByte each, once an image.
+// The same, or what weights beyond the second cache take to come, kByte each, once an image. Of rows that wait for them
+// alike, the one with less to do is better, for several images share them.
 double estimate(const Row& r, const Problem& p) {
-  constexpr double kNear = 512 << 10, kByte = 40;
-  const double bytes = layout_bytes(r, p);
-  return std::max(arithmetic(r, p), bytes > kNear ? bytes * kByte * 1e-6 : 0.0);
+  constexpr double kNear = 512 << 10, kByte = 40, kTie = 1e-3;
+  const double bytes = layout_bytes(r, p), work = arithmetic(r, p);
+  return std::max(work, bytes > kNear ? bytes * kByte * 1e-6 : 0.0) + kTie * work;
 }
 
 std::string number(double x) {

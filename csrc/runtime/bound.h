@@ -106,6 +106,7 @@ class Bound {
   void copy_line(const uint8_t* from, size_t elements, uint8_t* to) const;
   void run_convolution(const Place&, size_t begin, size_t end, uint32_t block_begin, uint32_t block_end,
                        uint8_t* scratch) const;
+  uint32_t blocks_at_once(size_t rows) const;
   void run_line(const Place&, size_t begin, size_t end, gemm::Conv conv, uint8_t* scratch) const;
   void run_depthwise(const Place&, size_t begin, size_t end, uint8_t* scratch) const;
   void run_pool(const Place&, size_t begin, size_t end, uint8_t* scratch) const;

@@ -112,8 +112,12 @@ void Bound::copy_band(const uint8_t* image, uint32_t group, int64_t row, uint32_
 void Bound::run(const Place& place, size_t begin, size_t end, uint32_t block_begin, uint32_t block_end,
                 uint8_t* scratch) const {
   switch (step_.op) {
-    case Op::kConv2d:
-      return run_convolution(place, begin, end, block_begin, block_end, scratch);
+    case Op::kConv2d: {
+      const uint32_t some = blocks_at_once(end - begin);
+      for (uint32_t block = block_begin; block < block_end; block += some)
+        run_convolution(place, begin, end, block, std::min(block + some, block_end), scratch);
+      return;
+    }
     case Op::kDepthwiseConv2d:
       return run_depthwise(place, begin, end, scratch);
     case Op::kMaxPool2d:
@@ -147,6 +151,16 @@ void Bound::run_line(const Place& place, size_t begin, size_t end, gemm::Conv c,
     row_->run(c);
     at += pixels;
   }
+}
+
+// Blocks of channels whose weights stay near while several bands go by: weights beyond are read once a call, not once a
+// band. Families that make something of activations first would make it again for each part.
+uint32_t Bound::blocks_at_once(size_t rows) const {
+  constexpr size_t kNear = 512 << 10;
+  constexpr uint32_t kTogether = 4;  // blocks that kernels take at once
+  const bool plain = !row_->bitserial() && !row_->lut() && !row_->sliced() && !row_->winograd() && !row_->packed();
+  if (!plain || rows <= windows_.band || block_bytes_ == 0) return UINT32_MAX / 2;
+  return std::max(kTogether, static_cast<uint32_t>(kNear / block_bytes_) / kTogether * kTogether);
 }
 
 void Bound::run_convolution(const Place& place, size_t begin, size_t end, uint32_t block_begin, uint32_t block_end,
