@@ -170,6 +170,13 @@ void requantize(const Requantize& r) {
     finish<F, FromF32>(r.out, static_cast<const float*>(r.in) + at, rows, 0, rows, r.first_pixel, pixels, nullptr);
 }
 
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)  // of gcc since version 12
+#define BITPRESS_SHUFFLES
+#endif
+#endif
+
+#if defined(BITPRESS_SHUFFLES)
 // Three channels of 16 pixels -> 48 bytes, pixel by pixel.
 inline void interleave(const uint8_t* channels, uint8_t* out) {
   typedef uint8_t Bytes __attribute__((vector_size(16)));
@@ -211,17 +218,20 @@ size_t quantize_three(const Quantize& q) {
   }
   return steps * kStep;
 }
+#endif
 
 // Channels are few and pixels many, so the lanes are pixels here, and the results are interleaved afterwards.
 template <class F>
 void quantize(const Quantize& given) {
   Quantize q = given;
+#if defined(BITPRESS_SHUFFLES)
   if constexpr (F::kLanes > 1)
     if (q.out.channels == 3 && q.out.storage != Storage::kF32) {
       const size_t done = quantize_three<F>(q);
       q.first_pixel += done;
       q.pixels -= done;
     }
+#endif
   constexpr uint32_t L = F::kLanes;
   const typename F::Vec lo = F::set(q.out.lo), hi = F::set(q.out.hi);
   const size_t channels = q.out.channels, end = q.first_pixel + q.pixels;

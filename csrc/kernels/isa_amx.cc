@@ -56,8 +56,8 @@ struct Tiles {
   }
 };
 
-// What is fetched while others are multiplied: lines [begin, end) of the weights that each step of the next MB blocks
-// takes; none where `from` is null.
+// What is fetched while others are multiplied: lines [begin, end) of the weights that a step of the next MB blocks
+// takes.
 struct Ahead {
   const uint8_t* from;
   uint32_t begin, end;
@@ -95,7 +95,7 @@ struct Group {
 };
 
 // Where tiles begin, row by row; `parts` of them make a row: the last one ends with the row, and computes some pixels
-// again. Counted, not divided: two divisions a tile took a quarter of a 1x1 convolution.
+// again.
 struct Cursor {
   uint32_t y, part;
 
@@ -111,8 +111,8 @@ struct Cursor {
 };
 
 // MB blocks from `block` on of a group's pixels, from their sums. Neighbours are finished together, which saves calls
-// and, where a tile's pixels are no multiple of four, slow ends; else it gained nothing with two blocks (VGG7: lost 2
-// %).
+// and, where a tile's pixels are no multiple of four, slow ends; else VGG7 lost 2 % by it
+// with two blocks.
 template <int MB>
 void finish_group(const Conv& c, const Group& g, uint32_t block, uint32_t pixels, const int32_t* acc) {
   constexpr uint32_t kRow = MB * Tiles::kLanes;
