@@ -301,7 +301,7 @@ def table(runs: Sequence[Kept]) -> str:
         "`... searches keep NAME RUN` put there: settings, result, plan and events of each run, its artifact compiled,",
         "verified exact and evaluated to the digest of the RUN. The test part was read once a run, at its end. BOPs in",
         "the convention `sbs` (8-bit ends) where the method names no other. *Front*: top-1 less that of the `uniform`",
-        "points of as many epochs, joined by straight lines over ln BOPs.",
+        "points of as many epochs, means over their seeds, joined by straight lines over ln BOPs.",
     ]
     families = dict.fromkeys(run.family for run in runs)
     for family in sorted(families, key=str):
@@ -373,8 +373,11 @@ def _epochs(run: Kept) -> str:
 def _against_front(run: Kept, runs: Sequence[Kept]) -> str | None:
     if run.settings["method"] == "uniform" or run.convention != "sbs":
         return None
-    alike = [r for r in runs if r.settings["method"] == "uniform" and r.epochs == run.epochs]
-    level = front_at([(r.share, r.accuracy) for r in alike], run.share)
+    seeds: dict[tuple[str, float], list[float]] = {}
+    for r in runs:
+        if r.settings["method"] == "uniform" and r.epochs == run.epochs:
+            seeds.setdefault((r.label, r.share), []).append(r.accuracy)
+    level = front_at([(share, statistics.fmean(tops)) for (_, share), tops in seeds.items()], run.share)
     return None if level is None else f"{run.accuracy - level:+.2f}"
 
 

@@ -64,6 +64,10 @@ def test_the_command_of_a_stored_run_says_what_its_method_takes(run: Path, tmp_p
     ]
     assert searches._against_front(told, points) is None
     assert searches._against_front(replace(told, settings={**settings, "convention": "sbs"}), points) is not None
+    best = {**kept.result, "top1": 3.0, "bops_ratio": 1.0}
+    sbs = replace(told, settings={**settings, "convention": "sbs"}, result=best)
+    seeds = [replace(points[1], result={**points[1].result, "top1": top}) for top in (2.0, 3.0)]
+    assert searches._against_front(sbs, seeds) == "+0.50", "seeds of the same widths count as their mean"
     for parts in ("sbs", "djpq"):
         stages = {**kept.settings, "method": "two-stage", "variant": "", "bits": "w8a8", "stages_of": parts}
         stages["prune_share"] = 0.5

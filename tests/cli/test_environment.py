@@ -21,7 +21,7 @@ def test_isa_rows_are_those_of_the_one_list() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("BITPRESS_FORCE_ISA", "avx9", "avx512vbmi, neon"),
+        ("BITPRESS_FORCE_ISA", "avx9", "avx512vbmi, amx, neon"),
         ("BITPRESS_FORCE_KERNEL", "fastest", "bitserial_generic"),
         ("BITPRESS_NATIVE", "yes", "0, 1"),
         ("BITPRESS_NUM_THREADS", "many", "1 to 256"),
