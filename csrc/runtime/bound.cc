@@ -304,7 +304,8 @@ void Bound::bind_fields(const Step& s) {
     for (size_t k = 0; k < s.depth; ++k) {
       const int32_t v = (s.weight.level(codes[k]) - split.factor) >> split.shift;
       const size_t in_step = k % step;
-      to[k / step * vector + in_step % vector] |= static_cast<uint8_t>(v << (in_step / vector * bits));
+      to[k / step * vector + in_step % vector] |=
+          static_cast<uint8_t>(static_cast<uint32_t>(v) << (in_step / vector * bits));
       sum += v;
     }
     const int64_t bias = -int64_t{w.zero} * (sum * (1 << split.shift) + int64_t{split.factor} * s.depth);
