@@ -69,27 +69,24 @@ void depthwise_window(const Depthwise& d, const uint8_t* in, const int32_t* weig
         unroll<kTile>([&](auto i) BITPRESS_INLINE { s.v[i] = V::madd(s.v[i], load(p + at[i]), wv); });
       }
     };
-    for (uint32_t t = 0; V::kRows == 4 && t < d.taps; t += 4 * d.columns) {
-      size_t below[3];  // rows that the kernel lacks have weights of 0
-      for (uint32_t i = 0; i < 3; ++i) {
+    for (uint32_t t = 0; t < d.taps; t += V::kRows * d.columns) {
+      size_t below[3] = {};  // rows that the kernel lacks repeat the first: their weights are 0
+      for (uint32_t i = 0; i + 1 < V::kRows; ++i) {
         const uint32_t tap = t + (i + 1) * d.columns;
         below[i] = tap < d.taps ? d.tap_offsets[tap] - d.tap_offsets[t] : 0;
       }
-      if constexpr (V::kRows == 4)
+      if constexpr (V::kRows == 4) {
         add(t, [&](const uint8_t* p) BITPRESS_INLINE {
           return V::template load_four<kSigned>(p, p + below[0], p + below[1], p + below[2]);
         });
-    }
-    for (uint32_t t = 0; V::kRows != 4 && t < d.taps; t += d.columns) {
-      if constexpr (V::kRows == 2)
-        if (t + d.columns < d.taps) {
-          const size_t below = d.tap_offsets[t + d.columns] - d.tap_offsets[t];
-          add(t, [&](const uint8_t* p) BITPRESS_INLINE { return V::template load_pair<kSigned>(p, p + below); });
-          t += d.columns;
-          continue;
-        }
-      if constexpr (V::kRows != 4)
+      } else {
+        if constexpr (V::kRows == 2)
+          if (below[0]) {
+            add(t, [&](const uint8_t* p) BITPRESS_INLINE { return V::template load_pair<kSigned>(p, p + below[0]); });
+            continue;
+          }
         add(t, [&](const uint8_t* p) BITPRESS_INLINE { return V::template load_act<kSigned>(p); });
+      }
     }
     unroll<kTile>([&](auto i) BITPRESS_INLINE { V::store(acc + (j + i) * L, s.v[i]); });
   }
@@ -125,40 +122,49 @@ void depthwise(const Depthwise& d) {
   d.is_signed ? depthwise_as<V, F, true>(d) : depthwise_as<V, F, false>(d);
 }
 
-// Bytes to levels of few steps, 64 at a time: a rest goes through memory of its own, so that the code stands once.
-inline void count_rises(const Requantize& r) {
-  typedef int8_t Bytes __attribute__((vector_size(32)));
-  typedef uint8_t Levels __attribute__((vector_size(32)));
-  constexpr int kVectors = 2;
-  constexpr size_t kStep = kVectors * sizeof(Bytes);
+// Bytes to levels of few steps, some vectors at a time, which share a broadcast rise. Vectors are copied one by one: gcc
+// copies arrays of them in halves, which loads of whole ones then wait for, and took three times as long.
+template <class F>
+void count_rises(const Requantize& r) {
+  constexpr int kVectors = 4, kWide = F::kLanes < 8 ? 16 : 32;
+  constexpr size_t kStep = kVectors * kWide;
+  typedef int8_t Bytes __attribute__((vector_size(kWide)));
+  typedef uint8_t Levels __attribute__((vector_size(kWide)));
   const size_t at = r.first_pixel * r.out.channels, count = r.pixels * r.out.channels;
   const uint8_t* in = static_cast<const uint8_t*>(r.in) + at;
   uint8_t* out = static_cast<uint8_t*>(r.out.data) + at;
-  const int8_t flip = static_cast<int8_t>(r.storage == Storage::kU8 ? 0x80 : 0);
-  uint8_t part[kStep] = {};
-  for (size_t left = count; left; in += kStep, out += kStep) {
-    const size_t some = left < kStep ? left : kStep;
-    if (some < kStep) __builtin_memcpy(part, in, some);
-    Bytes v[kVectors];
-    Levels level[kVectors];
-    __builtin_memcpy(v, some < kStep ? part : in, kStep);
+  const int8_t *const rises = r.rises, flip = static_cast<int8_t>(r.storage == Storage::kU8 ? 0x80 : 0);
+  const Bytes flips = Bytes{} + flip;
+  const Levels base = Levels{} + r.base;
+  const uint32_t rise_count = r.rise_count;
+  const auto levels_of = [=](const uint8_t* from, uint8_t* to) BITPRESS_INLINE {
+    struct {
+      Bytes v[kVectors];
+      Levels level[kVectors];
+    } s;
     unroll<kVectors>([&](auto k) BITPRESS_INLINE {
-      v[k] ^= flip;
-      level[k] = Levels{} + r.base;
+      __builtin_memcpy(&s.v[k], from + k * kWide, kWide);
+      s.v[k] ^= flips;
+      s.level[k] = base;
     });
-    for (uint32_t j = 0; j < r.rise_count; ++j)
-      unroll<kVectors>([&](auto k) BITPRESS_INLINE { level[k] -= reinterpret_cast<Levels>(v[k] > r.rises[j]); });
-    if (some == kStep)
-      __builtin_memcpy(out, level, kStep);
-    else
-      __builtin_memcpy(out, level, some);
-    left -= some;
-  }
+    for (uint32_t j = 0; j < rise_count; ++j) {
+      const Bytes rise = Bytes{} + rises[j];
+      unroll<kVectors>([&](auto k) BITPRESS_INLINE { s.level[k] -= reinterpret_cast<Levels>(s.v[k] > rise); });
+    }
+    unroll<kVectors>([&](auto k) BITPRESS_INLINE { __builtin_memcpy(to + k * kWide, &s.level[k], kWide); });
+  };
+  size_t done = 0;
+  for (; done + kStep <= count; done += kStep) levels_of(in + done, out + done);
+  if (done == count) return;
+  uint8_t from[kStep] = {}, to[kStep];
+  __builtin_memcpy(from, in + done, count - done);
+  levels_of(from, to);
+  __builtin_memcpy(out + done, to, count - done);
 }
 
 template <class F>
 void requantize(const Requantize& r) {
-  if (r.rise_count) return count_rises(r);
+  if (r.rise_count) return count_rises<F>(r);
   const uint32_t rows = static_cast<uint32_t>(r.out.channels);
   const size_t at = r.first_pixel * r.out.channels;
   const uint32_t pixels = static_cast<uint32_t>(r.pixels);
@@ -169,6 +175,16 @@ void requantize(const Requantize& r) {
   else
     finish<F, FromF32>(r.out, static_cast<const float*>(r.in) + at, rows, 0, rows, r.first_pixel, pixels, nullptr);
 }
+
+// What becomes of the values of one channel before they are rounded.
+template <class F>
+struct Law {
+  using Vec = typename F::Vec;
+  const Vec m, b, lo, hi;
+  Law(const Output& out, size_t channel)
+      : m(F::set(out.m[channel])), b(F::set(out.b[channel])), lo(F::set(out.lo)), hi(F::set(out.hi)) {}
+  BITPRESS_INLINE Vec operator()(Vec x) const { return F::min(F::max(F::add(F::mul(x, m), b), lo), hi); }
+};
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)  // of gcc since version 12
@@ -201,17 +217,15 @@ inline void interleave(const uint8_t* channels, uint8_t* out) {
 template <class F>
 size_t quantize_three(const Quantize& q) {
   constexpr uint32_t kStep = 16, L = F::kLanes;
-  const typename F::Vec lo = F::set(q.out.lo), hi = F::set(q.out.hi);
   const size_t steps = q.pixels / kStep;
   uint8_t* out = static_cast<uint8_t*>(q.out.data) + 3 * q.first_pixel;
   alignas(16) uint8_t levels[3 * kStep + 16];
   for (size_t step = 0; step < steps; ++step, out += 3 * kStep) {
     unroll<3>([&](auto c) BITPRESS_INLINE {
       const float* in = q.in + c * q.plane + q.first_pixel + step * kStep;
-      const typename F::Vec m = F::set(q.out.m[c]), b = F::set(q.out.b[c]);
+      const Law<F> law(q.out, c);
       unroll<kStep / L>([&](auto k) BITPRESS_INLINE {
-        const typename F::Vec t = F::add(F::mul(F::load_f32_exactly(in + k * L, L), m), b);
-        F::store_levels(levels + c * kStep + k * L, F::min(F::max(t, lo), hi), L);
+        F::store_levels(levels + c * kStep + k * L, law(F::load_f32_exactly(in + k * L, L)), L);
       });
     });
     interleave(levels, out);
@@ -233,14 +247,13 @@ void quantize(const Quantize& given) {
     }
 #endif
   constexpr uint32_t L = F::kLanes;
-  const typename F::Vec lo = F::set(q.out.lo), hi = F::set(q.out.hi);
   const size_t channels = q.out.channels, end = q.first_pixel + q.pixels;
   for (size_t c = 0; c < channels; ++c) {
-    const typename F::Vec m = F::set(q.out.m[c]), b = F::set(q.out.b[c]);
+    const Law<F> law(q.out, c);
     const float* in = q.in + c * q.plane;
     for (size_t x = q.first_pixel; x < end; x += L) {
       const uint32_t n = end - x < L ? static_cast<uint32_t>(end - x) : L;
-      const typename F::Vec t = F::min(F::max(F::add(F::mul(F::load_f32_exactly(in + x, n), m), b), lo), hi);
+      const typename F::Vec t = law(F::load_f32_exactly(in + x, n));
       if (q.out.storage == Storage::kF32) {
         float some[L];
         F::store_f32(some, t, L);

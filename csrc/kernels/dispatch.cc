@@ -169,11 +169,12 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // machine of kernels.def to within a quarter over w1a1 .. w4a4 of ResNet-20 and ResNet-18 (lut: and 1x1). bitsliced
 // makes planes of every element of a window, kSlice a bit of one, and its last vector is full whatever is in it.
 // winograd transforms each channel of a tile, kInput, and 16 products of each row into four sums, kFold with 8 lanes.
-// i8dot16 takes kAtOnce as long where it widens every step. Tiles begin and end in kGroup for each 2 x 2 of them, and
-// one of few pixels takes half as long as a full one; runs, filled up, are a third of windows of 3 x 3.
+// i8dot16 takes kAtOnce as long where it widens every step. gemv adds the lanes of each output up, kAcross. Tiles begin
+// and end in kGroup for each 2 x 2 of them, and one of few pixels takes half as long as a full one; runs, filled up, are
+// a third of windows of 3 x 3.
 double arithmetic(const Row& r, const Problem& p) {
   constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6, kAtOnce = 1.5;
-  constexpr double kFold = 2300, kInput = 100, kGroup = 100000;
+  constexpr double kFold = 2300, kInput = 100, kGroup = 100000, kAcross = 2000;
   const double pixels = static_cast<double>(p.pixels), groups = static_cast<double>(p.groups);
   if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
   const double rows = groups * static_cast<double>(padded(p.rows / p.groups, r.lanes));
@@ -197,6 +198,7 @@ double arithmetic(const Row& r, const Problem& p) {
     const double filled = static_cast<double>(padded(p.pixels, 16)), few = 0.5 + 0.5 * std::min(pixels / 16, 1.0);
     return ((r.cost * few * taps * run + kGroup / 1024) * filled + kOutput * pixels) * rows * 1e-6;
   }
+  if (r.packed()) return (r.cost * depth + kOutput + kAcross) * rows * pixels * 1e-6;
   if (!r.bitserial()) {
     const bool at_once = r.delayed() && delay_of(p.weight, p.act, p.largest) < gemm::kLeastDelay;
     return (r.cost * (at_once ? kAtOnce : 1) * depth + kOutput) * rows * pixels * 1e-6;
@@ -216,10 +218,10 @@ double layout_bytes(const Row& r, const Problem& p) {
   return weights * (r.group < 4 ? 2 : 1);
 }
 
-// The same, or what weights beyond the second cache take to come, kByte each, once an image. Of rows that wait for them
+// The same, or what weights beyond `kNear` take to come, kByte each, once an image. Of rows that wait for them
 // alike, the one with less to do is better, for several images share them.
 double estimate(const Row& r, const Problem& p) {
-  constexpr double kNear = 512 << 10, kByte = 40, kTie = 1e-3;
+  constexpr double kByte = 40, kTie = 1e-3;
   const double bytes = layout_bytes(r, p), work = arithmetic(r, p);
   return std::max(work, bytes > kNear ? bytes * kByte * 1e-6 : 0.0) + kTie * work;
 }

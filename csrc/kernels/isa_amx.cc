@@ -63,9 +63,9 @@ struct Ahead {
   uint32_t begin, end;
 };
 
-// MB blocks of channels x NB tiles of `pixels` pixels, which begin at in[0 .. NB) -> out [NB][pixels][MB * kLanes].
+// MB blocks of channels x NB tiles of pixels, which begin at in[0 .. NB) -> sums[0 .. NB), each [pixels][MB * kLanes].
 template <int MB, int NB>
-void amx_tile(const Conv& c, const uint8_t* const* in, const uint8_t* w, uint32_t pixels, Ahead ahead, int32_t* out) {
+void amx_tile(const Conv& c, const uint8_t* const* in, const uint8_t* w, Ahead ahead, int32_t* const* sums) {
   constexpr size_t kRow = MB * Tiles::kLanes;
   unroll<MB * NB>([](auto i) BITPRESS_INLINE { Tiles::zero<i>(); });
   for (uint32_t t = 0; t < c.taps; ++t) {
@@ -83,84 +83,120 @@ void amx_tile(const Conv& c, const uint8_t* const* in, const uint8_t* w, uint32_
     }
   }
   unroll<MB * NB>([&](auto i) BITPRESS_INLINE {
-    Tiles::store<i>(out + static_cast<size_t>(i / MB) * pixels * kRow + i % MB * Tiles::kLanes, kRow * sizeof(int32_t));
+    Tiles::store<i>(sums[i / MB] + i % MB * Tiles::kLanes, kRow * sizeof(int32_t));
   });
 }
 
-// Up to four tiles of pixels whose sums are made together.
-struct Group {
-  const uint8_t* in[4];
-  size_t first[4];  // pixel of the output
-  uint32_t count;
+// Where tiles lie. A tile takes `pixels` of a row, `parts` make one; or, `line`, 16 of all rows, between whose pixels
+// lie others that nobody reads, `pitch` from one row to the next: so tiles are full where rows are short. The last tile
+// of a row, or of the line, ends with it, and computes some pixels again.
+struct Grid {
+  static constexpr uint32_t kLine = 128;  // whose sums stay near until all are made
+
+  bool line;
+  uint32_t pitch, end, pixels, parts, tiles;
+
+  explicit Grid(const Conv& c) {
+    constexpr uint32_t kFull = Tiles::kPixels;
+    const auto up = [](uint32_t n, uint32_t to) { return (n + to - 1) / to; };
+    const bool even = c.row_stride % c.pixel_stride == 0;
+    pitch = even ? static_cast<uint32_t>(c.row_stride / c.pixel_stride) : c.out_cols;
+    end = (c.out_rows - 1) * pitch + c.out_cols;
+    parts = up(c.out_cols, kFull);
+    pixels = up(c.out_cols, parts);
+    // A tile of few pixels takes three quarters of the time of a full one, and its share of the rest: it waits for
+    // weights. Rows of 8 lost a third by that, rows of 7 two fifths.
+    const uint32_t by_rows = c.out_rows * parts * (3 * kFull + pixels), by_line = up(end, kFull) * 4 * kFull;
+    line = even && end >= kFull && end <= kLine && by_line < by_rows;
+    if (line) pixels = kFull, parts = up(end, kFull);
+    tiles = line ? parts : c.out_rows * parts;
+  }
+  uint32_t row_of(uint32_t tile) const { return line ? 0 : tile / parts; }
+  uint32_t column_of(uint32_t tile, const Conv& c) const {
+    const uint32_t at = (line ? tile : tile % parts) * pixels, last = (line ? end : c.out_cols) - pixels;
+    return at < last ? at : last;
+  }
 };
 
-// Where tiles begin, row by row; `parts` of them make a row: the last one ends with the row, and computes some pixels
-// again.
-struct Cursor {
-  uint32_t y, part;
-
-  void next(const Conv& c, uint32_t parts, uint32_t pixels, uint32_t count, Group& g) {
-    g.count = count;
-    for (uint32_t j = 0; j < count; ++j) {
-      const uint32_t at = part * pixels, x = at + pixels < c.out_cols ? at : c.out_cols - pixels;
-      g.in[j] = c.in + y * c.row_stride + x * c.pixel_stride;
-      g.first[j] = c.first_pixel + y * c.out_row_pixels + x;
-      if (++part == parts) part = 0, ++y;
-    }
-  }
+// Tiles whose sums are made together: where they begin, and where their sums and, but of a line, their pixels go.
+template <int NB>
+struct Group {
+  const uint8_t* in[NB];
+  int32_t* sums[NB];
+  size_t first[NB];
+  uint32_t count;
 };
 
 // MB blocks from `block` on of a group's pixels, from their sums. Neighbours are finished together, which saves calls
 // and, where a tile's pixels are no multiple of four, slow ends; else VGG7 lost 2 % by it
 // with two blocks.
-template <int MB>
-void finish_group(const Conv& c, const Group& g, uint32_t block, uint32_t pixels, const int32_t* acc) {
+template <int MB, int NB>
+void finish_group(const Conv& c, const Group<NB>& g, uint32_t block, uint32_t pixels) {
   constexpr uint32_t kRow = MB * Tiles::kLanes;
   const uint32_t row = block * Tiles::kLanes, rows = c.rows - row < kRow ? c.rows - row : kRow;
-  int32_t window[4 * Tiles::kPixels];
+  int32_t window[NB * Tiles::kPixels];
   for (uint32_t j = 0, next; j < g.count; j = next) {
     for (next = j + 1; (MB == 1 || pixels % 4) && next < g.count && g.first[next] == g.first[next - 1] + pixels;)
       ++next;
     for (uint32_t i = j; c.out.factor && i < next; ++i)
       window_sums<Block>(c, g.in[i], pixels, window + (i - j) * pixels);
-    finish<F, FromSums>(c.out, acc + j * pixels * kRow, kRow, row, rows, g.first[j], (next - j) * pixels,
+    finish<F, FromSums>(c.out, g.sums[j], kRow, row, rows, g.first[j], (next - j) * pixels,
                         c.out.factor ? window : nullptr);
+  }
+}
+
+// The same of all pixels of a line, row by row.
+template <int MB>
+void finish_line(const Conv& c, const Grid& grid, uint32_t block, const int32_t* sums) {
+  constexpr uint32_t kRow = MB * Tiles::kLanes;
+  const uint32_t row = block * Tiles::kLanes, rows = c.rows - row < kRow ? c.rows - row : kRow;
+  int32_t window[Grid::kLine];
+  for (uint32_t y = 0; y < c.out_rows; ++y) {
+    if (c.out.factor) window_sums<Block>(c, c.in + y * c.row_stride, c.out_cols, window);
+    finish<F, FromSums>(c.out, sums + y * grid.pitch * kRow, kRow, row, rows, c.first_pixel + y * c.out_row_pixels,
+                        c.out_cols, c.out.factor ? window : nullptr);
   }
 }
 
 // Groups of NB tiles, then single ones. To begin the next group before this one is finished, so that tiles are
 // multiplied meanwhile, gained nothing (ResNet-20, VGG7: lost 2 to 4 %).
 template <int MB, int NB>
-void amx_blocks(const Conv& c, uint32_t block, uint32_t parts, uint32_t pixels) {
-  alignas(64) int32_t acc[NB * Tiles::kPixels * MB * Tiles::kLanes];
+void amx_blocks(const Conv& c, const Grid& grid, uint32_t block) {
+  constexpr uint32_t kRow = MB * Tiles::kLanes, kHeld = NB * Tiles::kPixels;
+  alignas(64) int32_t sums[(kHeld < Grid::kLine ? Grid::kLine : kHeld) * kRow];
   const uint8_t* w = static_cast<const uint8_t*>(c.weights) + block * c.block_stride;
-  const uint32_t all = c.out_rows * parts;
   const bool more = block + 2 * MB <= c.block_end;
-  const uint32_t lines = MB * 16, share = more ? (lines * NB + all - 1) / all : 0;
+  const uint32_t lines = MB * 16, share = more ? (lines * NB + grid.tiles - 1) / grid.tiles : 0;
   Ahead ahead{w + (more ? MB * c.block_stride : 0), 0, 0};
-  Group g;
-  Cursor cursor{0, 0};
-  for (uint32_t n = 0; n < all; n += g.count) {
+  Group<NB> g;
+  for (uint32_t n = 0; n < grid.tiles; n += g.count) {
     ahead.begin = ahead.end;
     ahead.end = ahead.end + share < lines ? ahead.end + share : more ? lines : 0;
-    cursor.next(c, parts, pixels, all - n < NB ? 1 : NB, g);
+    g.count = grid.tiles - n < NB ? 1 : NB;
+    for (uint32_t j = 0; j < g.count; ++j) {
+      const uint32_t y = grid.row_of(n + j), x = grid.column_of(n + j, c);
+      g.in[j] = c.in + y * c.row_stride + x * c.pixel_stride;
+      g.sums[j] = sums + (grid.line ? x : j * grid.pixels) * kRow;
+      g.first[j] = c.first_pixel + y * c.out_row_pixels + x;
+    }
     if (g.count == NB)
-      amx_tile<MB, NB>(c, g.in, w, pixels, ahead, acc);
+      amx_tile<MB, NB>(c, g.in, w, ahead, g.sums);
     else
-      amx_tile<MB, 1>(c, g.in, w, pixels, ahead, acc);
-    finish_group<MB>(c, g, block, pixels, acc);
+      amx_tile<MB, 1>(c, g.in, w, ahead, g.sums);
+    if (!grid.line) finish_group<MB>(c, g, block, grid.pixels);
   }
+  if (grid.line) finish_line<MB>(c, grid, block, sums);
 }
 
 }  // namespace
 
 void i8dot_amx(const Conv& c) {
   if (c.out_cols == 0) return;
-  const uint32_t parts = (c.out_cols + Tiles::kPixels - 1) / Tiles::kPixels, pixels = (c.out_cols + parts - 1) / parts;
-  Tiles::shape(pixels);
+  const Grid grid(c);
+  Tiles::shape(grid.pixels);
   uint32_t block = c.block_begin;
-  for (; c.block_end - block >= 2; block += 2) amx_blocks<2, 2>(c, block, parts, pixels);
-  if (block < c.block_end) amx_blocks<1, 4>(c, block, parts, pixels);
+  for (; c.block_end - block >= 2; block += 2) amx_blocks<2, 2>(c, grid, block);
+  if (block < c.block_end) amx_blocks<1, 4>(c, grid, block);
   Tiles::release();
 }
 

@@ -74,15 +74,17 @@ struct Quads : Block {
     const Vec v = _mm512_permutexvar_epi8(_mm512_load_si512(kPlaces), rows);
     return kSigned ? _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(0x80))) : v;
   }
+  static BITPRESS_INLINE Vec three(const uint8_t* p, const uint8_t* q, const uint8_t* r) {
+    const Vec v = _mm512_inserti32x4(_mm512_castsi128_si512(load_row(p)), load_row(q), 1);
+    return _mm512_inserti32x4(v, load_row(r), 2);
+  }
   template <bool kSigned>
   static BITPRESS_INLINE Vec load_three(const uint8_t* p, const uint8_t* q, const uint8_t* r) {
-    const Vec v = _mm512_inserti32x4(_mm512_castsi128_si512(load_row(p)), load_row(q), 1);
-    return woven<kSigned>(_mm512_inserti32x4(v, load_row(r), 2));
+    return woven<kSigned>(three(p, q, r));
   }
   template <bool kSigned>
   static BITPRESS_INLINE Vec load_four(const uint8_t* p, const uint8_t* q, const uint8_t* r, const uint8_t* s) {
-    const Vec v = _mm512_inserti32x4(_mm512_castsi128_si512(load_row(p)), load_row(q), 1);
-    return woven<kSigned>(_mm512_inserti32x4(_mm512_inserti32x4(v, load_row(r), 2), load_row(s), 3));
+    return woven<kSigned>(_mm512_inserti32x4(three(p, q, r), load_row(s), 3));
   }
   static Vec load_w(const int32_t* p) { return _mm512_loadu_si512(p); }
   static BITPRESS_INLINE Vec madd(Vec acc, Vec a, Vec w) {

@@ -156,7 +156,6 @@ void Bound::run_line(const Place& place, size_t begin, size_t end, gemm::Conv c,
 // Blocks of channels whose weights stay near while several bands go by: weights beyond are read once a call, not once a
 // band. Families that make something of activations first would make it again for each part.
 uint32_t Bound::blocks_at_once(size_t rows) const {
-  constexpr size_t kNear = 512 << 10;
   constexpr uint32_t kTogether = 4;  // blocks that kernels take at once
   const bool plain = !row_->bitserial() && !row_->lut() && !row_->sliced() && !row_->winograd() && !row_->packed();
   if (!plain || rows <= windows_.band || block_bytes_ == 0) return UINT32_MAX / 2;

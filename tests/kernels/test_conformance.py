@@ -170,6 +170,7 @@ GEOMETRIES = (
     (7, (6, 6), 3, Window((1, 1), (2, 2))),
     (4, (5, 10), 129, Window((3, 3), (2, 2), (1, 1, 1, 1))),  # three blocks of look-ups
     (64, (3, 3), 63, Window((3, 3), (2, 2), (0, 1, 0, 1))),
+    (7, (11, 9), 33, Window((3, 3), padding=(1, 1, 1, 1))),  # short rows, whose tiles make a line
     (129, (2, 9), 5, Window()),
 )
 
