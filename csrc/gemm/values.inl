@@ -122,8 +122,8 @@ void depthwise(const Depthwise& d) {
   d.is_signed ? depthwise_as<V, F, true>(d) : depthwise_as<V, F, false>(d);
 }
 
-// Bytes to levels of few steps, some vectors at a time, which share a broadcast rise. Vectors are copied one by one: gcc
-// copies arrays of them in halves, which loads of whole ones then wait for, and took three times as long.
+// Bytes to levels of few steps, some vectors at a time, which share a broadcast rise. Vectors are copied one by one:
+// gcc copies arrays of them in halves, which loads of whole ones then wait for, and took three times as long.
 template <class F>
 void count_rises(const Requantize& r) {
   constexpr int kVectors = 4, kWide = F::kLanes < 8 ? 16 : 32;

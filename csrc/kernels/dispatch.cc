@@ -170,8 +170,8 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // makes planes of every element of a window, kSlice a bit of one, and its last vector is full whatever is in it.
 // winograd transforms each channel of a tile, kInput, and 16 products of each row into four sums, kFold with 8 lanes.
 // i8dot16 takes kAtOnce as long where it widens every step. gemv adds the lanes of each output up, kAcross. Tiles begin
-// and end in kGroup for each 2 x 2 of them, and one of few pixels takes half as long as a full one; runs, filled up, are
-// a third of windows of 3 x 3.
+// and end in kGroup for each 2 x 2 of them, and one of few pixels takes half as long as a full one; runs, filled up,
+// are a third of windows of 3 x 3.
 double arithmetic(const Row& r, const Problem& p) {
   constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6, kAtOnce = 1.5;
   constexpr double kFold = 2300, kInput = 100, kGroup = 100000, kAcross = 2000;

@@ -82,9 +82,8 @@ void amx_tile(const Conv& c, const uint8_t* const* in, const uint8_t* w, Ahead a
       });
     }
   }
-  unroll<MB * NB>([&](auto i) BITPRESS_INLINE {
-    Tiles::store<i>(sums[i / MB] + i % MB * Tiles::kLanes, kRow * sizeof(int32_t));
-  });
+  unroll<MB * NB>(
+      [&](auto i) BITPRESS_INLINE { Tiles::store<i>(sums[i / MB] + i % MB * Tiles::kLanes, kRow * sizeof(int32_t)); });
 }
 
 // Where tiles lie. A tile takes `pixels` of a row, `parts` make one; or, `line`, 16 of all rows, between whose pixels
