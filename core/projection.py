@@ -7,7 +7,7 @@ deterministic; what a move loses is told by the caller. Knows nothing of torch, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .cost import END_BITS, Budget, Choice, Costs, Space, at_widths, cheapest, smallest
@@ -125,13 +125,16 @@ def _to_widths(space: Space, choice: Choice, next_: Mapping[int, int | None]) ->
     return out
 
 
-def raising(space: Space, choice: Choice, *, parts: bool = False) -> list[Move]:
+def raising(
+    space: Space, choice: Choice, *, parts: bool = False, trimmed: Container[LayerId] = ()
+) -> list[Move]:  # fmt: skip
     """Every move that gives one width back; one part, too, where no width is searched or `parts` asks for them.
 
-    A joint search spends on widths: removed channels save bytes, memory and time that BOPs do not tell.
+    A joint search spends on widths: removed channels save bytes, memory and time that BOPs do not tell. Weights of
+    `trimmed` layers stay as narrow as they are.
     """
     up = {b: min((w for w in space.widths if w > b), default=None) for b in space.widths}
-    out = _to_widths(space, choice, up)
+    out = [m for m in _to_widths(space, choice, up) if m.side != "weight" or m.name not in trimmed]
     if parts or not space.searched:
         for group, gate in space.open.items():
             gone = {*range(len(gate.sizes))} - {*choice.parts[group]}
@@ -281,12 +284,13 @@ def fill(
     gain: Callable[[Choice, Move], float],
     *,
     parts: bool = False,
+    trimmed: Container[LayerId] = (),
 ) -> tuple[Choice, list[Step]]:
     """What the budgets still allow is spent on `raising`, first where the gain per share of the figures is largest."""
     done: list[Step] = []
     while True:
         best: tuple[float, str, Move, float] | None = None
-        for move in raising(costs.space, choice, parts=parts):
+        for move in raising(costs.space, choice, parts=parts, trimmed=trimmed):
             after = move.applied(choice)
             if costs.over(after, budgets):
                 continue
@@ -301,11 +305,13 @@ def fill(
         done.append(Step(best[2], -best[3], {b.kind: costs.figure(b.kind, choice) for b in budgets}))
 
 
-def trim(costs: Costs, choice: Choice, harm: Callable[[Choice, Move], float], most: float) -> tuple[Choice, list[Step]]:
-    """Parts removed, the least harmful first, as long as they harm no more than `most` together."""
+def trim(
+    costs: Costs, choice: Choice, harm: Callable[[Choice, Move], float], most: float, *, side: str = "prune"
+) -> tuple[Choice, list[Step]]:  # fmt: skip
+    """Parts removed, or weights a width narrower, least harmful first, while they harm `most` or less together."""
     done: list[Step] = []
     while True:
-        moves = [(harm(choice, m), f"{m.name} {m.to}", m) for m in lowering(costs.space, choice) if m.side == "prune"]
+        moves = [(harm(choice, m), f"{m.name} {m.to}", m) for m in lowering(costs.space, choice) if m.side == side]
         if not moves or min(moves)[0] > most:
             return choice, done
         lost, _, move = min(moves)
@@ -325,6 +331,7 @@ def exchange(
     harm: Callable[[Choice, Move], float],
     *,
     parts: bool = False,
+    trimmed: Container[LayerId] = (),
 ) -> tuple[Choice, list[Step]]:
     """A choice within its budgets that harms less, and the steps that led there.
 
@@ -335,14 +342,14 @@ def exchange(
     done: list[Step] = []
     for _ in range(EXCHANGES):
         best: tuple[float, Choice, list[Step]] | None = None
-        for move in raising(costs.space, choice, parts=parts):
+        for move in raising(costs.space, choice, parts=parts, trimmed=trimmed):
             raised = move.applied(choice)
             first = Step(move, harm(choice, move), {b.kind: costs.figure(b.kind, raised) for b in budgets})
             try:
                 found, lowered = project(costs, budgets, raised, harm)
             except CheckFailed:
                 continue
-            found, spent = fill(costs, budgets, found, lambda c, m: -harm(c, m))
+            found, spent = fill(costs, budgets, found, lambda c, m: -harm(c, m), trimmed=trimmed)
             steps = [first, *lowered, *spent]
             total = sum(s.loss for s in steps)
             if total < -LEAST_GAIN and (best is None or total < best[0]):
@@ -355,8 +362,9 @@ def exchange(
 
 
 def spend(
-    costs: Costs, budgets: Sequence[Budget], choice: Choice, harm: Callable[[Choice, Move], float]
-) -> tuple[Choice, list[Step]]:
+    costs: Costs, budgets: Sequence[Budget], choice: Choice, harm: Callable[[Choice, Move], float], *,
+    trimmed: Container[LayerId] = (),
+) -> tuple[Choice, list[Step]]:  # fmt: skip
     """A choice that uses `USED` of a budget, where it can be reached, and the steps that led there.
 
     For what `fill` leaves because every width that could be given back costs more: one layer is lowered so that another
@@ -366,7 +374,7 @@ def spend(
     done: list[Step] = []
     while (used := share_used(costs, budgets, choice)) < USED:
         best: tuple[float, float, str, Way] | None = None
-        for way in _raises(costs.space, choice, harm):
+        for way in _raises(costs.space, choice, harm, trimmed):
             after = _after(choice, way)
             use = share_used(costs, budgets, after)
             if used + LEAST_GAIN < use and not costs.over(after, budgets):
@@ -379,9 +387,11 @@ def spend(
     return choice, done
 
 
-def _raises(space: Space, choice: Choice, harm: Callable[[Choice, Move], float]) -> Iterator[Way]:
+def _raises(
+    space: Space, choice: Choice, harm: Callable[[Choice, Move], float], trimmed: Container[LayerId]
+) -> Iterator[Way]:  # fmt: skip
     """Every width given back, alone or after one other was lowered."""
-    for up in raising(space, choice):
+    for up in raising(space, choice, trimmed=trimmed):
         yield _way(choice, [up], harm)
         for down in lowering(space, choice):
             if down.side in ("weight", "act") and (down.side, down.name) != (up.side, up.name):

@@ -44,9 +44,10 @@ NEAREST = 0.05  # of its residual or score: the least distance of a threshold at
 GATED = 1 / 4  # of a group's parts, one at least, that gates remove beside widths: the score of the next part is near,
 # and a threshold that passes it does not feel that the second part hurts more than the first
 # What is left, once trained, of what a choice is measured to hurt (methods F): weights move to where the grid is.
-LEFT = {"w2": 0.13, "w4": 0.5, "w8": 0.5, "a2": 0.28, "a4": 0.5, "a8": 0.5, "p": 0.12}
+LEFT = {"w2": 0.13, "w4": 0.13, "w8": 0.5, "a2": 0.28, "a4": 0.5, "a8": 0.5, "p": 0.12}
 SPARED = 0.08  # of the harm of all rounding: parts go, whatever the budget, as long as they hurt no more together
 UNNOTICED = 0.012  # nats that removed parts may always hurt: where rounding hurts nothing, filters are still too many
+SLIGHT = 0.003  # nats that narrower weights may hurt, together, whatever the budget: they too are bytes that go
 LEAST_WORTH = 1e-6  # of a part whose removal does no measurable harm: what the budget allows is kept
 SEARCH_COST, FINETUNE_COST = 4.0, 3.0  # price of a step against one of the float network; for the ETA
 
@@ -254,19 +255,24 @@ class Searching:
         harm = self._by(harms) if self.guided else self._margins()
         loop.event("gates", phase=self.name, **self._told(choice), harms=harms.document())
         phases: dict[str, list[Step]] = {}
+        trimmed: set[LayerId] = set()
         choice, phases["projection"] = project(self.costs, self.budgets, choice, harm)
         if self.guided:
             choice, phases["exchange"] = exchange(self.costs, self.budgets, choice, harm, parts=True)
             if net.space.searched and "latency" not in self.bounds:  # which prices parts itself
                 most = max(UNNOTICED, SPARED * sum(self._rounding(harms, choice)))
                 choice, phases["trim"] = trim(self.costs, choice, harm, most)
+                choice, narrower = trim(self.costs, choice, harm, SLIGHT, side="weight")
+                phases["trim"] += narrower
+                trimmed = {LayerId(step.move.name) for step in narrower}
         # Wider never harms once trained, whatever was measured.
         choice, phases["fill"] = fill(
-            self.costs, self.budgets, choice, lambda c, m: max(-harm(c, m), LEAST_WORTH), parts="latency" in self.bounds
-        )
+            self.costs, self.budgets, choice, lambda c, m: max(-harm(c, m), LEAST_WORTH),
+            parts="latency" in self.bounds, trimmed=trimmed,
+        )  # fmt: skip
         if self.guided:
-            choice, phases["widths"] = exchange(self.costs, self.budgets, choice, harm)
-            choice, phases["spend"] = spend(self.costs, self.budgets, choice, harm)
+            choice, phases["widths"] = exchange(self.costs, self.budgets, choice, harm, trimmed=trimmed)
+            choice, phases["spend"] = spend(self.costs, self.budgets, choice, harm, trimmed=trimmed)
         choice, phases["further"] = (choice, []) if self.after is None else self.after(choice, harm)
         for kind, steps in phases.items():
             for step in steps:
