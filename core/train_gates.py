@@ -15,7 +15,7 @@ learned the widths that were chosen stay: what the search trains is not lost.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from .cost import Budget, Choice, largest, stair_above, stair_near
 from .job import Schedule
 from .parallel import averaged, from_first
 from .plan import GroupId, LayerId
-from .projection import Move, Step, exchange, fill, project, spend, trim
+from .projection import USED, Move, Step, exchange, fill, project, share_used, spend, trim
 from .supernet import RESIDUAL_MOMENTUM, SuperNet
 from .supernet_harms import Harms, looked_at, measured
 from .supernet_starts import fit
@@ -241,9 +241,9 @@ class Searching:
         """Gates -> a choice within the budgets, for good.
 
         Harms are measured anew around what the gates say; by them the choice is brought under the budgets, widths and
-        parts are traded as long as that harms less, parts go that harm little, and the rest is spent, by trades where
-        no width fits it. The paper's variant knows its gates' margins alone and trades nothing. Then norms anew, and
-        the clips of other widths.
+        parts are traded as long as that harms less, parts go and weights become narrower where that harms little, and
+        the rest is spent, by trades where no width fits it. The paper's variant knows its gates' margins alone and
+        trades nothing. Then norms anew, and the clips of other widths.
         """
         net = self.net
         if net.frozen:
@@ -265,20 +265,28 @@ class Searching:
                 choice, narrower = trim(self.costs, choice, harm, SLIGHT, side="weight")
                 phases["trim"] += narrower
                 trimmed = {LayerId(step.move.name) for step in narrower}
-        # Wider never harms once trained, whatever was measured.
-        choice, phases["fill"] = fill(
-            self.costs, self.budgets, choice, lambda c, m: max(-harm(c, m), LEAST_WORTH),
-            parts="latency" in self.bounds, trimmed=trimmed,
-        )  # fmt: skip
+        choice, phases["fill"] = self._filled(choice, harm, trimmed)
         if self.guided:
             choice, phases["widths"] = exchange(self.costs, self.budgets, choice, harm, trimmed=trimmed)
             choice, phases["spend"] = spend(self.costs, self.budgets, choice, harm, trimmed=trimmed)
+            if share_used(self.costs, self.budgets, choice) < USED:  # nothing else takes what they left
+                choice, wider = self._filled(choice, harm)
+                phases["spend"] += wider
         choice, phases["further"] = (choice, []) if self.after is None else self.after(choice, harm)
         for kind, steps in phases.items():
             for step in steps:
                 loop.event(kind, **logged(step))
         loop.event("choice", phase=self.name, **self._told(choice))
         settled(self.job, net, choice, self.base if self.guided else None)
+
+    def _filled(
+        self, choice: Choice, harm: Loss, trimmed: Container[LayerId] = ()
+    ) -> tuple[Choice, list[Step]]:  # fmt: skip
+        """What is left is spent. Wider never harms once trained, whatever was measured."""
+        return fill(
+            self.costs, self.budgets, choice, lambda c, m: max(-harm(c, m), LEAST_WORTH),
+            parts="latency" in self.bounds, trimmed=trimmed,
+        )  # fmt: skip
 
     def _margins(self) -> Loss:
         """Harm as the gates alone tell it: how far a residual or score lies above its threshold, below for a gain."""
