@@ -28,6 +28,7 @@ from bitpress.core.projection import (
     fill,
     lowering,
     project,
+    raising,
     share_used,
     spend,
     trim,
@@ -176,6 +177,38 @@ def test_trimming_removes_the_least_harmful_parts_as_long_as_they_harm_little_to
     assert sum(step.loss for step in steps) <= 3.5
     assert costs.bops(choice) == steps[-1].figures["bops"] < costs.bops(start)
     assert (choice.weight, choice.act) == (start.weight, start.act)
+
+
+def test_trimmed_weights_are_the_least_harmful_and_stay_narrow_in_what_follows() -> None:
+    graph = chain()
+    space = search_space(graph)
+    costs, start = Costs(graph, space), stairs(space)[2]
+    first, second = space.searched[:2]
+    worth = {first: 1.0, second: 2.0}
+
+    def harm(choice: Choice, move: Move) -> float:
+        """Of a width; parts and activations are worth more than all weights."""
+        after = move.applied(choice)
+        bits = [sum(worth.get(n, 9.0) * b for n, b in c.weight.items()) for c in (choice, after)]
+        acts = [100.0 * sum(c.act.values()) for c in (choice, after)]
+        return bits[0] - bits[1] + acts[0] - acts[1] + 1000.0 * (move.side == "prune")
+
+    down = {layer: worth[layer] * (start.weight[layer] - 2) for layer in worth}
+    assert trim(costs, start, harm, down[first] - 0.5, side="weight") == (start, [])
+    choice, steps = trim(costs, start, harm, down[first] + down[second], side="weight")
+    assert [(s.move.side, s.move.name, s.move.to) for s in steps] == [("weight", n, 2) for n in (first, second)]
+    assert (choice.act, choice.parts) == (start.act, start.parts)
+
+    trimmed, budgets = {first, second}, [parse_budget(f"bops={costs.bops(largest(space))}")]
+    assert {m.name for m in raising(space, choice, trimmed=trimmed) if m.side == "weight"}.isdisjoint(trimmed)
+    for made, _ in (
+        fill(costs, budgets, choice, lambda c, m: -harm(c, m), trimmed=trimmed),
+        exchange(costs, budgets, choice, harm, trimmed=trimmed),
+        spend(costs, budgets, choice, harm, trimmed=trimmed),
+    ):
+        assert costs.bops(made) > costs.bops(choice)
+        assert all(made.weight[n] == 2 for n in trimmed)
+    assert fill(costs, budgets, choice, lambda c, m: -harm(c, m))[0] == largest(space)
 
 
 def test_a_budget_that_no_single_width_fits_is_spent_by_a_trade() -> None:
