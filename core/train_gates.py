@@ -44,7 +44,7 @@ NEAREST = 0.05  # of its residual or score: the least distance of a threshold at
 GATED = 1 / 4  # of a group's parts, one at least, that gates remove beside widths: the score of the next part is near,
 # and a threshold that passes it does not feel that the second part hurts more than the first
 # What is left, once trained, of what a choice is measured to hurt (methods F): weights move to where the grid is.
-LEFT = {"w2": 0.13, "w4": 0.13, "w8": 0.5, "a2": 0.28, "a4": 0.5, "a8": 0.5, "p": 0.12}
+LEFT = {"w2": 0.105, "w4": 0.13, "w8": 0.5, "a2": 0.37, "a4": 0.5, "a8": 0.5, "p": 0.1}
 SPARED = 0.08  # of the harm of all rounding: parts go, whatever the budget, as long as they hurt no more together
 UNNOTICED = 0.012  # nats that removed parts may always hurt: where rounding hurts nothing, filters are still too many
 SLIGHT = 0.003  # nats that narrower weights may hurt, together, whatever the budget: they too are bytes that go
