@@ -359,14 +359,12 @@ inline Octet octet_of(const Conv& c, const SliceLayout<V>& l, size_t octet) {
   return {c.first_pixel + y * c.out_row_pixels + x, c.out_cols - x < 8 ? c.out_cols - x : 8};
 }
 
-// kTile rows x 8 pixels of sums, `width` bytes each, low ones first -> int32 -> stored.
-template <class V, class F>
-void finish_octet(const Conv& c, const uint8_t* bytes, uint32_t width, uint32_t row, uint32_t rows, Octet o) {
+// kTile rows x `pixels` of sums, `width` bytes each, low ones first -> [pixels][kTile].
+template <class V>
+void join_bytes(const uint8_t* bytes, uint32_t width, uint32_t pixels, int32_t* to) {
   constexpr size_t kPixel = V::kBytes, kPlace = 8 * kPixel;
-  alignas(64) int32_t acc[8 * V::kTile + 16];
-  for (uint32_t j = 0; j < o.pixels; ++j) {
+  for (uint32_t j = 0; j < pixels; ++j, to += V::kTile) {
     const uint8_t* p = bytes + j * kPixel;
-    int32_t* to = acc + j * V::kTile;
     if (width == 1)
       for (size_t i = 0; i < V::kTile; ++i) to[i] = p[i];
     else if (width == 2)
@@ -376,8 +374,35 @@ void finish_octet(const Conv& c, const uint8_t* bytes, uint32_t width, uint32_t 
         to[i] = static_cast<int32_t>((width == 4 ? uint32_t{p[3 * kPlace + i]} << 24 : 0)) | p[2 * kPlace + i] << 16 |
                 p[kPlace + i] << 8 | p[i];
   }
-  finish<F, FromSums>(c.out, acc, V::kTile, row, rows, o.pixel, o.pixels, nullptr);
 }
+
+// Sums of kTile rows on their way to the law: octets that follow one another in the output go together.
+template <class V, class F>
+class Finisher {
+ public:
+  Finisher(const Conv& c, uint32_t width, uint32_t row, uint32_t rows) : c_(c), width_(width), row_(row), rows_(rows) {}
+  ~Finisher() { finish_held(); }
+  void add(const uint8_t* bytes, Octet o) {
+    if (held_ && (o.pixel != first_ + held_ || held_ + o.pixels > kMost)) finish_held();
+    if (!held_) first_ = o.pixel;
+    join_bytes<V>(bytes, width_, o.pixels, sums_ + held_ * V::kTile);
+    held_ += o.pixels;
+  }
+
+ private:
+  static constexpr uint32_t kMost = 32;
+  void finish_held() {
+    if (!held_) return;
+    finish<F, FromSums>(c_.out, sums_, V::kTile, row_, rows_, first_, held_, nullptr);
+    held_ = 0;
+  }
+
+  const Conv& c_;
+  const uint32_t width_, row_, rows_;
+  size_t first_ = 0;
+  uint32_t held_ = 0;
+  alignas(64) int32_t sums_[kMost * V::kTile + 16];
+};
 
 // Planes of `planes` levels of kTile rows of a tile -> values, by the law, or of levels that are ready.
 template <class V, class F>
@@ -387,6 +412,7 @@ void store_rows(const Conv& c, const SliceLayout<V>& l, const uint8_t* sums, uin
   const uint32_t planes = c.stored_bits ? c.stored_bits : c.levels, width = (planes + 7) / 8;
   const uint32_t rows = c.rows - row < kTile ? c.rows - row : static_cast<uint32_t>(kTile);
   const uint32_t low = static_cast<uint8_t>(static_cast<int32_t>(c.out.lo)) * 0x01010101u;
+  Finisher<V, F> sums_to_law(c, width, row, rows);
   for (size_t part = 0; part < V::kBytes; part += kTile) {
     if (octet_of(c, l, tile * V::kBytes + part).pixels == 0) return;
     for (uint32_t p = 0; p < planes; ++p)
@@ -398,12 +424,12 @@ void store_rows(const Conv& c, const SliceLayout<V>& l, const uint8_t* sums, uin
           const uint32_t plane = 8 * b + static_cast<uint32_t>(i);
           p[i] = plane < planes ? V::load(turned + plane * kSquare + at) : V::zero();
         });
-        if (!c.stored_bits)
-          join_octet<V>(p);
-        else if (c.stored_bits <= 2)
+        if (planes <= 8 * b + 2)
           join_two<V>(p);
-        else
+        else if (planes <= 8 * b + 4)
           join_four<V>(p);
+        else
+          join_octet<V>(p);
         if (c.stored_bits && low) unroll<8>([&](auto i) BITPRESS_INLINE { p[i] = V::add_bytes(p[i], V::set(low)); });
         unroll<8>([&](auto i) BITPRESS_INLINE { V::store(bytes[b][i], p[i]); });
       }
@@ -411,7 +437,7 @@ void store_rows(const Conv& c, const SliceLayout<V>& l, const uint8_t* sums, uin
         const Octet o = octet_of(c, l, tile * V::kBytes + part + (at + k) / kTile);
         if (o.pixels == 0) return;
         if (!c.stored_bits) {
-          finish_octet<V, F>(c, bytes[0][0] + k, width, row, rows, o);
+          sums_to_law.add(bytes[0][0] + k, o);
           continue;
         }
         uint8_t* out = static_cast<uint8_t*>(c.out.data) + o.pixel * c.out.channels + c.out.first_channel + row;
