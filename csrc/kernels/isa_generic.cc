@@ -231,42 +231,58 @@ void i8dot(const Conv& c) {
   }
 }
 
-// Runs of channels are short: a call of memcpy or memset takes longer than what it does.
-inline void copy_run(uint8_t* to, const uint8_t* from, size_t bytes) {
-  constexpr size_t kPart = 16;
-  if (bytes < kPart) {
-    for (size_t i = 0; i < bytes; ++i) to[i] = from[i];
-    return;
+// `count` times `bytes` bytes, each time `to_step` and `from_step` further on. They are few: a call of memcpy takes
+// longer than what it does, and so does a choice made anew each time. Two parts of kPart bytes, which may overlap, make
+// them.
+template <size_t kPart>
+inline void copy_parts(uint8_t* to, size_t to_step, const uint8_t* from, size_t from_step, size_t bytes, size_t count) {
+  const size_t last = bytes - kPart;
+  for (; count; --count, to += to_step, from += from_step) {
+    __builtin_memcpy(to, from, kPart);
+    __builtin_memcpy(to + last, from + last, kPart);
   }
-  for (size_t i = 0; i + kPart < bytes; i += kPart) __builtin_memcpy(to + i, from + i, kPart);
-  __builtin_memcpy(to + bytes - kPart, from + bytes - kPart, kPart);
 }
-inline void clear_run(uint8_t* to, size_t bytes) {
-  constexpr size_t kPart = 16;
-  for (; bytes >= kPart; to += kPart, bytes -= kPart) __builtin_memset(to, 0, kPart);
-  for (size_t i = 0; i < bytes; ++i) to[i] = 0;
+inline void copy_runs(uint8_t* to, size_t to_step, const uint8_t* from, size_t from_step, size_t bytes, size_t count) {
+  for (; bytes > 32; to += 16, from += 16, bytes -= 16) copy_parts<16>(to, to_step, from, from_step, 16, count);
+  if (bytes >= 16) return copy_parts<16>(to, to_step, from, from_step, bytes, count);
+  if (bytes >= 8) return copy_parts<8>(to, to_step, from, from_step, bytes, count);
+  if (bytes >= 4) return copy_parts<4>(to, to_step, from, from_step, bytes, count);
+  for (; bytes; ++to, ++from, --bytes) copy_parts<1>(to, to_step, from, from_step, 1, count);
+}
+inline void clear_runs(uint8_t* to, size_t to_step, size_t bytes, size_t count) {
+  static constexpr uint8_t kZeros[32] = {};
+  for (; bytes > sizeof kZeros; to += 16, bytes -= 16) copy_parts<16>(to, to_step, kZeros, 0, 16, count);
+  copy_runs(to, to_step, kZeros, 0, bytes, count);
 }
 
 // Channels that no run names are not touched: another step may have written them.
-void gather(const Gather& g) {
-  const size_t size = g.element_bytes;
+void gather(const Gather& given) {
+  const Gather g = given;  // stores of bytes could change the original, for all that the compiler knows
+  const size_t size = g.element_bytes, in_pixel = g.in_channels * size, out_pixel = g.out_channels * size;
+  // Pixels [begin, end) of a row lie inside: at least 0 and below in_w, once left is taken away.
+  const auto pixels_before = [&](uint32_t at) {
+    const uint32_t pixels = (at + g.stride_w - 1) / g.stride_w;
+    return pixels < g.out_w ? pixels : g.out_w;
+  };
+  const uint32_t begin = pixels_before(g.left), end = pixels_before(g.in_w + g.left);
   for (uint32_t y = g.row_begin; y < g.row_end; ++y) {
     const int64_t in_y = static_cast<int64_t>(y) * g.stride_h - g.top;
-    for (uint32_t x = 0; x < g.out_w; ++x) {
-      const int64_t in_x = static_cast<int64_t>(x) * g.stride_w - g.left;
-      const bool here = in_y >= 0 && in_y < g.in_h && in_x >= 0 && in_x < g.in_w;
-      const uint8_t* in = static_cast<const uint8_t*>(g.in) +
-                          (here ? static_cast<size_t>(in_y * g.in_w + in_x) * g.in_channels * size : 0);
-      uint8_t* out = static_cast<uint8_t*>(g.out) + (static_cast<size_t>(y) * g.out_w + x) * g.out_channels * size;
-      for (uint32_t i = 0; i < g.run_count; ++i) {
-        const GatherRun r = g.runs[i];
-        uint8_t* const to = out + static_cast<size_t>(r.to) * size;
-        const size_t bytes = static_cast<size_t>(r.count) * size;
-        if (here && r.from >= 0)
-          copy_run(to, in + static_cast<size_t>(r.from) * size, bytes);
-        else
-          clear_run(to, bytes);
+    const bool here = in_y >= 0 && in_y < g.in_h;
+    const uint8_t* in = static_cast<const uint8_t*>(g.in);
+    if (here && begin < end) in += (static_cast<size_t>(in_y) * g.in_w + begin * g.stride_w - g.left) * in_pixel;
+    uint8_t* const out = static_cast<uint8_t*>(g.out) + size_t{y} * g.out_w * out_pixel;
+    for (uint32_t i = 0; i < g.run_count; ++i) {
+      const GatherRun r = g.runs[i];
+      uint8_t* const to = out + static_cast<size_t>(r.to) * size;
+      const size_t bytes = static_cast<size_t>(r.count) * size;
+      if (!here || r.from < 0) {
+        clear_runs(to, out_pixel, bytes, g.out_w);
+        continue;
       }
+      clear_runs(to, out_pixel, bytes, begin);
+      copy_runs(to + begin * out_pixel, out_pixel, in + static_cast<size_t>(r.from) * size, g.stride_w * in_pixel,
+                bytes, end - begin);
+      clear_runs(to + end * out_pixel, out_pixel, bytes, g.out_w - end);
     }
   }
 }

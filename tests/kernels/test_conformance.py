@@ -396,6 +396,54 @@ def test_two_gathers_share_a_buffer(channels: int, order: int) -> None:
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("storage", ["u4", "f32"])
+@pytest.mark.parametrize("lengths", [(1, 2, 3, 4, 5, 7), (8, 9, 15), (16, 17, 31, 32), (33, 48, 50, 65)])
+@pytest.mark.parametrize(
+    ("stride", "padding"),
+    [
+        ((1, 1), (0, 0, 0, 0)),
+        ((2, 2), (0, 0, 0, 0)),
+        ((1, 2), (1, 1, 0, 2)),
+        ((3, 2), (2, 9, 1, 4)),
+        ((2, 3), (6, 2, 9, 0)),
+    ],
+)
+def test_gather(
+    stride: tuple[int, int], padding: tuple[int, int, int, int], lengths: tuple[int, ...], storage: str
+) -> None:
+    """Runs of every length, in turns from somewhere and of zeros; rows and columns that lie outside."""
+    c, h, w = 70, 5, 4
+    x = np.random.default_rng(3).integers(0, 16, (2, c, h, w))
+    channels = np.concatenate([[*range(1, 1 + n), *[-1] * n, 0] for n in lengths]).astype(np.int32)
+    top, left, bottom, right = padding
+    outside = np.pad(
+        np.where((channels < 0)[:, None, None], 0, x[:, channels]), ((0, 0),) * 2 + ((top, bottom), (left, right))
+    )
+    want = outside[:, :, :: stride[0], :: stride[1]]
+    wide, each = 4 * 256 * -(-x[0].size // 256), 4 if storage == "f32" else 1
+    made = 256 * -(-each * want[0].size // 256)
+    buffers = (
+        Buffer("image", (c, h, w), "f32", 0, 4 * x[0].size),
+        Buffer("in", (c, h, w), storage, 0, each * x[0].size),
+        Buffer("gathered", want.shape[1:], storage, wide, each * want[0].size),
+        Buffer("out", want.shape[1:], "f32", wide + made, 4 * want[0].size),
+    )
+    ends = (0.0, 15.0) if storage == "u4" else (-np.inf, np.inf)
+    plain = [
+        Epilogue(np.ones(n, np.float32), np.zeros(n, np.float32), lo, hi)
+        for n, lo, hi in ((c, *ends), (len(channels), -np.inf, np.inf))
+    ]
+    steps = (
+        Step("quantize", "in", (0,), 1, epilogue=plain[0]),
+        Step("gather", "gathered", (1,), 2, stride=stride, padding=padding, channels=channels),
+        Step("requantize", "out", (2,), 3, epilogue=plain[1]),
+    )
+    stats = np.full(c, 0.5, np.float32)
+    program = Program(steps, buffers, 0, 3, wide + made + 4 * want[0].size, stats, stats)
+    got = _native.Session(artifact.encode(program)).run(x.astype(np.float32)).reshape(want.shape)
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("kernel", [*CONVOLUTIONS, *DEPTHWISE])
 def test_empty_batch(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     g = SAME if kernel in CONVOLUTIONS else Window((3, 3), padding=(1, 1, 1, 1), groups=5)
