@@ -231,8 +231,8 @@ void i8dot(const Conv& c) {
   }
 }
 
-// `count` times `bytes` bytes, each time `to_step` and `from_step` further on. They are few: a call of memcpy takes
-// longer than what it does, and so does a choice made anew each time. Two parts of kPart bytes, which may overlap, make
+// `count` times `bytes` bytes, each time `to_step` and `from_step` further on. Of few bytes a call of memcpy takes
+// longer than what it does, and so does a choice made anew each time: two parts of kPart bytes, which may overlap, make
 // them.
 template <size_t kPart>
 inline void copy_parts(uint8_t* to, size_t to_step, const uint8_t* from, size_t from_step, size_t bytes, size_t count) {
@@ -243,7 +243,7 @@ inline void copy_parts(uint8_t* to, size_t to_step, const uint8_t* from, size_t 
   }
 }
 inline void copy_runs(uint8_t* to, size_t to_step, const uint8_t* from, size_t from_step, size_t bytes, size_t count) {
-  for (; bytes > 32; to += 16, from += 16, bytes -= 16) copy_parts<16>(to, to_step, from, from_step, 16, count);
+  for (; bytes > 32 && count; --count, to += to_step, from += from_step) __builtin_memcpy(to, from, bytes);
   if (bytes >= 16) return copy_parts<16>(to, to_step, from, from_step, bytes, count);
   if (bytes >= 8) return copy_parts<8>(to, to_step, from, from_step, bytes, count);
   if (bytes >= 4) return copy_parts<4>(to, to_step, from, from_step, bytes, count);
@@ -251,7 +251,7 @@ inline void copy_runs(uint8_t* to, size_t to_step, const uint8_t* from, size_t f
 }
 inline void clear_runs(uint8_t* to, size_t to_step, size_t bytes, size_t count) {
   static constexpr uint8_t kZeros[32] = {};
-  for (; bytes > sizeof kZeros; to += 16, bytes -= 16) copy_parts<16>(to, to_step, kZeros, 0, 16, count);
+  for (; bytes > sizeof kZeros && count; --count, to += to_step) __builtin_memset(to, 0, bytes);
   copy_runs(to, to_step, kZeros, 0, bytes, count);
 }
 
