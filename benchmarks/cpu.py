@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..cli.tables import Column, Table, to_markdown
+from ..compiler.model import native_module
 from ..core.errors import BitpressError, EnvironmentMissing
 from ..core.host import cpu_name, write_text
 from ..core.rundir import read_json
+from ..kernels import native
 from .peers import at_hand, host_has_vnni
 
 NETWORKS: Mapping[str, tuple[str, ...]] = {
@@ -32,7 +35,11 @@ LAYERED = "resnet20"  # the network whose layers the page shows
 SETTINGS = ((1, 1), (2, 1), (1, 16))  # threads, batch
 SECONDS = {"bench": 2.0, "gemm": 0.05}  # of each run; of each kernel on a shape
 SHAPES, BITS = "resnet20,resnet18,mobilenet_v1,4096x4096x1", "w1a1,w1a2,w2a2,w2a4,w4a4,w2a8,w4a8,w8a8"
-DENSE = "w8a8"
+DENSE, FEW = "w8a8", ("w2a2", "w2a4", "w4a4")
+AT = "@"  # between a network and the instruction set that it was held to
+LOWER: Mapping[str, str | None] = {"avx512vbmi": "AVX512_CORE_BF16", "avx512vnni": "AVX512_CORE_VNNI", "avx2": None}
+"""Sets below the best one, to which we are held by BITPRESS_FORCE_ISA, OpenVINO by what oneDNN calls the same. None: no
+peers, because those of a CPU without VNNI get other weights."""
 PEERS = ("onnxruntime", "openvino")  # those that are installed
 SLOW_PEERS = ("litert",)  # to make: of the dense networks only
 Columns = tuple[Column, ...]
@@ -40,10 +47,11 @@ Columns = tuple[Column, ...]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One document: the commands that make it, the last of which writes it."""
+    """One document: the commands that make it, the last of which writes it, and what stands in their environment."""
 
     name: str
     commands: tuple[tuple[str, ...], ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def jobs(folder: Path, searched: Mapping[str, str]) -> Iterator[Job]:
@@ -60,8 +68,36 @@ def jobs(folder: Path, searched: Mapping[str, str]) -> Iterator[Job]:
             yield Job(name, (make, ("bench", file, *timed, every if bits == DENSE else few)))
     for name, file in searched.items():
         yield Job(name, (("bench", file, *timed, few),))
+    for isa in lower():
+        for name, file, dense in held(folder, searched):
+            yield _held_job(name, file, dense, isa)
     kernels = ("--shapes", SHAPES, "--bits", BITS, "--isa", "all", "--vs", "", "--seconds", str(SECONDS["gemm"]))
     yield Job("gemm", (("bench", "gemm", *kernels),))
+
+
+def lower() -> tuple[str, ...]:
+    """Those of LOWER that this CPU has and that are not all it has."""
+    module = native_module()
+    has: Sequence[str] = () if module is None else module.cpu_isas()
+    return tuple(isa for isa in LOWER if isa in has[:-1])
+
+
+def held(folder: Path, searched: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Name, file, and file of the dense network at 8 bits, of all that is timed with a lower instruction set."""
+    files = {name: str(folder / f"{name}.bpk") for name in (f"{n}-{b}" for n, all_ in NETWORKS.items() for b in all_)}
+    for name, file in files.items():
+        yield name, file, files[f"{name.rsplit('-', 1)[0]}-{DENSE}"]
+    for name, file in searched.items():
+        yield name, file, files[f"{LAYERED}-{DENSE}"]
+
+
+def _held_job(name: str, file: str, dense: str, isa: str) -> Job:
+    limit = LOWER[isa]
+    few = () if limit is None else at_hand(PEERS)[0]
+    vs = (*few, *(() if file == dense else (dense,)))
+    timed = ("--threads", "1", "--batch", "1", "--seconds", str(SECONDS["bench"]))
+    variables = {"BITPRESS_FORCE_ISA": isa, **({} if limit is None else {"ONEDNN_MAX_CPU_ISA": limit})}
+    return Job(f"{name}{AT}{isa}", (("bench", file, *timed, "--vs", ",".join(vs)),), variables)
 
 
 def measure(folder: Path, searched: Mapping[str, str]) -> dict[str, Any]:
@@ -75,13 +111,16 @@ def measure(folder: Path, searched: Mapping[str, str]) -> dict[str, Any]:
         print(f"cpu: {job.name}, {number} of {len(todo)}", file=sys.stderr)
         part = path.with_suffix(".part")
         for command in job.commands:
-            _run((*command, "-q") if command is not job.commands[-1] else (*command, "-q", "--json", str(part)))
+            last = ("--json", str(part)) if command is job.commands[-1] else ()
+            _run((*command, "-q", *last), job.environment)
         part.replace(path)
     return {job.name: read_json(folder / f"{job.name}.json") for job in todo}
 
 
-def _run(command: Sequence[str]) -> None:
-    done = subprocess.run([sys.executable, "-P", "-m", "bitpress", *command], capture_output=True, text=True)
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "bitpress", *command], capture_output=True, text=True, env=os.environ | environment
+    )
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"]
         raise EnvironmentMissing(f"bitpress {' '.join(command)}: {said[-1]}")
@@ -90,7 +129,8 @@ def _run(command: Sequence[str]) -> None:
 def page(documents: Mapping[str, Any], words: str) -> str:
     """The page of all documents; `words`: how it was asked for."""
     gemm = documents["gemm"]
-    networks = {name: document for name, document in documents.items() if name != "gemm"}
+    networks = {name: document for name, document in documents.items() if name != "gemm" and AT not in name}
+    below = [isa for isa in LOWER if any(name.endswith(AT + isa) for name in documents)]
     shown = [name for name in networks if name.split("-")[0] == LAYERED or "-w" not in name]
     parts: list[tuple[str, str, Table]] = [
         ("Whole networks", NETWORKS_SAY, _networks(networks)),
@@ -98,6 +138,8 @@ def page(documents: Mapping[str, Any], words: str) -> str:
         ("BOPs and time", RANKS_SAY, _ranks(networks)),
         (f"Layers of {LAYERED}", LAYERS_SAY, _layers({name: networks[name] for name in shown})),
         ("Kernels", KERNELS_SAY, _kernels(gemm)),
+        *((f"Held to {isa}", HELD_SAY, _held(documents, isa)) for isa in below),
+        *((f"Kernels of {isa}", FASTEST_SAY, _fastest(gemm, isa)) for isa in below),
         ("Bounds", "Rates of one thread, measured in the same runs: operations of a family's innermost instructions, "
          "multiply-accumulates or products and additions of bits; reads.", _roofs(gemm)),
     ]  # fmt: skip
@@ -126,6 +168,15 @@ KERNELS_SAY = (
     "The row that a compiled network gets, one thread, rounding to 8 bits or fewer included; *peak*: share of the "
     "family's innermost instructions; *faster*: the time at w8a8 over this one, in the same run. Levels are drawn "
     "evenly from each grid, so 75 % of the bit-sliced v of 2 bits are not 0."
+)
+HELD_SAY = (
+    "One thread, one image. *own w8a8 / ours*: our dense network of 8 bits beside this one, in turns in one run. Peers "
+    "are dense with 8 bits; OpenVINO is held to the same instructions (`ONEDNN_MAX_CPU_ISA`), onnxruntime is not. "
+    "*bounds*, *rank correlation*: as above."
+)
+FASTEST_SAY = (
+    "The fastest row that this instruction set has, at 8 bits with its share of its family's innermost instructions, "
+    "and of few bits, how many times faster."
 )
 
 
@@ -228,6 +279,56 @@ def _kernels(document: Mapping[str, Any]) -> Table:
         Column("shape", "M x K x N"), Column("layer", "first layer"), Column("bits", "bits"),
         Column("kernel", "kernel"), Column("ms", "us", "us"), Column("gmacs", "GMAC/s", "float"),
         Column("peak", "peak", "percent"), Column("faster", "faster"),
+    )  # fmt: skip
+    return Table("", columns, rows)
+
+
+def _held(documents: Mapping[str, Any], isa: str) -> Table:
+    from ..reporting.layers import rank
+
+    rows = []
+    for name, document in documents.items():
+        if name.endswith(AT + isa):
+            run = _at(document, SETTINGS[0])
+            peer, own = _int8(run), next((p for p in run["peers"] if p["name"].endswith(f"{DENSE}.bpk")), None)
+            bounds = [layer["bound"] for layer in run["layers"] if layer["bound"]]
+            rows.append({
+                "name": name.split(AT)[0], "ms": run["total"]["median"],
+                "own": None if own is None else f"{own['ratio']:.2f}",
+                "peer": None if peer is None else f"{peer['ratio']:.2f}", "who": None if peer is None else peer["name"],
+                "bounds": f"{run['total']['median'] / sum(bounds):.2f}" if bounds else None,
+                "rank": f"{rank([row for row in run['layers'] if row['bops']]):.2f}",
+            })  # fmt: skip
+    columns = (
+        Column("name", "network"), Column("ms", "ms", "ms"), Column("own", f"own {DENSE} / ours"),
+        Column("peer", "best int8 peer / ours"), Column("who", "best peer"), Column("bounds", "bounds"),
+        Column("rank", "rank correlation"),
+    )  # fmt: skip
+    return Table("", columns, rows)
+
+
+def _fastest(document: Mapping[str, Any], isa: str) -> Table:
+    inside = native.contained()[isa]
+    best: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
+    for row in document["rows"]:
+        if row["isa"] in inside and row["median"] is not None:
+            at = best.setdefault(_shape(row), {})
+            if row["bits"] not in at or row["median"] < at[row["bits"]]["median"]:
+                at[row["bits"]] = row
+    rows = []
+    for at in best.values():
+        dense = at[DENSE]
+        few = {b: row for b, row in at.items() if b in FEW}
+        rows.append({
+            "shape": dense["shape"], "layer": " ".join(dense["layers"][:1]), "kernel": dense["kernel"],
+            "ms": dense["median"], "peak": dense["gmacs"] / dense["peak"] if dense["peak"] else None,
+            **{f"{b} kernel": row["kernel"] for b, row in few.items()},
+            **{b: f"{dense['median'] / row['median']:.2f}" for b, row in few.items()},
+        })  # fmt: skip
+    columns = (
+        Column("shape", "M x K x N"), Column("layer", "first layer"), Column("kernel", f"{DENSE} kernel"),
+        Column("ms", "us", "us"), Column("peak", "peak", "percent"),
+        *(column for b in FEW for column in (Column(f"{b} kernel", f"{b} kernel"), Column(b, "faster"))),
     )  # fmt: skip
     return Table("", columns, rows)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ..compiler.execute import execute
 from ..compiler.model import Model
 from .causes import cause
 from .dense import layer_table
@@ -41,10 +40,7 @@ class Layers:
             placed = self._model.gpu.run(self._placed)
             self._model.gpu.wait()
             return placed
-        if self._model.session is None:
-            return execute(self._model.program, self._x)
-        out: np.ndarray = self._model.session.run(self._x)
-        return out
+        return self._model.run(self._x)
 
     def profile(self) -> np.ndarray:
         """One inference with a clock around every step: milliseconds [steps]."""

@@ -1,7 +1,8 @@
 """Other runtimes on the same dense network: each family prepares its models once, then gives callables per run.
 
 The fair int8 setting of onnxruntime is static QDQ with u8 activations and s8 weights per channel: with s8 activations
-it falls off its fast kernels on x86 and becomes slower than float. Knows nothing of artifacts and of timing.
+it falls off its fast kernels on x86 and becomes slower than float. Another compiled network of ours is a peer, too, as
+it is. Knows nothing of timing.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .._version import __version__
+from ..compiler.model import Model
 from ..compiler.onnx_export import fold_batch_norm, to_onnx
-from ..core.errors import EnvironmentMissing, UsageError
+from ..core.errors import CheckFailed, EnvironmentMissing, UsageError
 from ..core.graph import Graph
 
 
@@ -155,6 +158,24 @@ class LiteRt:
         yield [Peer("litert-int8", version("ai-edge-litert"), peers_litert.function(path, threads))]
 
 
+class Compiled:
+    """Another `.bpk` of ours, at its own bits and pruned as it is; its name is the file's."""
+
+    def __init__(self, source: str, setting: Setting) -> None:
+        self._source = Path(source)
+        model, want = Model(self._source), tuple(setting.graph.inputs[0].shape)
+        if model.shape != want:
+            raise UsageError(f"--vs {source} takes {model.shape} [C, H, W], the network under test {want}")
+        if model.golden_check() is False:
+            raise CheckFailed(f"--vs {source}: the golden sample does not come out; try `bitpress verify`")
+
+    @contextmanager
+    def peers(self, batch: int, threads: int) -> Iterator[Sequence[Peer]]:  # noqa: ARG002
+        """Any batch size."""
+        model = Model(self._source, threads=threads)
+        yield [Peer(self._source.name, __version__, model.run)]
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A name of `--vs`: the modules that it needs, how to get them, and what makes its peers."""
@@ -192,8 +213,10 @@ def at_hand(names: Sequence[str], families: Mapping[str, Row] = FAMILIES) -> tup
 def check(names: Sequence[str], families: Mapping[str, Row] = FAMILIES) -> None:
     """Refuses before any work: UsageError for an unknown name, EnvironmentMissing for a library that is not here."""
     for name in names:
+        if _compiled(name):
+            continue  # read by `make`
         if name not in families:
-            raise UsageError(f"--vs {name!r} is unknown; valid: {', '.join(families)}")
+            raise UsageError(f"--vs {name!r} is unknown; valid: {', '.join(families)}, and files that end with .bpk")
         missing = [module for module in families[name].modules if find_spec(module) is None]
         if missing:
             raise EnvironmentMissing(f"--vs {name} needs {', '.join(missing)}: {families[name].remedy}")
@@ -202,7 +225,11 @@ def check(names: Sequence[str], families: Mapping[str, Row] = FAMILIES) -> None:
 def make(names: Sequence[str], setting: Setting) -> list[Any]:
     """The families of `names`, models written."""
     check(names)
-    return [FAMILIES[name].make(setting) for name in names]
+    return [Compiled(name, setting) if _compiled(name) else FAMILIES[name].make(setting) for name in names]
+
+
+def _compiled(name: str) -> bool:
+    return name.endswith(".bpk")
 
 
 def write_fp32(setting: Setting) -> Path:

@@ -117,12 +117,16 @@ class Model:
         """
         if hasattr(x, "detach"):
             return x.new_tensor(self(x.detach().cpu().numpy()), dtype=x.new_empty(0).float().dtype)
-        images = self.prepare(x)
+        return self.run(self.prepare(x))
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """float32 [N, outputs] of images that `prepare` gave, which are not looked at again."""
         if self.gpu is not None:
             return self.gpu(images)
         if self.session is None:
             return execute(self.program, images)
-        return self.session.run(images)
+        out: np.ndarray = self.session.run(images)
+        return out
 
     def check(self, x: np.ndarray) -> None:
         """UsageError, with the numbers, unless shape and dtype of `x` are those of images for this network."""

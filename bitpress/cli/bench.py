@@ -27,7 +27,8 @@ PEERS = (
 @click.option(
     "--vs",
     type=Words(),
-    help="Peers by comma: onnxruntime, openvino, litert, torch; '' for none. Default: onnxruntime where installed.",
+    help="Peers by comma: onnxruntime, openvino, litert, torch, or other .bpk files; '' for none. "
+    "Default: onnxruntime where installed.",
 )
 @click.option("--against", metavar="RUN", help="The peers' dense network is that of RUN.")
 @click.option("--model", metavar="MODEL", help="The peers' dense network is MODEL.")

@@ -84,6 +84,22 @@ def test_peers_answer_as_we_do(sample: Path) -> None:
     assert "rebuilt from the artifact" in document["peer_source"] and "golden input" in document["images"]
 
 
+def test_another_compiled_network_is_a_peer(sample: Path, tmp_path: Path) -> None:
+    document = check(bench(sample, vs=(str(sample),), batches=(1, 3), seconds=0.05))
+    for entry in document["runs"]:
+        (peer,) = entry["peers"]
+        assert peer["name"] == sample.name and peer["output_matches"] == 1.0 and peer["ratio"] > 0
+    other = samples.everything()
+    assert other.golden_output is not None
+    other.golden_output[...] += np.float32(1)
+    artifact.write(other, tmp_path / "wrong.bpk")
+    with pytest.raises(CheckFailed, match=r"wrong\.bpk: the golden sample"):
+        bench(sample, vs=(str(tmp_path / "wrong.bpk"),))
+    artifact.write(samples.deep(), tmp_path / "deep.bpk")
+    with pytest.raises(UsageError, match=r"deep\.bpk takes .* the network under test"):
+        bench(sample, vs=(str(tmp_path / "deep.bpk"),))
+
+
 def test_nothing_wrong_is_timed(tmp_path: Path) -> None:
     program = samples.everything()
     assert program.golden_output is not None

@@ -17,8 +17,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "NETWORKS": {"digits_cnn": ("w8a8", "w2a2")}, "LAYERED": "digits_cnn", "SETTINGS": ((1, 1),),
         "SECONDS": {"bench": 0.01, "gemm": 0.001}, "SHAPES": "16x36x16", "BITS": "w2a2,w8a8",
+        "LOWER": {"generic": None}, "PEERS": ("onnxruntime",), "SLOW_PEERS": (),
     }.items():  # fmt: skip
         monkeypatch.setattr(cpu, name, value)
+    monkeypatch.setattr(cpu, "lower", lambda: ("generic",))
     monkeypatch.setattr(cpu, "host_has_vnni", lambda: False)
 
 
@@ -31,13 +33,17 @@ def test_the_page_is_made_of_commands_that_are_run_once(tmp_path: Path, monkeypa
     first = page.read_text()
     rows = [line for line in first.splitlines() if line.startswith("| digits_cnn-")]
     names = [f"digits_cnn-{bits}" for bits in ("w8a8", "w2a2", "w8a8-reduced")]
-    assert [line.split()[1] for line in rows] == [*names, names[0], *names]  # networks, peers of the dense one, ranks
+    expected = [*names, names[0], *names, *names[:2]]  # networks, peers of the dense one, ranks, held to generic
+    assert [line.split()[1] for line in rows] == expected
     assert all("onnxruntime-int8" in line for line in rows[:3])
+    own = [line.split("|")[3].strip() for line in rows[-2:]]
+    assert own[0] == "-" and float(own[1]) > 0
+    assert "## Kernels of generic" in first and "_avx" not in first.split("## Kernels of generic")[1].split("##")[0]
     kernels = [line for line in first.splitlines() if line.startswith("| 16x36x16 |")]
-    assert len(kernels) == 2 and kernels[1].rstrip(" |").endswith("1.00")
+    assert len(kernels) == 3 and kernels[1].rstrip(" |").endswith("1.00")
 
-    def run(command: Any) -> None:
-        raise AssertionError(command)
+    def run(command: Any, environment: Any) -> None:
+        raise AssertionError(command, environment)
 
     monkeypatch.setattr(cpu, "_run", run)
     assert cpu.main([str(folder), "-o", str(page)]) == 0
