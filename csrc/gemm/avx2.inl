@@ -46,13 +46,13 @@ struct F {
     const uint64_t all = static_cast<uint64_t>(_mm_cvtsi128_si64(bytes));
     for (uint32_t k = 0; k < n; ++k) p[k] = static_cast<uint8_t>(all >> (8 * k));
   }
-  static BITPRESS_INLINE void store_four(uint8_t* p, size_t apart, bool is_signed, int32_t lo, Vec a, Vec b, Vec c,
-                                         Vec d) {
-    const __m256i low = _mm256_set1_epi8(static_cast<char>(lo));
+  static BITPRESS_INLINE void store_four(uint8_t* p, size_t apart, bool is_signed, int32_t lo, int32_t hi, Vec a, Vec b,
+                                         Vec c, Vec d) {
+    const __m256i low = _mm256_set1_epi8(static_cast<char>(lo)), high = _mm256_set1_epi8(static_cast<char>(hi));
     const __m256i ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
     const __m256i cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
-    const __m256i halves = is_signed ? _mm256_max_epi8(_mm256_packs_epi16(ab, cd), low)
-                                     : _mm256_max_epu8(_mm256_packus_epi16(ab, cd), low);
+    const __m256i halves = is_signed ? _mm256_min_epi8(_mm256_max_epi8(_mm256_packs_epi16(ab, cd), low), high)
+                                     : _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(ab, cd), low), high);
     const __m256i all = _mm256_permutevar8x32_epi32(halves, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     const __m128i first = _mm256_castsi256_si128(all), last = _mm256_extracti128_si256(all, 1);
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), first);

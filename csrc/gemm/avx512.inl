@@ -37,13 +37,13 @@ struct F {
     if (n == kLanes) return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
     _mm_mask_storeu_epi8(p, first(n), bytes);  // slow on Zen 4, so not for whole vectors
   }
-  static BITPRESS_INLINE void store_four(uint8_t* p, size_t apart, bool is_signed, int32_t lo, Vec a, Vec b, Vec c,
-                                         Vec d) {
-    const __m512i low = _mm512_set1_epi8(static_cast<char>(lo));
+  static BITPRESS_INLINE void store_four(uint8_t* p, size_t apart, bool is_signed, int32_t lo, int32_t hi, Vec a, Vec b,
+                                         Vec c, Vec d) {
+    const __m512i low = _mm512_set1_epi8(static_cast<char>(lo)), high = _mm512_set1_epi8(static_cast<char>(hi));
     const __m512i ab = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
     const __m512i cd = _mm512_packs_epi32(_mm512_cvtps_epi32(c), _mm512_cvtps_epi32(d));
-    const __m512i quarters = is_signed ? _mm512_max_epi8(_mm512_packs_epi16(ab, cd), low)
-                                       : _mm512_max_epu8(_mm512_packus_epi16(ab, cd), low);
+    const __m512i quarters = is_signed ? _mm512_min_epi8(_mm512_max_epi8(_mm512_packs_epi16(ab, cd), low), high)
+                                       : _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(ab, cd), low), high);
     const __m512i all =
         _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), quarters);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_castsi512_si128(all));

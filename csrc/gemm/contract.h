@@ -68,6 +68,7 @@ struct Output {
   int32_t shift;        // sum * 2^shift + bias + factor * window sum
   int32_t factor;       // 0: no window sums
   float lo, hi, m_r;    // integers where levels are stored
+  bool small;           // no value is above 2^30 before it is bounded
 };
 
 // A convolution on one group of channels: `out_rows` x `out_cols` output pixels. The window of output pixel (y, x)

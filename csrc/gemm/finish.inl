@@ -82,22 +82,25 @@ inline void finish_levels(const Output& output, const void* in, size_t stride, u
   [[maybe_unused]] const typename F::Vec m_r = F::set(o.m_r);
   typename F::Ints bias = F::set_i32(0);
   if constexpr (From::kSums) bias = F::load_i32(o.bias + row);
-  const auto value = [&](uint32_t j, size_t to) BITPRESS_INLINE {  // not above its bound
-    typename F::Vec t =
-        begin_value<F, From, kPlain>(in, j * stride, F::kLanes, bias, o.shift, window ? window + j : nullptr);
+  const auto value = [&](const void* from, size_t to, uint32_t j) BITPRESS_INLINE {
+    typename F::Vec t = begin_value<F, From, kPlain>(from, 0, F::kLanes, bias, o.shift, window ? window + j : nullptr);
     t = F::add(F::mul(t, m), b);
     if constexpr (!kSame<Residual, None>)
       t = F::add(t, F::mul(Residual::template load<F>(o.residual, to, F::kLanes), m_r));
-    return F::min(t, hi);
+    return t;
   };
+  const auto* from = static_cast<const char*>(in);
+  const size_t step = stride * From::kBytes;
   uint8_t* out = static_cast<uint8_t*>(o.data);
   uint32_t j = 0;
   if constexpr (From::kSums && kPlain && F::kTogether == 4)  // others are rare
-    for (; j + 4 <= pixels; j += 4, at += 4 * o.channels)
-      F::store_four(out + at, o.channels, o.storage == Storage::kI8, static_cast<int32_t>(o.lo), value(j, at),
-                    value(j + 1, at + o.channels), value(j + 2, at + 2 * o.channels),
-                    value(j + 3, at + 3 * o.channels));
-  for (; j < pixels; ++j, at += o.channels) F::store_levels(out + at, F::max(value(j, at), lo), F::kLanes);
+    if (o.small)
+      for (const size_t apart = o.channels; j + 4 <= pixels; j += 4, at += 4 * apart, from += 4 * step)
+        F::store_four(out + at, apart, o.storage == Storage::kI8, static_cast<int32_t>(o.lo),
+                      static_cast<int32_t>(o.hi), value(from, at, j), value(from + step, at + apart, j),
+                      value(from + 2 * step, at + 2 * apart, j), value(from + 3 * step, at + 3 * apart, j));
+  for (; j < pixels; ++j, at += o.channels, from += step)
+    F::store_levels(out + at, F::max(F::min(value(from, at, j), hi), lo), F::kLanes);
 }
 
 template <class F, class From, class Residual>

@@ -293,24 +293,39 @@ inline void window(const Pool& p, uint32_t y, uint32_t x, const Visit& visit) {
             (static_cast<size_t>(y * p.stride_h + ky - p.top) * p.in_w + (x * p.stride_w + kx - p.left)) * p.channels);
 }
 
-// Captured by value, like all that inner loops use: stores of bytes could change whatever is read through a reference,
-// and nothing would be vectorised.
+// The largest of `taps` rows of `columns` neighbours each, of `kBytes` / sizeof(T) channels: it stays in registers,
+// where a window that is gone through tap by tap waits for its own stores.
+template <class T, int kBytes>
+BITPRESS_INLINE inline void largest(const T* in, size_t row, uint32_t taps, size_t pixel, uint32_t columns, T* out) {
+  typedef T Vec __attribute__((vector_size(kBytes), aligned(sizeof(T)), may_alias));
+  Vec best = *reinterpret_cast<const Vec*>(in);
+  for (uint32_t ky = 0; ky < taps; ++ky, in += row)
+    for (uint32_t kx = 0; kx < columns; ++kx) {
+      const Vec v = *reinterpret_cast<const Vec*>(in + kx * pixel);
+      best = best < v ? v : best;
+    }
+  *reinterpret_cast<Vec*>(out) = best;
+}
+
 template <class T>
 void max_pool_as(const Pool& p) {
+  constexpr uint32_t kWide = 32 / sizeof(T), kFew = 8 / sizeof(T);
   const uint32_t n = p.channels;
-  for (uint32_t y = p.row_begin; y < p.row_end; ++y)
-    for (uint32_t x = 0; x < p.out_w; ++x) {
-      T* const out = static_cast<T*>(p.out.data) + (static_cast<size_t>(y) * p.out_w + x) * n;
-      bool first = true;
-      window<T>(p, y, x, [out, n, &first](const T* __restrict in) {
-        T* __restrict to = out;
-        if (first)
-          for (uint32_t c = 0; c < n; ++c) to[c] = in[c];
-        else
-          for (uint32_t c = 0; c < n; ++c) to[c] = to[c] < in[c] ? in[c] : to[c];
-        first = false;
-      });
+  for (uint32_t y = p.row_begin; y < p.row_end; ++y) {
+    const Inside v = inside(y, p.stride_h, p.top, p.kernel_h, p.in_h);
+    const size_t first_row = size_t{y} * p.stride_h + v.begin - p.top;
+    T* out = static_cast<T*>(p.out.data) + static_cast<size_t>(y) * p.out_w * n;
+    for (uint32_t x = 0; x < p.out_w; ++x, out += n) {
+      const Inside h = inside(x, p.stride_w, p.left, p.kernel_w, p.in_w);
+      const T* in = static_cast<const T*>(p.in) + (first_row * p.in_w + size_t{x} * p.stride_w + h.begin - p.left) * n;
+      const size_t row = size_t{p.in_w} * n;
+      const uint32_t taps = v.end - v.begin, columns = h.end - h.begin;
+      uint32_t c = 0;
+      for (; c + kWide <= n; c += kWide) largest<T, 32>(in + c, row, taps, n, columns, out + c);
+      for (; c + kFew <= n; c += kFew) largest<T, 8>(in + c, row, taps, n, columns, out + c);
+      for (; c < n; ++c) largest<T, sizeof(T)>(in + c, row, taps, n, columns, out + c);
     }
+  }
 }
 
 inline void max_pool2d(const Pool& p) {
@@ -319,6 +334,8 @@ inline void max_pool2d(const Pool& p) {
   max_pool_as<float>(p);
 }
 
+// Captured by value, like all that inner loops use: stores of bytes could change whatever is read through a reference,
+// and nothing would be vectorised.
 template <class T, class F>
 void sum_pool_as(const Pool& p) {
   const uint32_t n = p.channels;

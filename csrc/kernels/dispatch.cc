@@ -124,8 +124,6 @@ Op op_named(const char* name) {
   throw Error(Code::kUsage, std::string("unknown op ") + name);
 }
 
-int32_t magnitude(const Encoding& w) { return std::max(std::abs(w.lo()), std::abs(w.hi())); }
-
 // Odd levels as 2 * v + 1.
 Split halved(const Encoding& w) { return {1, 1, std::max(std::abs((w.lo() - 1) / 2), std::abs((w.hi() - 1) / 2))}; }
 
@@ -174,7 +172,7 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // are a third of windows of 3 x 3.
 double arithmetic(const Row& r, const Problem& p) {
   constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6, kAtOnce = 1.5;
-  constexpr double kFold = 2300, kInput = 100, kGroup = 100000, kAcross = 2000;
+  constexpr double kFold = 2300, kInput = 100, kGroup = 32000, kAcross = 2000;
   const double pixels = static_cast<double>(p.pixels), groups = static_cast<double>(p.groups);
   if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
   const double rows = groups * static_cast<double>(padded(p.rows / p.groups, r.lanes));
@@ -326,6 +324,8 @@ Problem problem_of(const Step& s, const Program& p) {
           near ? (out.h + 1) / 2 * ((out.w + 1) / 2) : 0,
           largest};
 }
+
+int32_t magnitude(const Encoding& w) { return std::max(std::abs(w.lo()), std::abs(w.hi())); }
 
 Split split_weight(const Encoding& w) {
   if (w.lo() >= -128 && w.hi() <= 127) return {0, 0, magnitude(w)};

@@ -53,6 +53,9 @@ Problem problem_of(const Step& step, const Program& program);
 // Bytes of weights that stay in the second cache beside what else a layer touches.
 constexpr size_t kNear = 512 << 10;
 
+// The largest |level|.
+int32_t magnitude(const Encoding& weight);
+
 // How i8dot spells a weight in a signed byte: w = 2^shift * v + factor, |v| <= largest.
 struct Split {
   int32_t shift, factor, largest;

@@ -128,6 +128,7 @@ class Bound {
   uint32_t blocks_ = 1;       // of one group
   size_t block_bytes_ = 0, group_bytes_ = 0;
   int32_t shift_ = 0, factor_ = 0;
+  bool small_ = false;  // Output::small
   uint32_t delay_ = 0, words_ = 0;
   Windows windows_;
   Slices slices_;

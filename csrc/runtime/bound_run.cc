@@ -59,6 +59,7 @@ gemm::Output Bound::output(const Place& place) const {
   o.lo = step_.lo;
   o.hi = step_.hi;
   o.m_r = step_.m_r;
+  o.small = small_;
   return o;
 }
 

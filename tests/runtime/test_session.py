@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,6 +51,32 @@ def test_every_value_on_every_isa(isa: str, name: str, monkeypatch: pytest.Monke
     for key, value in got:
         assert value.dtype == want[key].dtype
         np.testing.assert_array_equal(value, want[key], f"{isa}: {key}")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("act", ["u8", "i8", "u4", "i2"])
+@pytest.mark.parametrize("far", [1.0, 1e2, 3e5, 1e12, 1e30])
+def test_values_far_beyond_their_bounds_are_bounded(
+    isa: str, act: str, far: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond int16 and int32, too, where packing and conversion end; with a residual, which pulls some back."""
+    monkeypatch.setenv("BITPRESS_FORCE_ISA", isa)
+    m = samples.Maker()
+    x = m.conv("first", m.quantize("i8"), (32, act), "i8")
+    x = m.conv("second", x, (32, act), "i4", residual=x)
+    program = m.program(m.conv("fc", x, (10, "f32"), "i8", kernel=(8, 8), padding=(0, 0, 0, 0)))
+    steps = list(program.steps)
+    for i, step in enumerate(steps[:-1]):
+        if step.op == "conv2d" and step.epilogue is not None:
+            epilogue = replace(step.epilogue, m=step.epilogue.m * np.float32(far), b=step.epilogue.b * np.float32(-far))
+            steps[i] = replace(step, epilogue=epilogue)
+    program = replace(program, steps=tuple(steps))
+    x_in = images(program, 1)
+    want, got = values(program, x_in), dict(_native.Session(artifact.encode(program)).values(x_in))
+    for key, value in want.items():
+        np.testing.assert_array_equal(got[key], value, f"{isa}: {key}")
+    levels = values(program, x_in)[next(key for key in want if "first" in key)]
+    assert len(np.unique(levels)) > 1  # both bounds are met
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
