@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 
 namespace bitpress {
@@ -11,8 +10,8 @@ namespace bitpress {
 // `n` rounded up to a multiple of `to`.
 inline size_t padded(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-// Zeroed bytes, aligned to cache lines, with gemm::kSlack more behind them; on large pages from kLargePage on, where
-// the system gives them.
+// Zeroed bytes, aligned to cache lines, with gemm::kSlack more behind them; on large pages where there are enough of
+// them and the system gives some.
 class Memory {
  public:
   Memory() = default;
@@ -21,11 +20,24 @@ class Memory {
   size_t size() const { return size_; }
 
  private:
-  struct Free {
-    void operator()(uint8_t* p) const { std::free(p); }
-  };
-  std::unique_ptr<uint8_t[], Free> data_;
+  std::shared_ptr<uint8_t> data_;
   size_t size_ = 0;
+};
+
+// While one lives, what this thread makes of Memory shares large pages, but for the first of it: little takes none.
+class Together {
+ public:
+  Together();
+  ~Together();
+  Together(const Together&) = delete;
+  Together& operator=(const Together&) = delete;
+
+  std::shared_ptr<uint8_t> take(size_t bytes);  // null: on pages of its own
+
+ private:
+  Together* before_;
+  std::shared_ptr<uint8_t> page_;
+  size_t left_ = 0, seen_ = 0;
 };
 
 }  // namespace bitpress

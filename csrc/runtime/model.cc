@@ -64,6 +64,7 @@ size_t read_whole(int file, uint8_t* to, size_t size, const char* path) {
 }  // namespace
 
 Model::Model(Bytes file) : program(read_program(file)), choice(Choice::from_environment()) {
+  const Together together;
   for (Step& step : program.steps) {
     steps.emplace_back(step, program, choice);
     weight_bytes += steps.back().weight_bytes();
