@@ -8,15 +8,17 @@
 // A vocabulary of signed bytes (family s8dot) broadcasts bytes ^ 0x80, which are 128 less.
 // A step takes 4 bytes of activations (4 levels, or 2 of int16), and kLanes * 4 bytes of weights of each block.
 
-// Address of pixel J: at most 14 pixels from seven odd multiples, by x86's scaled index; a pointer for each would
-// spill.
+// Address of pixel J: six of a pointer's pixels lie at multiples of three strides, which x86 adds in an address; more
+// than seven pixels take a second pointer. A register for each would spill.
 struct Strides {
-  size_t s1, s3, s5, s7, s9, s11, s13;
+  size_t s1, s3, s5;
 };
+constexpr int kPointer = 7;  // pixels of a pointer
 
 template <int J>
-BITPRESS_INLINE inline const uint8_t* pixel_at(const uint8_t* p, const Strides& s) {
-  static_assert(J < 14, "one more odd multiple is needed");
+BITPRESS_INLINE inline const uint8_t* pixel_at(const uint8_t* p, const uint8_t* q, const Strides& s) {
+  static_assert(J < 2 * kPointer, "one more pointer is needed");
+  if constexpr (J >= kPointer) return pixel_at<J - kPointer>(q, q, s);
   if constexpr (J == 0) return p;
   if constexpr (J == 1) return p + s.s1;
   if constexpr (J == 2) return p + 2 * s.s1;
@@ -24,13 +26,6 @@ BITPRESS_INLINE inline const uint8_t* pixel_at(const uint8_t* p, const Strides& 
   if constexpr (J == 4) return p + 4 * s.s1;
   if constexpr (J == 5) return p + s.s5;
   if constexpr (J == 6) return p + 2 * s.s3;
-  if constexpr (J == 7) return p + s.s7;
-  if constexpr (J == 8) return p + 8 * s.s1;
-  if constexpr (J == 9) return p + s.s9;
-  if constexpr (J == 10) return p + 2 * s.s5;
-  if constexpr (J == 11) return p + s.s11;
-  if constexpr (J == 12) return p + 4 * s.s3;
-  if constexpr (J == 13) return p + s.s13;
 }
 
 // MB blocks of channels x NB pixels -> out [NB][MB * kLanes].
@@ -40,9 +35,8 @@ void i8dot_tile(const Conv& c, const uint8_t* in, const uint8_t* w, int32_t* out
     typename V::Vec v[MB * NB];
   } acc;
   unroll<MB * NB>([&](auto i) BITPRESS_INLINE { acc.v[i] = V::zero(); });
-  Strides s{c.pixel_stride,     3 * c.pixel_stride,  5 * c.pixel_stride, 7 * c.pixel_stride,
-            9 * c.pixel_stride, 11 * c.pixel_stride, 13 * c.pixel_stride};
-  asm("" : "+r"(s.s3), "+r"(s.s5), "+r"(s.s7), "+r"(s.s9), "+r"(s.s11), "+r"(s.s13));  // not to be computed again
+  Strides s{c.pixel_stride, 3 * c.pixel_stride, 5 * c.pixel_stride};
+  asm("" : "+r"(s.s3), "+r"(s.s5));  // not to be computed again
   const size_t block = c.block_stride;
   const uint32_t steps = c.run * static_cast<uint32_t>(V::kElementBytes) / 4;
   [[maybe_unused]] uint32_t left = c.delay;
@@ -50,6 +44,7 @@ void i8dot_tile(const Conv& c, const uint8_t* in, const uint8_t* w, int32_t* out
     unroll<MB * NB>([&](auto i) BITPRESS_INLINE { V::store(out + i * static_cast<int>(V::kLanes), V::zero()); });
   for (uint32_t t = 0; t < c.taps; ++t) {
     const uint8_t* p = in + c.tap_offsets[t];
+    [[maybe_unused]] const uint8_t* q = p + kPointer * c.pixel_stride;
     uint32_t todo = steps;
     while (todo) {
       uint32_t n = todo;
@@ -59,10 +54,11 @@ void i8dot_tile(const Conv& c, const uint8_t* in, const uint8_t* w, int32_t* out
         typename V::Operand wv[MB];
         unroll<MB>([&](auto i) BITPRESS_INLINE { wv[i] = V::load(w + static_cast<size_t>(i) * block); });
         unroll<NB>([&](auto j) BITPRESS_INLINE {
-          const auto a = V::broadcast(pixel_at<j>(p, s));
+          const auto a = V::broadcast(pixel_at<j>(p, q, s));
           unroll<MB>([&](auto i) BITPRESS_INLINE { V::dot(acc.v[j * MB + i], a, wv[i]); });
         });
         p += 4;
+        if constexpr (NB > kPointer) q += 4;
         w += V::kLanes * 4;
       }
       if constexpr (V::kDelayed) {
