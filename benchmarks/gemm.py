@@ -35,7 +35,7 @@ WARM_UP_SECONDS = 0.01  # of a candidate: there are hundreds, and each block beg
 TICK = 1e-6  # milliseconds: the clock's own step, so that no rate is infinite
 NO_TIME: Mapping[str, Any] = {
     "kernel": None, "chosen": False, "median": None, "min": None, "gmacs": None, "peak": None, "bound": None,
-    "limit": None, "efficiency": None, "peers": [],
+    "limit": None, "efficiency": None, "clock": None, "peak_clock": None, "peers": [],
 }  # fmt: skip
 
 
@@ -166,11 +166,12 @@ def _misfits(groups: Sequence[_Group]) -> list[dict[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Roof:
-    """What `threads` threads of this host can do at most."""
+    """What `threads` threads of this host can do at most. `clocks`: cycles per second meanwhile, of one thread."""
 
     threads: int
     operations: Mapping[tuple[str, str], float]
     levels: tuple[roofline.Level, ...]
+    clocks: Mapping[tuple[str, str], float]
 
     def over(self, work: roofline.Work) -> roofline.Roofs:
         """Roofs of one layer, whose bytes lie in the nearest cache that holds them."""
@@ -183,12 +184,19 @@ class _Roof:
             {"name": one.name, "bytes": one.bytes, "block": one.block, "bytes_per_second": one.bytes_per_second}
             for one in self.levels
         ]
-        return {"threads": self.threads, "operations_per_second": rates, "levels": levels}
+        clocks = {f"{family}_{isa}": rate for (family, isa), rate in sorted(self.clocks.items())}
+        return {"threads": self.threads, "operations_per_second": rates, "clocks": clocks, "levels": levels}
 
 
 def _roof(module: ModuleType, groups: Sequence[_Group], threads: int) -> _Roof:
     kernels = {(row.name, row.isa) for group in groups for row in group.kernels}
-    return _Roof(threads, roofline.operations(module, kernels, threads), roofline.levels(module, threads))
+    operations = roofline.operations(module, kernels, threads)
+    clocks = {
+        key: roofline.clock_after(module, partial(module.peak_rate, *key, roofline.CLOCK_SECONDS))
+        for key in operations
+        if threads == 1
+    }
+    return _Roof(threads, operations, roofline.levels(module, threads), clocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,13 +244,24 @@ class _Timer:
         if not group.kernels:
             return idle
         made = case(group.shape, *encodings(group.pair), seed=self.seed)
-        timings = self._timings(group, made, [peer for peer, matches in peers.items() if matches])
-        return [{**known, **self._row(group, row, made, timings, peers), "why": ""} for row in group.kernels] + idle
+        sessions = self._sessions(group, made)
+        timings = self._timings(sessions, made, [peer for peer, matches in peers.items() if matches])
+        clocks = {
+            name: roofline.clock_after(self.module, partial(one.profile, made.x))
+            for name, one in sessions.items()
+            if self.threads == 1
+        }
+        return [
+            {**known, **self._row(group, row, made, timings, clocks, peers), "why": ""} for row in group.kernels
+        ] + idle
 
-    def _timings(self, group: _Group, made: Case, peers: Sequence[GemmPeer]) -> dict[str, Timing]:
+    def _sessions(self, group: _Group, made: Case) -> dict[str, Any]:
+        data = artifact.encode(made.program)
+        return {row.name: self._session(data, row.name, made, group) for row in group.kernels}
+
+    def _timings(self, sessions: Mapping[str, Any], made: Case, peers: Sequence[GemmPeer]) -> dict[str, Timing]:
         """Of kernels and peers, from one interleaved run."""
-        data, x = artifact.encode(made.program), made.x
-        sessions = {row.name: self._session(data, row.name, made, group) for row in group.kernels}
+        x = made.x
         candidates: dict[str, Callable[[], Any]] = {n: partial(s.profile, x) for n, s in sessions.items()}
         candidates |= {peer.name: peer.run for peer in peers}
         copies = {peer.name: peer.copies for peer in peers}
@@ -268,12 +287,14 @@ class _Timer:
         return made_session
 
     def _row(
-        self, group: _Group, row: Kernel, made: Case, timings: Mapping[str, Timing], peers: Mapping[GemmPeer, float]
-    ) -> dict[str, Any]:
+        self, group: _Group, row: Kernel, made: Case, timings: Mapping[str, Timing], clocks: Mapping[str, float],
+        peers: Mapping[GemmPeer, float],
+    ) -> dict[str, Any]:  # fmt: skip
         timing, macs = timings[row.name], group.shape.macs
         work = roofline.work(made.step, made.program)
         least = roofline.bound(work, row.name, row.isa, self.roof.over(work), 1)
-        peak = self.roof.operations.get((roofline.family(row.name), row.isa))
+        key = roofline.family(row.name), row.isa
+        peak = self.roof.operations.get(key)
         operations = roofline.operations_of(work, row.name)
         if peak is not None:  # of multiply-accumulates; bit slices may have nothing to add
             peak = peak * work.macs / operations if operations else None
@@ -283,6 +304,7 @@ class _Timer:
             "bound": None if least is None else least.least,
             "limit": None if least is None else least.limit,
             "efficiency": None if least is None else least.least / timing.median,
+            "clock": clocks.get(row.name), "peak_clock": self.roof.clocks.get(key),
             "peers": [_peer(peer, matches, timings, timing) for peer, matches in peers.items()],
         }  # fmt: skip
 

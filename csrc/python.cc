@@ -205,6 +205,7 @@ PYBIND11_MODULE(_native, m) {
         "[(kernel, estimated microseconds or None, why)] for a problem.");
   m.def("peak_rate", &bench::peak_rate, py::arg("family"), py::arg("isa"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(), "Operations per second that the instructions can do at most.");
+  m.def("clock_rate", &bench::clock_rate, "Cycles per second of this core as it is now.");
   m.def("read_rate", &bench::read_rate, py::arg("bytes"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
         "Bytes per second of reading a block of that size.");
 }

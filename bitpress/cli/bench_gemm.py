@@ -18,7 +18,7 @@ KERNELS = (
 )  # fmt: skip
 THREADS = Column("threads", "threads", "int")
 ROOFS = (
-    THREADS, Column("name", "what"), Column("rate", "a second", "count"),
+    THREADS, Column("name", "what"), Column("rate", "a second", "count"), Column("clock", "Hz", "count"),
     Column("bytes", "bytes", "int"),
 )  # fmt: skip
 
@@ -108,7 +108,10 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _roofs(roof: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
-    operations = [{"name": f"{name} operations", "rate": rate} for name, rate in roof["operations_per_second"].items()]
+    operations = [
+        {"name": f"{name} operations", "rate": rate, "clock": roof["clocks"].get(name)}
+        for name, rate in roof["operations_per_second"].items()
+    ]
     reads = [
         {"name": f"bytes from {level['name']}", "rate": level["bytes_per_second"], "bytes": level["bytes"]}
         for level in roof["levels"]

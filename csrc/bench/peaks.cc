@@ -355,6 +355,18 @@ double peak_rate(const std::string& family, const std::string& isa, double secon
   return 0;
 }
 
+double clock_rate() {
+  constexpr int kLoops = 150, kEach = 16;  // an addition takes a cycle on every CPU that has a row
+  const auto begin = std::chrono::steady_clock::now();
+  std::uint64_t x = 1;
+  for (int i = 0; i < kLoops; ++i)
+    for (int k = 0; k < kEach; ++k) {
+      x += x;
+      asm volatile("" : "+r"(x));
+    }
+  return kLoops * kEach / std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
 double read_rate(std::size_t bytes, double seconds) {
   if (bytes < 4096) return 0;
   const Memory block(bytes);  // as layouts are held: on pages of 4 KB what the TLBs do not reach reads at half the rate

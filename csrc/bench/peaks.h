@@ -15,6 +15,10 @@ namespace bitpress::bench {
 // family has no row for that ISA.
 double peak_rate(const std::string& family, const std::string& isa, double seconds);
 
+// Cycles per second of this core as it is now, from additions that wait for each other for less than a microsecond: a
+// CPU lowers its clock under wide loads and multiplications, and raises it again a few microseconds after them.
+double clock_rate();
+
 // Bytes per second of reading a block of `bytes` again and again, one thread; the best of several windows.
 // The block's size decides which cache answers. 0 for less than 4096 bytes; std::bad_alloc without memory for it.
 double read_rate(std::size_t bytes, double seconds);
