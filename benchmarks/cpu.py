@@ -166,8 +166,8 @@ RANKS_SAY = "Spearman's rank correlation of the layers' BOPs and times in one ne
 LAYERS_SAY = "Microseconds, one thread, one image; below BOPs of the layer at that pair of bits."
 KERNELS_SAY = (
     "The row that a compiled network gets, one thread, rounding to 8 bits or fewer included; *peak*: share of the "
-    "family's innermost instructions; *at its clock*: the same cycle by cycle, for a CPU lowers its clock under wide "
-    "loads and tiles (clocks right behind the kernel, and behind those instructions alone, below); *faster*: the time "
+    "family's innermost instructions; *by cycles*: the same at one clock, for a CPU lowers its clock under wide "
+    "loads and tiles, and neighbours lower it, too; *faster*: the time "
     "at w8a8 over this one, in the same run. Levels are drawn evenly from each grid, so 75 % of the bit-sliced v of 2 "
     "bits are not 0."
 )
@@ -335,14 +335,14 @@ def _fastest(document: Mapping[str, Any], isa: str) -> Table:
     return Table("", columns, rows)
 
 
-SHARES: Columns = (Column("peak", "peak", "percent"), Column("even", "at its clock", "percent"))
+SHARES: Columns = (Column("peak", "peak", "percent"), Column("even", "by cycles", "percent"))
 
 
 def _shares(row: Mapping[str, Any]) -> dict[str, float | None]:
     """Of its family's instructions: as timed, and cycle by cycle."""
     peak = row["gmacs"] / row["peak"] if row["peak"] else None
-    known = peak is not None and row["clock"] and row["peak_clock"]
-    return {"peak": peak, "even": peak * row["peak_clock"] / row["clock"] if peak is not None and known else None}
+    even = row["peak_cycles"] / row["cycles"] if row["peak_cycles"] and row["cycles"] else None
+    return {"peak": peak, "even": even}
 
 
 def _shape(row: Mapping[str, Any]) -> tuple[str, ...]:

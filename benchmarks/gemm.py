@@ -15,6 +15,8 @@ from itertools import groupby
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from ..cli.environment import lacks
 from ..compiler import artifact
 from ..compiler.model import native_module
@@ -32,10 +34,11 @@ from .shapes import CONV, Case, Shape, case, check_depth, encodings, session, sh
 
 ALL = "all"
 WARM_UP_SECONDS = 0.01  # of a candidate: there are hundreds, and each block begins with a call that does not count
+CYCLES = 15  # runs, with the clock behind each
 TICK = 1e-6  # milliseconds: the clock's own step, so that no rate is infinite
 NO_TIME: Mapping[str, Any] = {
     "kernel": None, "chosen": False, "median": None, "min": None, "gmacs": None, "peak": None, "bound": None,
-    "limit": None, "efficiency": None, "clock": None, "peak_clock": None, "peers": [],
+    "limit": None, "efficiency": None, "cycles": None, "peak_cycles": None, "peers": [],
 }  # fmt: skip
 
 
@@ -166,12 +169,12 @@ def _misfits(groups: Sequence[_Group]) -> list[dict[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Roof:
-    """What `threads` threads of this host can do at most. `clocks`: cycles per second meanwhile, of one thread."""
+    """What `threads` threads of this host can do at most. `per_cycle`: of one."""
 
     threads: int
     operations: Mapping[tuple[str, str], float]
     levels: tuple[roofline.Level, ...]
-    clocks: Mapping[tuple[str, str], float]
+    per_cycle: Mapping[tuple[str, str], float]
 
     def over(self, work: roofline.Work) -> roofline.Roofs:
         """Roofs of one layer, whose bytes lie in the nearest cache that holds them."""
@@ -184,19 +187,17 @@ class _Roof:
             {"name": one.name, "bytes": one.bytes, "block": one.block, "bytes_per_second": one.bytes_per_second}
             for one in self.levels
         ]
-        clocks = {f"{family}_{isa}": rate for (family, isa), rate in sorted(self.clocks.items())}
-        return {"threads": self.threads, "operations_per_second": rates, "clocks": clocks, "levels": levels}
+        cycles = {f"{family}_{isa}": rate for (family, isa), rate in sorted(self.per_cycle.items())}
+        return {
+            "threads": self.threads, "operations_per_second": rates, "operations_per_cycle": cycles, "levels": levels,
+        }  # fmt: skip
 
 
 def _roof(module: ModuleType, groups: Sequence[_Group], threads: int) -> _Roof:
     kernels = {(row.name, row.isa) for group in groups for row in group.kernels}
     operations = roofline.operations(module, kernels, threads)
-    clocks = {
-        key: roofline.clock_after(module, partial(module.peak_rate, *key, roofline.CLOCK_SECONDS))
-        for key in operations
-        if threads == 1
-    }
-    return _Roof(threads, operations, roofline.levels(module, threads), clocks)
+    per_cycle = roofline.per_cycle(module, operations) if threads == 1 else {}
+    return _Roof(threads, operations, roofline.levels(module, threads), per_cycle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,13 +247,13 @@ class _Timer:
         made = case(group.shape, *encodings(group.pair), seed=self.seed)
         sessions = self._sessions(group, made)
         timings = self._timings(sessions, made, [peer for peer, matches in peers.items() if matches])
-        clocks = {
-            name: roofline.clock_after(self.module, partial(one.profile, made.x))
+        cycles = {
+            name: float(np.median([one.cycles(made.x)[CONV] for _ in range(CYCLES)]))
             for name, one in sessions.items()
             if self.threads == 1
         }
         return [
-            {**known, **self._row(group, row, made, timings, clocks, peers), "why": ""} for row in group.kernels
+            {**known, **self._row(group, row, made, timings, cycles, peers), "why": ""} for row in group.kernels
         ] + idle
 
     def _sessions(self, group: _Group, made: Case) -> dict[str, Any]:
@@ -287,7 +288,7 @@ class _Timer:
         return made_session
 
     def _row(
-        self, group: _Group, row: Kernel, made: Case, timings: Mapping[str, Timing], clocks: Mapping[str, float],
+        self, group: _Group, row: Kernel, made: Case, timings: Mapping[str, Timing], cycles: Mapping[str, float],
         peers: Mapping[GemmPeer, float],
     ) -> dict[str, Any]:  # fmt: skip
         timing, macs = timings[row.name], group.shape.macs
@@ -304,7 +305,8 @@ class _Timer:
             "bound": None if least is None else least.least,
             "limit": None if least is None else least.limit,
             "efficiency": None if least is None else least.least / timing.median,
-            "clock": clocks.get(row.name), "peak_clock": self.roof.clocks.get(key),
+            "cycles": cycles.get(row.name),
+            "peak_cycles": operations / self.roof.per_cycle[key] if key in self.roof.per_cycle else None,
             "peers": [_peer(peer, matches, timings, timing) for peer, matches in peers.items()],
         }  # fmt: skip
 

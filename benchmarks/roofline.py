@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from types import ModuleType
 
 import numpy as np
@@ -25,7 +24,6 @@ INSIDE = {"winograd16": "i8dot", "winograd8": "i8dot16", "gemv": "i8dot16"}  # w
 WINOGRAD = 4 / 9  # products of a tile, 16, over those of its four windows
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 MOST_READ = 1 << 29  # bytes: more than four times the last cache of most hosts
-CLOCKS, CLOCK_SECONDS = 7, 3e-4
 SECONDS = 0.04  # per rate: hundreds of windows of 0.2 ms, of which some are quiet on a shared host
 
 
@@ -136,18 +134,9 @@ def operations(native: ModuleType, kernels: Iterable[tuple[str, str]], threads: 
     return {key: rate for key, rate in rates.items() if rate > 0}
 
 
-def clock_after(native: ModuleType, call: Callable[[], object]) -> float:
-    """Cycles per second of this core right behind `call`, repeated for a while; the median of a few times.
-
-    What a core has just done decides its clock: of the instructions alone it may be a fifth above that of a kernel.
-    """
-    found = []
-    for _ in range(CLOCKS):
-        end = perf_counter() + CLOCK_SECONDS
-        while perf_counter() < end:
-            call()
-        found.append(float(native.clock_rate()))
-    return float(np.median(found))
+def per_cycle(native: ModuleType, keys: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], float]:
+    """The same for `keys`, per cycle of one core, whose clock depends on what it does, and on its neighbours."""
+    return {key: float(native.peak_per_cycle(*key, SECONDS / 4)) for key in keys}
 
 
 def reading(native: ModuleType, block: int, threads: int) -> float | None:

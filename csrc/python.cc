@@ -69,6 +69,14 @@ py::array_t<double> profile(Session& session, const Floats& x) {
   return py::array_t<double>(static_cast<py::ssize_t>(ms.size()), ms.data());
 }
 
+// By the clock as it is right behind the run.
+py::array_t<double> cycles(Session& session, const Floats& x) {
+  py::array_t<double> out = profile(session, x);
+  const double per_ms = bench::clock_rate() * 1e-3;
+  for (py::ssize_t i = 0; i < out.size(); ++i) out.mutable_data()[i] *= per_ms;
+  return out;
+}
+
 py::list values(Session& session, const Floats& x) {
   const size_t n = images_of(session, x);
   std::vector<Value> held;
@@ -181,6 +189,7 @@ PYBIND11_MODULE(_native, m) {
            py::arg("data"), py::arg("threads") = 1)
       .def("run", &run, py::arg("x").noconvert(), "float32 [N, C, H, W] -> float32 [N, outputs].")
       .def("profile", &profile, py::arg("x").noconvert(), "Milliseconds of each step of one run on x, float64 [steps].")
+      .def("cycles", &cycles, py::arg("x").noconvert(), "Cycles of each step of one run on x, float64 [steps].")
       .def("values", &values, py::arg("x").noconvert(), "[(buffer, int32 levels or float32 [N, C, H, W])] as written.")
       .def("steps", &steps, "Per step: name, layer, op, kernel, isa, why.")
       .def(
@@ -205,7 +214,8 @@ PYBIND11_MODULE(_native, m) {
         "[(kernel, estimated microseconds or None, why)] for a problem.");
   m.def("peak_rate", &bench::peak_rate, py::arg("family"), py::arg("isa"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(), "Operations per second that the instructions can do at most.");
-  m.def("clock_rate", &bench::clock_rate, "Cycles per second of this core as it is now.");
+  m.def("peak_per_cycle", &bench::peak_per_cycle, py::arg("family"), py::arg("isa"), py::arg("seconds"),
+        py::call_guard<py::gil_scoped_release>(), "The same, per cycle of the core.");
   m.def("read_rate", &bench::read_rate, py::arg("bytes"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
         "Bytes per second of reading a block of that size.");
 }

@@ -18,7 +18,7 @@ KERNELS = (
 )  # fmt: skip
 THREADS = Column("threads", "threads", "int")
 ROOFS = (
-    THREADS, Column("name", "what"), Column("rate", "a second", "count"), Column("clock", "Hz", "count"),
+    THREADS, Column("name", "what"), Column("rate", "a second", "count"), Column("cycle", "a cycle", "float"),
     Column("bytes", "bytes", "int"),
 )  # fmt: skip
 
@@ -109,7 +109,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _roofs(roof: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
     operations = [
-        {"name": f"{name} operations", "rate": rate, "clock": roof["clocks"].get(name)}
+        {"name": f"{name} operations", "rate": rate, "cycle": roof["operations_per_cycle"].get(name)}
         for name, rate in roof["operations_per_second"].items()
     ]
     reads = [

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "../kernels/dispatch.h"
 #include "../runtime/memory.h"
@@ -19,10 +20,10 @@ namespace {
 constexpr double kWindow = 200e-6;
 constexpr std::uint64_t kMostLoops = std::uint64_t{1} << 40;
 
-// Calls f(loops), which gives the operations that it did, for about `seconds` in windows of kWindow; the best rate.
-// Best, not median: a roof is what the machine can do, and a busy neighbour only ever lowers a window.
-template <typename F>
-double best_rate(F f, double seconds) {
+// Calls f(loops), which gives the operations that it did, for about `seconds` in windows of kWindow, and visit(rate)
+// behind each.
+template <typename F, typename Visit>
+void windows(F f, double seconds, const Visit& visit) {
   using clock = std::chrono::steady_clock;
   auto timed = [&](std::uint64_t loops, double& took) {
     const auto begin = clock::now();
@@ -31,16 +32,25 @@ double best_rate(F f, double seconds) {
     return done;
   };
   std::uint64_t loops = 1;
-  double took = 0, best = 0;
+  double took = 0;
   timed(loops, took);  // what a first use costs, of tile registers a trap, is no window
   for (timed(loops, took); took < kWindow / 2 && loops < kMostLoops; timed(loops, took)) {
     loops *= 2;
   }
-  for (double spent = 0; best == 0 || spent < seconds; spent += took) {
+  double spent = 0;
+  do {
     const double done = timed(loops, took);
-    best = std::max(best, done / took);
+    visit(done / took);
+    spent += took;
     if (took < kWindow / 2 && loops < kMostLoops) loops *= 2;  // a neighbour had made it look long enough
-  }
+  } while (spent < seconds);
+}
+
+// Best, not median: a roof is what the machine can do, and a busy neighbour only ever lowers a window.
+template <typename F>
+double best_rate(F f, double seconds) {
+  double best = 0;
+  windows(f, seconds, [&](double rate) { best = std::max(best, rate); });
   return best;
 }
 
@@ -346,13 +356,28 @@ std::uint64_t read_plain(const unsigned char* data, std::size_t bytes) {
 
 }  // namespace
 
+namespace {
+
+double (*peak_of(const std::string& family, const std::string& isa))(std::uint64_t) {
+  for (const Peak& row : kPeaks)
+    if (family == row.family && isa == row.isa && present(isa)) return row.run;
+  return nullptr;
+}
+
+}  // namespace
+
 double peak_rate(const std::string& family, const std::string& isa, double seconds) {
-  for (const Peak& row : kPeaks) {
-    if (family == row.family && isa == row.isa && row.run != nullptr && present(isa)) {
-      return best_rate(row.run, seconds);
-    }
-  }
-  return 0;
+  auto* const run = peak_of(family, isa);
+  return run ? best_rate(run, seconds) : 0;
+}
+
+double peak_per_cycle(const std::string& family, const std::string& isa, double seconds) {
+  auto* const run = peak_of(family, isa);
+  if (!run) return 0;
+  std::vector<double> found;
+  windows(run, seconds, [&](double rate) { found.push_back(rate / clock_rate()); });
+  std::nth_element(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(found.size() / 2), found.end());
+  return found[found.size() / 2];
 }
 
 double clock_rate() {

@@ -15,6 +15,9 @@ namespace bitpress::bench {
 // family has no row for that ISA.
 double peak_rate(const std::string& family, const std::string& isa, double seconds);
 
+// The same per cycle, by the clock as it is right behind each window; the median of the windows.
+double peak_per_cycle(const std::string& family, const std::string& isa, double seconds);
+
 // Cycles per second of this core as it is now, from additions that wait for each other for less than a microsecond: a
 // CPU lowers its clock under wide loads and multiplications, and raises it again a few microseconds after them.
 double clock_rate();

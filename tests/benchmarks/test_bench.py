@@ -163,7 +163,7 @@ def _gemm_document() -> dict[str, Any]:
         "rows": [
             row("8x9x7", "a_avx2", 1.0, [peer]), row("8x9x7", "b_avx2", 0.5, [peer]), row("1x2x3", None, None, []),
         ],
-        "roofs": [{"threads": 1, "operations_per_second": {}, "clocks": {}, "levels": []}],
+        "roofs": [{"threads": 1, "operations_per_second": {}, "operations_per_cycle": {}, "levels": []}],
     }  # fmt: skip
 
 

@@ -77,10 +77,12 @@ def test_every_row_of_the_list_that_computes_it_is_a_row() -> None:
     row = document["rows"][0]
     assert row["macs"] == 9 * 40 * 5 and row["gmacs"] == pytest.approx(1e-6 * row["macs"] / row["median"])
     assert row["efficiency"] is None or row["efficiency"] == pytest.approx(row["bound"] / row["median"])
-    for row in document["rows"]:  # from additions of a cycle each: no CPU is so slow or so fast
-        assert (row["clock"] is None) == (row["threads"] > 1) and (row["clock"] is None or 1e8 < row["clock"] < 1e10)
+    for row in document["rows"]:
+        assert (row["cycles"] is None) == (row["threads"] > 1) == (row["peak_cycles"] is None or not row["peak"])
+        assert row["cycles"] is None or 1e5 < 1e3 * row["cycles"] / row["min"] < 1e10  # no clock is so low or so high
     first, second = document["roofs"]
-    assert set(first["clocks"]) == set(first["operations_per_second"]) and second["clocks"] == {}
+    assert set(first["operations_per_cycle"]) == set(first["operations_per_second"])
+    assert all(rate > 1 for rate in first["operations_per_cycle"].values()) and not second["operations_per_cycle"]
 
 
 @NATIVE
