@@ -51,13 +51,15 @@ def bench_gemm(
     threads: Sequence[int] = (1,),
     seconds: float = 0.05,
     seed: int = 0,
+    nonzero: float | None = None,
     progress: Callable[[str, float], None] = lambda _what, _share: None,
 ) -> dict[str, Any]:
     """The `bitpress.gemm` document: times in milliseconds, one entry of `rows` per threads, shape, bits and kernel.
 
     `asked`: M x K x N, or networks of which every distinct layer is a shape. `isas`: kernels of these; "all": of every
     one that this host has. `vs`: names of `peers_gemm.FAMILIES`; None: those that are installed. `seconds`: for each
-    kernel and peer on a shape at one pair of bits. UsageError: a shape, width or ISA that there is not;
+    kernel and peer on a shape at one pair of bits. `nonzero`: share of weights that are not 0, on grids that have a 0;
+    None: as evenly drawn levels have it. UsageError: a shape, width or ISA that there is not;
     EnvironmentMissing: one that this host lacks; CheckFailed: a kernel that computes something else.
     """
     module = needed("bench gemm")
@@ -77,12 +79,12 @@ def bench_gemm(
 
         with pinned(count):
             share("roofs", 0.0)
-            timer = _Timer(module, _roof(module, groups, count), tuple(vs), count, seconds, seed)
+            timer = _Timer(module, _roof(module, groups, count), tuple(vs), count, seconds, seed, nonzero)
             roofs.append(timer.roof.document())
             rows += timer.rows(groups, share)
     return {
         **head("bitpress.gemm", isa=wanted[-1], threads=max(threads)),
-        "shapes": list(asked), "bits": list(pairs), "isas": list(wanted), "seed": seed,
+        "shapes": list(asked), "bits": list(pairs), "isas": list(wanted), "seed": seed, "nonzero": nonzero,
         "peers_left_out": left_out, "rows": rows, "misfits": _misfits(groups), "roofs": roofs,
     }  # fmt: skip
 
@@ -210,6 +212,7 @@ class _Timer:
     threads: int
     seconds: float
     seed: int
+    nonzero: float | None
 
     def rows(self, groups: Sequence[_Group], share: Callable[[str, float], None]) -> list[dict[str, Any]]:
         """Rows of the document. Peers are made once a shape, and timed with every pair of bits."""
@@ -244,7 +247,7 @@ class _Timer:
         idle = [{**known, **NO_TIME, "isa": isa, "why": _idle(group, isa)} for isa in group.idle]
         if not group.kernels:
             return idle
-        made = case(group.shape, *encodings(group.pair), seed=self.seed)
+        made = case(group.shape, *encodings(group.pair), seed=self.seed, nonzero=self.nonzero)
         sessions = self._sessions(group, made)
         timings = self._timings(sessions, made, [peer for peer, matches in peers.items() if matches])
         cycles = {

@@ -173,16 +173,24 @@ def check_depth(shape: Shape, w: Encoding, a: Encoding) -> None:
         )
 
 
-def case(shape: Shape, w: Encoding, a: Encoding, *, seed: int = 0) -> Case:
+def case(shape: Shape, w: Encoding, a: Encoding, *, seed: int = 0, nonzero: float | None = None) -> Case:
     """`program` with what the reference makes of its image."""
-    made, x = program(shape, w, a, seed=seed)
+    made, x = program(shape, w, a, seed=seed, nonzero=nonzero)
     return Case(made, x, execute(made, x))
 
 
-def program(shape: Shape, w: Encoding, a: Encoding, *, seed: int = 0) -> tuple[Program, np.ndarray]:
-    """A program of one layer that quantises an image to `a`, and one image that fills all levels."""
+def program(
+    shape: Shape, w: Encoding, a: Encoding, *, seed: int = 0, nonzero: float | None = None
+) -> tuple[Program, np.ndarray]:
+    """A program of one layer that quantises an image to `a`, and one image that fills all levels.
+
+    `nonzero`: share of weights that are not 0, on grids that have a 0; None: levels are drawn evenly.
+    """
     rng = np.random.default_rng(seed)
     levels = w.levels()[rng.integers(0, 2**w.bits, (shape.rows, shape.depth))]
+    if nonzero is not None and w.has_zero:
+        others = w.levels()[w.levels() != 0]
+        levels = others[rng.integers(0, len(others), levels.shape)] * (rng.random(levels.shape) < nonzero)
     weight, (lo, hi) = pack(levels, w), act_bounds(a)
     x = rng.integers(lo, hi + 1, (1, *shape.in_shape)).astype(np.float32)
     made = _program(shape, a, Step(

@@ -39,9 +39,13 @@ ROOFS = (
     "--seconds", type=click.FloatRange(0.001, 3600), default=0.05,
     help="Time for each kernel and peer on a shape at one bit pair.",
 )  # fmt: skip
+@click.option(
+    "--nonzero", type=click.FloatRange(0, 1),
+    help="Share of weights that are not 0, on grids that have a 0. Default: as evenly drawn levels have it.",
+)  # fmt: skip
 def command(
     common: Common, shapes: tuple[str, ...], bits: tuple[str, ...], isa: tuple[str, ...], vs: tuple[str, ...] | None,
-    seconds: float,
+    seconds: float, nonzero: float | None,
 ) -> Result:  # fmt: skip
     """Times every kernel that can compute each shape at each bit pair, output verified first, peers interleaved.
 
@@ -51,7 +55,7 @@ def command(
 
     document = bench_gemm(
         shapes, bits=bits, isas=isa, vs=vs, threads=common.threads, seconds=seconds, seed=common.seed,
-        progress=common.progress,
+        nonzero=nonzero, progress=common.progress,
     )  # fmt: skip
     return Result(document, tables(document), notes(document))
 

@@ -17,7 +17,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "NETWORKS": {"digits_cnn": ("w8a8", "w2a2")}, "LAYERED": "digits_cnn", "SETTINGS": ((1, 1),),
         "SECONDS": {"bench": 0.01, "gemm": 0.001}, "SHAPES": "16x36x16", "BITS": "w2a2,w8a8",
-        "LOWER": {"generic": None}, "PEERS": ("onnxruntime",), "SLOW_PEERS": (),
+        "SPARSE_SHAPES": "16x36x16", "SPARSE_BITS": "w2a2,w8a8", "LOWER": {"generic": None},
+        "PEERS": ("onnxruntime",), "SLOW_PEERS": (),
     }.items():  # fmt: skip
         monkeypatch.setattr(cpu, name, value)
     monkeypatch.setattr(cpu, "lower", lambda: ("generic",))
@@ -40,7 +41,7 @@ def test_the_page_is_made_of_commands_that_are_run_once(tmp_path: Path, monkeypa
     assert own[0] == "-" and float(own[1]) > 0
     assert "## Kernels of generic" in first and "_avx" not in first.split("## Kernels of generic")[1].split("##")[0]
     kernels = [line for line in first.splitlines() if line.startswith("| 16x36x16 |")]
-    assert len(kernels) == 3 and kernels[1].rstrip(" |").endswith("1.00")
+    assert len(kernels) == 5 and kernels[1].rstrip(" |").endswith("1.00")
 
     def run(command: Any, environment: Any) -> None:
         raise AssertionError(command, environment)

@@ -85,6 +85,16 @@ def test_every_row_of_the_list_that_computes_it_is_a_row() -> None:
     assert all(rate > 1 for rate in first["operations_per_cycle"].values()) and not second["operations_per_cycle"]
 
 
+@pytest.mark.parametrize(("bits", "share", "want"), [
+    ((2, 2), 0.2, 0.2), ((8, 8), 0.62, 0.62), ((2, 2), None, 0.75), ((2, 2), 0.0, 0.0), ((1, 1), 0.2, 1.0),
+])  # fmt: skip
+def test_weights_have_as_many_zeros_as_asked(bits: tuple[int, int], share: float | None, want: float) -> None:
+    made, _ = shapes.program(shapes.Shape((64, 1, 1), 300), *shapes.encodings(bits), nonzero=share)
+    weight = made.steps[shapes.CONV].weight
+    assert weight is not None
+    assert np.mean(unpack(weight) != 0) == pytest.approx(want, abs=4 * (want * (1 - want) / (64 * 300)) ** 0.5)
+
+
 @NATIVE
 def test_what_no_kernel_computes_is_listed() -> None:
     document = check(bench_gemm(("9x40x5",), bits=("w3a3", "w2a2", "w9a2"), isas=("generic",), **QUICK))
