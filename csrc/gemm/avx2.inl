@@ -22,6 +22,28 @@ struct F {
     return _mm256_srai_epi32(a, n);
   }
   static void store_i32(int32_t* p, Ints a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+  // Bytes of 16-bit lanes, multiplied in the lanes' upper halves (contract.h, Requantize::scale).
+  static constexpr size_t kBytes = 32;
+  struct Scale {
+    __m256i flip, scale, up, down, most, base;
+    Scale(uint8_t f, uint16_t s, uint16_t u, uint16_t d, uint8_t m, uint8_t b)
+        : flip(_mm256_set1_epi8(static_cast<char>(f))),
+          scale(_mm256_set1_epi16(static_cast<int16_t>(s))),
+          up(_mm256_set1_epi16(static_cast<int16_t>(u))),
+          down(_mm256_set1_epi16(static_cast<int16_t>(d))),
+          most(_mm256_set1_epi8(static_cast<char>(m))),
+          base(_mm256_set1_epi8(static_cast<char>(b))) {}
+    __m256i moved(__m256i v) const {
+      return _mm256_subs_epu16(_mm256_adds_epu16(_mm256_mulhi_epu16(v, scale), up), down);
+    }
+    BITPRESS_INLINE void operator()(const uint8_t* from, uint8_t* to) const {
+      const __m256i high = _mm256_set1_epi16(static_cast<int16_t>(0xFF00));
+      const __m256i v = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), flip);
+      const __m256i even = _mm256_srli_epi16(moved(_mm256_slli_epi16(v, 8)), 8), odd = moved(_mm256_and_si256(v, high));
+      const __m256i rises = _mm256_min_epu8(_mm256_or_si256(even, _mm256_and_si256(odd, high)), most);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_add_epi8(rises, base));
+    }
+  };
   static Vec load_u8(const uint8_t* p, uint32_t) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   }

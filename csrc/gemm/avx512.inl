@@ -23,6 +23,28 @@ struct F {
     return _mm512_srai_epi32(a, n);
   }
   static void store_i32(int32_t* p, Ints a) { _mm512_storeu_si512(p, a); }
+  // Bytes of 16-bit lanes, multiplied in the lanes' upper halves (contract.h, Requantize::scale).
+  static constexpr size_t kBytes = 64;
+  struct Scale {
+    __m512i flip, scale, up, down, most, base;
+    Scale(uint8_t f, uint16_t s, uint16_t u, uint16_t d, uint8_t m, uint8_t b)
+        : flip(_mm512_set1_epi8(static_cast<char>(f))),
+          scale(_mm512_set1_epi16(static_cast<int16_t>(s))),
+          up(_mm512_set1_epi16(static_cast<int16_t>(u))),
+          down(_mm512_set1_epi16(static_cast<int16_t>(d))),
+          most(_mm512_set1_epi8(static_cast<char>(m))),
+          base(_mm512_set1_epi8(static_cast<char>(b))) {}
+    __m512i moved(__m512i v) const {
+      return _mm512_subs_epu16(_mm512_adds_epu16(_mm512_mulhi_epu16(v, scale), up), down);
+    }
+    BITPRESS_INLINE void operator()(const uint8_t* from, uint8_t* to) const {
+      const __m512i high = _mm512_set1_epi16(static_cast<int16_t>(0xFF00));
+      const __m512i v = _mm512_xor_si512(_mm512_loadu_si512(from), flip);
+      const __m512i even = _mm512_srli_epi16(moved(_mm512_slli_epi16(v, 8)), 8), odd = moved(_mm512_and_si512(v, high));
+      const __m512i rises = _mm512_min_epu8(_mm512_or_si512(even, _mm512_and_si512(odd, high)), most);
+      _mm512_storeu_si512(to, _mm512_add_epi8(rises, base));
+    }
+  };
   static Vec load_u8(const uint8_t* p, uint32_t n) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
   }

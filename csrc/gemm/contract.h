@@ -150,7 +150,8 @@ struct Depthwise {
 
 // `pixels` values of out.channels elements each, from `in` of the same shape. Where `rise_count` is not 0, rises say
 // the same as out's constants: the byte stored is `base`, and one more for each of `rises` that the byte is above, less
-// 128 if unsigned.
+// 128 if unsigned. Where `scale` is not 0, so does it: of the byte x, 128 more if signed, the byte stored is `base` and
+// at most `rise_count` more, ((256 * x * scale / 65536 + up, at most 65535) - down, at least 0) / 256, rounded down.
 struct Requantize {
   const void* in;
   Storage storage;
@@ -159,6 +160,7 @@ struct Requantize {
   const int8_t* rises;
   uint32_t rise_count;
   uint8_t base;
+  uint16_t scale, up, down;
 };
 
 // Floats [channels][plane] (NCHW) of one image -> NHWC; pixels first_pixel.. of the plane.

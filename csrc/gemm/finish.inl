@@ -97,8 +97,8 @@ inline void finish_levels(const Output& output, const void* in, size_t stride, u
     if (o.small)
       for (const size_t apart = o.channels; j + 4 <= pixels; j += 4, at += 4 * apart, from += 4 * step)
         F::store_four(out + at, apart, o.storage == Storage::kI8, static_cast<int32_t>(o.lo),
-                      static_cast<int32_t>(o.hi), value(from, at, j), value(from + step, at + apart, j),
-                      value(from + 2 * step, at + 2 * apart, j), value(from + 3 * step, at + 3 * apart, j));
+                      static_cast<int32_t>(o.hi), value(from, at, j), value(from + step, at + apart, j + 1),
+                      value(from + 2 * step, at + 2 * apart, j + 2), value(from + 3 * step, at + 3 * apart, j + 3));
   for (; j < pixels; ++j, at += o.channels, from += step)
     F::store_levels(out + at, F::max(F::min(value(from, at, j), hi), lo), F::kLanes);
 }

@@ -163,7 +163,25 @@ void count_rises(const Requantize& r) {
 }
 
 template <class F>
+void scale_levels(const Requantize& r) {
+  const size_t at = r.first_pixel * r.out.channels, count = r.pixels * r.out.channels;
+  const uint8_t* in = static_cast<const uint8_t*>(r.in) + at;
+  uint8_t* out = static_cast<uint8_t*>(r.out.data) + at;
+  const typename F::Scale scaled(r.storage == Storage::kI8 ? 0x80 : 0, r.scale, r.up, r.down,
+                                 static_cast<uint8_t>(r.rise_count), r.base);
+  size_t done = 0;
+  for (; done + F::kBytes <= count; done += F::kBytes) scaled(in + done, out + done);
+  if (done == count) return;
+  uint8_t from[F::kBytes] = {}, to[F::kBytes];
+  __builtin_memcpy(from, in + done, count - done);
+  scaled(from, to);
+  __builtin_memcpy(out + done, to, count - done);
+}
+
+template <class F>
 void requantize(const Requantize& r) {
+  if constexpr (F::kLanes >= 8)
+    if (r.scale) return scale_levels<F>(r);
   if (r.rise_count) return count_rises<F>(r);
   const uint32_t rows = static_cast<uint32_t>(r.out.channels);
   const size_t at = r.first_pixel * r.out.channels;

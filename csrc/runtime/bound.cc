@@ -508,6 +508,31 @@ void Bound::bind_rises(const Step& s) {
   base_ = static_cast<uint8_t>(level(first));
   for (int byte = first + 1, now = level(first); byte < first + 256; ++byte)
     for (; now < level(byte); ++now) rises_.push_back(static_cast<int8_t>(byte - 1 - first - 128));
+  constexpr size_t kFew = 4;  // rises, which are counted as fast
+  if (rises_.size() > kFew && s.m.front() < 1) find_scale(s.m.front());
+}
+
+// gemm::Requantize::scale and what is added, if there are some under which every byte becomes the level that its rises
+// say; none where thresholds lie unevenly.
+void Bound::find_scale(float m) {
+  int wanted[256] = {};  // rises below
+  for (int byte = 0; byte < 256; ++byte)
+    for (const int8_t rise : rises_) wanted[byte] += byte - 128 > rise;
+  const int most = static_cast<int>(rises_.size()), middle = static_cast<int>(m * 65536);
+  for (int scale = std::max(middle - 8, 1); scale <= std::min(middle + 8, 65535); ++scale) {
+    int least = -65535, largest = 65535;  // of what is added
+    for (int byte = 0; byte < 256; ++byte) {
+      const int begin = 256 * wanted[byte] - 256 * byte * scale / 65536;
+      if (wanted[byte] > 0) least = std::max(least, begin);
+      if (wanted[byte] < most) largest = std::min(largest, begin + 255);
+    }
+    if (least > largest) continue;
+    const int added = std::clamp(0, least, largest);
+    scale_ = static_cast<uint16_t>(scale);
+    up_ = static_cast<uint16_t>(std::max(added, 0));
+    down_ = static_cast<uint16_t>(std::max(-added, 0));
+    return;
+  }
 }
 
 }  // namespace bitpress

@@ -97,6 +97,7 @@ class Bound {
   void bind_depthwise(const Step& step);
   void bind_gather(const Step& step);
   void bind_rises(const Step& step);
+  void find_scale(float m);
   bool few_levels(const Step& step) const;
   void bind_lookup(const Step& step);
   void plan_windows(bool channels_chosen);
@@ -136,6 +137,7 @@ class Bound {
   std::vector<gemm::GatherRun> runs_;
   std::vector<int8_t> rises_;  // of a requantize step: see gemm::Requantize
   uint8_t base_ = 0;
+  uint16_t scale_ = 0, up_ = 0, down_ = 0;
   size_t scratch_ = 0;
 };
 

@@ -382,6 +382,9 @@ void Bound::run_values(const Place& place, size_t begin, size_t end) const {
     r.rises = rises_.data();
     r.rise_count = static_cast<uint32_t>(rises_.size());
     r.base = base_;
+    r.scale = scale_;
+    r.up = up_;
+    r.down = down_;
     r.out = output(place);
     row_->run(r);
     return;

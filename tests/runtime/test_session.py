@@ -13,8 +13,10 @@ import pytest
 
 from bitpress.compiler import artifact
 from bitpress.compiler.execute import execute, values
-from bitpress.compiler.program import Program
+from bitpress.compiler.program import Epilogue, Program
+from bitpress.core.encoding import parse
 from bitpress.core.errors import CorruptError, EnvironmentMissing, UnsupportedError, UsageError
+from bitpress.core.quant import act_bounds
 
 from . import samples
 
@@ -77,6 +79,37 @@ def test_values_far_beyond_their_bounds_are_bounded(
         np.testing.assert_array_equal(got[key], value, f"{isa}: {key}")
     levels = values(program, x_in)[next(key for key in want if "first" in key)]
     assert len(np.unique(levels)) > 1  # both bounds are met
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("source", ["u8", "i8"])
+@pytest.mark.parametrize("target", ["u4", "i4", "u3", "u2"])
+def test_every_byte_becomes_its_level_at_any_scale(
+    isa: str, source: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of one scale for all channels, which kernels count or multiply: from flat to steep, with any offset."""
+    monkeypatch.setenv("BITPRESS_FORCE_ISA", isa)
+    rng = np.random.default_rng(7)
+    scales = [*np.exp(rng.uniform(np.log(0.002), np.log(1.5), 24)), 1 / 17, 1 / 16, 0.5, 0.999, 15 / 255]
+    bytes_ = np.resize(np.arange(256), (1, 3, 16, 19)).astype(np.float32)
+    x = bytes_ - (128 if source == "i8" else 0)
+    for number, scale in enumerate(scales):
+        m = samples.Maker((3, 16, 19))
+        levels = m.requantize("few", m.quantize(source), target)
+        program = m.program(m.conv("fc", levels, (10, "f32"), "i8", kernel=(16, 19), padding=(0, 0, 0, 0)))
+        steps = list(program.steps)
+        lo, hi = act_bounds(parse(source))
+        steps[0] = replace(steps[0], epilogue=Epilogue(np.ones(3, np.float32), np.zeros(3, np.float32), lo, hi))
+        few = steps[1].epilogue
+        assert few is not None
+        offset = (0.0, 0.5, -3.25, 7.1)[number % 4]
+        steps[1] = replace(steps[1], epilogue=replace(
+            few, m=np.full(3, scale, np.float32), b=np.full(3, offset, np.float32), m_r=0.0
+        ))  # fmt: skip
+        program = replace(program, steps=tuple(steps))
+        want, got = values(program, x), dict(_native.Session(artifact.encode(program)).values(x))
+        for key, value in want.items():
+            np.testing.assert_array_equal(got[key], value, f"{isa}: {key} at {scale} and {offset}")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
