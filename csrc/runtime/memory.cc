@@ -16,16 +16,16 @@ namespace {
 // More than a few MB on pages of 4 KB is more than the TLBs reach: ResNet-18 and VGG7 took 1.15 times as long, and
 // MobileNets, no layout of which fills a large page alone, 1.05 times.
 constexpr size_t kLargePage = 2 << 20;
-constexpr size_t kWorthwhile = kLargePage / 4;  // of memory, for which the rest of a large page may be wasted
+constexpr size_t kMostWaste = 512 << 10;  // of all large pages that are not full; what a session takes is promised
 
 thread_local Together* together = nullptr;
 
-std::shared_ptr<uint8_t> made(size_t bytes, bool large) {
+std::shared_ptr<uint8_t> made(size_t bytes) {
+  const bool large = bytes >= kLargePage;
   void* p = nullptr;
-  if (large) bytes = padded(bytes, kLargePage);
   if (posix_memalign(&p, large ? kLargePage : 64, bytes) != 0) throw std::bad_alloc();
 #if defined(__linux__)
-  if (large) madvise(p, bytes, MADV_HUGEPAGE);
+  if (large) madvise(p, bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
 #endif
   return {static_cast<uint8_t*>(p), std::free};
 }
@@ -33,14 +33,29 @@ std::shared_ptr<uint8_t> made(size_t bytes, bool large) {
 }  // namespace
 
 Together::Together() : before_(together) { together = this; }
-Together::~Together() { together = before_; }
+
+Together::~Together() {
+  together = before_;
+  join();
+}
+
+// Makes a large page of what has been filled: only then is it known how much of one would be wasted.
+void Together::join() {
+  if (!page_ || wasted_ + left_ > kMostWaste) return;
+#if defined(__linux__)
+  constexpr int kCollapse = 25;  // MADV_COLLAPSE, which older headers lack; older systems leave it as it is
+  if (madvise(page_.get(), kLargePage, kCollapse) == 0) wasted_ += left_;
+#endif
+}
 
 std::shared_ptr<uint8_t> Together::take(size_t bytes) {
-  seen_ += bytes;
-  if (seen_ < kWorthwhile) return nullptr;
+  if (bytes >= kLargePage) return nullptr;
   if (bytes > left_) {
-    left_ = padded(bytes, kLargePage);
-    page_ = made(left_, true);
+    join();
+    void* p = nullptr;
+    if (posix_memalign(&p, kLargePage, kLargePage) != 0) throw std::bad_alloc();
+    page_ = {static_cast<uint8_t*>(p), std::free};
+    left_ = kLargePage;
   }
   left_ -= bytes;
   return {page_, page_.get() + left_};
@@ -49,7 +64,7 @@ std::shared_ptr<uint8_t> Together::take(size_t bytes) {
 Memory::Memory(size_t size) : size_(size) {
   const size_t bytes = padded(size + gemm::kSlack, 64);
   if (together) data_ = together->take(bytes);
-  if (!data_) data_ = made(bytes, bytes >= kWorthwhile);
+  if (!data_) data_ = made(bytes);
   std::memset(data_.get(), 0, bytes);
 }
 
