@@ -53,6 +53,13 @@ inline void store_some(void* p, uint64_t mask, const Vector& a) {
     if (mask >> i & 1) std::memcpy(static_cast<char*>(p) + i * sizeof(T), &from.v[i], sizeof(T));
 }
 
+inline __m512i high_products(const __m512i& a, const __m512i& b) {
+  const auto x = as<Lanes<uint16_t, 32>>(a), y = as<Lanes<uint16_t, 32>>(b);
+  Lanes<uint16_t, 32> to;
+  for (int i = 0; i < 32; ++i) to.v[i] = static_cast<uint16_t>(uint32_t{x.v[i]} * y.v[i] >> 16);
+  return as<__m512i>(to);
+}
+
 inline __m512i rounded(const __m512& a) {
   const auto from = as<Lanes<float, 16>>(a);
   Lanes<int32_t, 16> to;
@@ -130,6 +137,7 @@ inline void tile_dot(int sums, int in, int w) {
 #define _mm512_cvtepu8_epi16(a) bitpress::emulated::convert<int16_t, uint8_t, 32, __m512i>(a)
 #define _mm512_cvtepu16_epi32(a) bitpress::emulated::convert<int32_t, uint16_t, 16, __m512i>(a)
 #define _mm512_srai_epi32(a, n) bitpress::emulated::shifted(a, n)
+#define _mm512_mulhi_epu16(a, b) bitpress::emulated::high_products(a, b)
 #define _mm512_cvtps_epi32(a) bitpress::emulated::rounded(a)
 #define _mm512_maskz_loadu_epi8(mask, p) bitpress::emulated::load_some<uint8_t, 64, __m512i>(mask, p)
 #define _mm_maskz_loadu_epi8(mask, p) bitpress::emulated::load_some<uint8_t, 16, __m128i>(mask, p)
