@@ -169,9 +169,10 @@ def keep(name: str, run: Path, *, note: str = "", store: Path = STORE) -> Path:
     failed = [f"budget {b}: {100 * u:.1f} % used" for b, u in shares.items() if u > 1] + failed
     if failed:
         raise CheckFailed(f"{run}: {'; '.join(failed)}")
+    ended = datetime.fromtimestamp((run / "result.json").stat().st_mtime, UTC)
     checks = {
-        "date": datetime.fromtimestamp((run / "result.json").stat().st_mtime, UTC).date().isoformat(),
-        "note": note, "used": shares, **found,
+        "date": ended.date().isoformat(), "time": ended.isoformat(timespec="seconds"), "note": note,
+        "used": shares, **found,
     }  # fmt: skip
     out = store / name
     out.mkdir(parents=True, exist_ok=True)
@@ -417,7 +418,7 @@ def _layers(run: Kept) -> str:
 def _seeds(runs: Sequence[Kept]) -> list[str]:
     """Mean and deviation where settings were run with several seeds; the last run of each counts."""
     alike: dict[tuple[str, ...], dict[int, Kept]] = {}
-    for run in sorted(runs, key=lambda r: str(r.checks["date"])):
+    for run in sorted(runs, key=lambda r: str(r.checks.get("time", r.checks["date"]))):
         key = (run.label, ", ".join(run.settings["budget"]), _epochs(run))
         alike.setdefault(key, {})[run.settings["seed"]] = run
     rows = []

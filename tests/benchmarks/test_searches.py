@@ -96,11 +96,16 @@ def test_seeds_count_once_and_each_with_its_last_run(run: Path, tmp_path: Path) 
 
     def other(seed: int, top1: float, date: str) -> searches.Kept:
         settings, result = {**kept.settings, "seed": seed}, {**kept.result, "top1": top1}
-        return replace(kept, settings=settings, result=result, checks={**kept.checks, "date": date})
+        checks = {**kept.checks, "date": date[:10], "time": date}
+        if len(date) == 10:
+            del checks["time"]  # as older ones are kept
+        return replace(kept, settings=settings, result=result, checks=checks)
 
     first, later = other(0, 10.0, "2026-01-01"), other(0, 80.0, "2026-01-02")
     assert searches._seeds([first, later]) == []
     assert "| 2 | 81.00 ± 1.41 |" in searches._seeds([later, other(1, 82.0, "2026-01-01"), first])[-1]
+    evening = other(0, 84.0, "2026-01-02T20:00:00+00:00")
+    assert "| 2 | 83.00 ± 1.41 |" in searches._seeds([evening, later, other(1, 82.0, "2026-01-01"), first])[-1]
 
 
 def test_a_budget_of_any_kind_is_used_to_a_share() -> None:
