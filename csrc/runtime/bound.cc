@@ -522,7 +522,7 @@ void Bound::find_scale(float m) {
   for (int scale = std::max(middle - 8, 1); scale <= std::min(middle + 8, 65535); ++scale) {
     int least = -65535, largest = 65535;  // of what is added
     for (int byte = 0; byte < 256; ++byte) {
-      const int begin = 256 * wanted[byte] - 256 * byte * scale / 65536;
+      const int begin = 256 * wanted[byte] - byte * scale / 256;  // 256 * byte would leave int with it
       if (wanted[byte] > 0) least = std::max(least, begin);
       if (wanted[byte] < most) largest = std::min(largest, begin + 255);
     }
