@@ -89,11 +89,12 @@ def lower() -> tuple[str, ...]:
 
 def held(folder: Path, searched: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """Name, file, and file of the dense network at 8 bits, of all that is timed with a lower instruction set."""
-    files = {name: str(folder / f"{name}.bpk") for name in (f"{n}-{b}" for n, all_ in NETWORKS.items() for b in all_)}
-    for name, file in files.items():
-        yield name, file, files[f"{name.rsplit('-', 1)[0]}-{DENSE}"]
+    dense = {network: str(folder / f"{network}-{DENSE}.bpk") for network in NETWORKS}
+    for network, widths in NETWORKS.items():
+        for bits in widths:
+            yield f"{network}-{bits}", str(folder / f"{network}-{bits}.bpk"), dense[network]
     for name, file in searched.items():
-        yield name, file, files[f"{LAYERED}-{DENSE}"]
+        yield name, file, dense[LAYERED]
 
 
 def _held_job(name: str, file: str, dense: str, isa: str) -> Job:
@@ -209,11 +210,7 @@ def _networks(documents: Mapping[str, Any]) -> Table:
             peer = _int8(run)
             row |= {key: run["total"]["median"], f"{key} peer": None if peer is None else f"{peer['ratio']:.2f}"}
             if setting == SETTINGS[0]:
-                bounds = [layer["bound"] for layer in run["layers"] if layer["bound"]]
-                row |= {
-                    "peer": None if peer is None else peer["name"],
-                    "bounds": f"{run['total']['median'] / sum(bounds):.2f}" if bounds else None,
-                }
+                row |= {"peer": None if peer is None else peer["name"], "bounds": _over_bounds(run)}
         rows.append(row)
     timed = [
         column
@@ -239,15 +236,31 @@ def _setting(setting: tuple[int, int]) -> str:
     return f"t{setting[0]} b{setting[1]}"
 
 
-def _ranks(documents: Mapping[str, Any]) -> Table:
+def _over_bounds(run: Mapping[str, Any]) -> str | None:
+    """The whole inference over the sum of its layers' bounds."""
+    bounds = [layer["bound"] for layer in run["layers"] if layer["bound"]]
+    return f"{run['total']['median'] / sum(bounds):.2f}" if bounds else None
+
+
+def _products(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Layers that have BOPs."""
+    return [layer for layer in run["layers"] if layer["bops"]]
+
+
+def _rank(run: Mapping[str, Any]) -> str:
     from ..reporting.layers import rank
 
+    return f"{rank(_products(run)):.2f}"
+
+
+def _ranks(documents: Mapping[str, Any]) -> Table:
     rows = []
     for name, document in documents.items():
-        layers = [row for row in _at(document, SETTINGS[0])["layers"] if row["bops"]]
+        run = _at(document, SETTINGS[0])
+        layers = _products(run)
         rows.append({
             "name": name, "layers": len(layers), "bops": sum(row["bops"] for row in layers),
-            "ms": sum(row["median"] for row in layers), "rank": f"{rank(layers):.2f}",
+            "ms": sum(row["median"] for row in layers), "rank": _rank(run),
         })  # fmt: skip
     columns = (
         Column("name", "network"), Column("layers", "layers", "int"), Column("bops", "BOPs", "count"),
@@ -294,20 +307,16 @@ def _kernels(document: Mapping[str, Any]) -> Table:
 
 
 def _held(documents: Mapping[str, Any], isa: str) -> Table:
-    from ..reporting.layers import rank
-
     rows = []
     for name, document in documents.items():
         if name.endswith(AT + isa):
             run = _at(document, SETTINGS[0])
             peer, own = _int8(run), next((p for p in run["peers"] if p["name"].endswith(f"{DENSE}.bpk")), None)
-            bounds = [layer["bound"] for layer in run["layers"] if layer["bound"]]
             rows.append({
                 "name": name.split(AT)[0], "ms": run["total"]["median"],
                 "own": None if own is None else f"{own['ratio']:.2f}",
                 "peer": None if peer is None else f"{peer['ratio']:.2f}", "who": None if peer is None else peer["name"],
-                "bounds": f"{run['total']['median'] / sum(bounds):.2f}" if bounds else None,
-                "rank": f"{rank([row for row in run['layers'] if row['bops']]):.2f}",
+                "bounds": _over_bounds(run), "rank": _rank(run),
             })  # fmt: skip
     columns = (
         Column("name", "network"), Column("ms", "ms", "ms"), Column("own", f"own {DENSE} / ours"),

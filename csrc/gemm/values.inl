@@ -122,17 +122,28 @@ void depthwise(const Depthwise& d) {
   d.is_signed ? depthwise_as<V, F, true>(d) : depthwise_as<V, F, false>(d);
 }
 
+// levels_of(from, to) for every kStep bytes of `r`, the last of which are filled up with zeros.
+template <size_t kStep, class LevelsOf>
+BITPRESS_INLINE inline void by_steps(const Requantize& r, const LevelsOf& levels_of) {
+  const size_t at = r.first_pixel * r.out.channels, count = r.pixels * r.out.channels;
+  const uint8_t* in = static_cast<const uint8_t*>(r.in) + at;
+  uint8_t* out = static_cast<uint8_t*>(r.out.data) + at;
+  size_t done = 0;
+  for (; done + kStep <= count; done += kStep) levels_of(in + done, out + done);
+  if (done == count) return;
+  uint8_t from[kStep] = {}, to[kStep];
+  __builtin_memcpy(from, in + done, count - done);
+  levels_of(from, to);
+  __builtin_memcpy(out + done, to, count - done);
+}
+
 // Bytes to levels of few steps, some vectors at a time, which share a broadcast rise. Vectors are copied one by one:
 // gcc copies arrays of them in halves, which loads of whole ones then wait for, and took three times as long.
 template <class F>
 void count_rises(const Requantize& r) {
   constexpr int kVectors = 4, kWide = F::kLanes < 8 ? 16 : 32;
-  constexpr size_t kStep = kVectors * kWide;
   typedef int8_t Bytes __attribute__((vector_size(kWide)));
   typedef uint8_t Levels __attribute__((vector_size(kWide)));
-  const size_t at = r.first_pixel * r.out.channels, count = r.pixels * r.out.channels;
-  const uint8_t* in = static_cast<const uint8_t*>(r.in) + at;
-  uint8_t* out = static_cast<uint8_t*>(r.out.data) + at;
   const int8_t *const rises = r.rises, flip = static_cast<int8_t>(r.storage == Storage::kU8 ? 0x80 : 0);
   const Bytes flips = Bytes{} + flip;
   const Levels base = Levels{} + r.base;
@@ -153,29 +164,13 @@ void count_rises(const Requantize& r) {
     }
     unroll<kVectors>([&](auto k) BITPRESS_INLINE { __builtin_memcpy(to + k * kWide, &s.level[k], kWide); });
   };
-  size_t done = 0;
-  for (; done + kStep <= count; done += kStep) levels_of(in + done, out + done);
-  if (done == count) return;
-  uint8_t from[kStep] = {}, to[kStep];
-  __builtin_memcpy(from, in + done, count - done);
-  levels_of(from, to);
-  __builtin_memcpy(out + done, to, count - done);
+  by_steps<kVectors * kWide>(r, levels_of);
 }
 
 template <class F>
 void scale_levels(const Requantize& r) {
-  const size_t at = r.first_pixel * r.out.channels, count = r.pixels * r.out.channels;
-  const uint8_t* in = static_cast<const uint8_t*>(r.in) + at;
-  uint8_t* out = static_cast<uint8_t*>(r.out.data) + at;
-  const typename F::Scale scaled(r.storage == Storage::kI8 ? 0x80 : 0, r.scale, r.up, r.down,
-                                 static_cast<uint8_t>(r.rise_count), r.base);
-  size_t done = 0;
-  for (; done + F::kBytes <= count; done += F::kBytes) scaled(in + done, out + done);
-  if (done == count) return;
-  uint8_t from[F::kBytes] = {}, to[F::kBytes];
-  __builtin_memcpy(from, in + done, count - done);
-  scaled(from, to);
-  __builtin_memcpy(out + done, to, count - done);
+  by_steps<F::kBytes>(r, typename F::Scale(r.storage == Storage::kI8 ? 0x80 : 0, r.scale, r.up, r.down,
+                                           static_cast<uint8_t>(r.rise_count), r.base));
 }
 
 template <class F>

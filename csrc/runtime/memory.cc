@@ -20,14 +20,20 @@ constexpr size_t kMostWaste = 512 << 10;  // of all large pages that are not ful
 
 thread_local Together* together = nullptr;
 
-std::shared_ptr<uint8_t> made(size_t bytes) {
-  const bool large = bytes >= kLargePage;
+std::shared_ptr<uint8_t> aligned(size_t bytes, size_t to) {
   void* p = nullptr;
-  if (posix_memalign(&p, large ? kLargePage : 64, bytes) != 0) throw std::bad_alloc();
-#if defined(__linux__)
-  if (large) madvise(p, bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
-#endif
+  if (posix_memalign(&p, to, bytes) != 0) throw std::bad_alloc();
   return {static_cast<uint8_t*>(p), std::free};
+}
+
+// On large pages where it fills some.
+std::shared_ptr<uint8_t> made(size_t bytes) {
+  if (bytes < kLargePage) return aligned(bytes, 64);
+  std::shared_ptr<uint8_t> out = aligned(bytes, kLargePage);
+#if defined(__linux__)
+  madvise(out.get(), bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
+#endif
+  return out;
 }
 
 }  // namespace
@@ -52,9 +58,7 @@ std::shared_ptr<uint8_t> Together::take(size_t bytes) {
   if (bytes >= kLargePage) return nullptr;
   if (bytes > left_) {
     join();
-    void* p = nullptr;
-    if (posix_memalign(&p, kLargePage, kLargePage) != 0) throw std::bad_alloc();
-    page_ = {static_cast<uint8_t*>(p), std::free};
+    page_ = aligned(kLargePage, kLargePage);
     left_ = kLargePage;
   }
   left_ -= bytes;
