@@ -1,33 +1,40 @@
 // bitsliced: convolution by full adders on bit planes of pixels. One template; the leaf is the vocabulary V:
-//   kBytes              of a vector: a bit a pixel
-//   kTile               bytes of the square that transpose() turns
-//   zero, load, store (aligned), load_any, broadcast(uint32*), both, either, differ, flip
-//   full_add(&sum, x, y), half_add(&sum, x): the carry
+//   kBytes              of a vector: a bit a pixel; it consists of kBytes / 16 pieces
+//   zero, load, store (aligned), load_once (to be held in a register), load_any, broadcast(uint32*), both, either, differ, flip
+//   full_add(&sum, x, y), half_add(&sum, x): the carry; full_add_less: of what x and y lack, itself flipped if kFlips
 //   at_least(bit, so_far, threshold): majority of the first two and ~threshold
-//   shl<n>, shr<n>, shl_by(v, n), shr_by(v, n): of words of 16 bits or more
-//   transpose(in, stride, out, stride)
-// Output pixels are a line of bits, rows padded to bytes; a tile is a vector of it, of any rows. Activations are cut
-// into planes once for every column of the kernel, so that a tap is a move by whole bytes. Elements of K in chunks are
-// copied to where a list of places finds them in the first-level cache; sums of a tile's channels lie in memory as
-// planes.
+//   shl<n>, shr<n>: of words of 16 bits or more; moved<bytes>(v, n): of words of so many bytes, -n to the left
+//   pieces(pointers), put(v, pointers): a vector from and to where its pieces lie
+//   turn(&v[16]): the 16 x 16 bytes of each piece
+// A row of output pixels takes `pitch` bytes, and a vector holds kBytes / pitch rows that lie `tall` rows apart: rows
+// tall * k + i for all k. What a tap sees `ky` rows below is then the vector i + ky, so that a weight is a place in
+// memory: planes are made once, of every channel and column of the kernel, and nothing is copied again. Elements are in
+// chunks that stay in the first-level cache while 16 rows of weights go by, whose sums lie there as planes, too.
 
 template <class V>
 struct SliceLayout {
-  size_t pitch, slots, line, channels, bits, chunks;
-  uint8_t *lines, *elements, *sums, *shared, *octets;
+  size_t tall;      // rows of output between those of a vector
+  size_t apart;     // rows of input between those of a vector
+  size_t vectors;   // of a column of the kernel
+  size_t groups;    // rows of a vector
+  size_t line;      // bytes of a plane of the input rows of one remainder by `apart`
+  size_t plain;     // bytes of the planes of an element
+  size_t column, chunk;  // bytes from one to the next
+  size_t chunks;
+  uint8_t *lines, *planes, *sums, *shared;
 
   explicit SliceLayout(const Conv& c)
-      : pitch((c.out_cols + 7) / 8),
-        slots((c.in_rows + c.stride_h - 1) / c.stride_h),
-        line((c.stride_h * slots * pitch + 64 + 63) / 64 * 64),
-        channels((c.valid + kSliceChannels - 1) / kSliceChannels * kSliceChannels),
-        bits(c.a_bits),
-        chunks((static_cast<size_t>(c.taps) * c.columns * c.valid + c.run - 1) / c.run),
-        lines(c.scratch),
-        elements(lines + c.columns * channels * bits * line),
-        sums(elements + (static_cast<size_t>(c.run) + 1) * 2 * bits * V::kBytes),
-        shared(sums + static_cast<size_t>(c.block_end - c.block_begin) * kSliceChannels * c.levels * V::kBytes),
-        octets(shared + c.levels * V::kBytes) {}
+      : groups(V::kBytes / c.pitch), plain(c.a_bits * V::kBytes), column(c.vectors * plain),
+        chunk((2 + static_cast<size_t>(c.run)) * column), chunks((static_cast<size_t>(c.valid) * c.columns + c.run - 1) / c.run) {
+    tall = (c.out_rows + groups - 1) / groups;
+    apart = tall * c.stride_h;
+    vectors = (tall - 1) * c.stride_h + c.tap_offsets[c.taps - 1] + 1;
+    line = ((groups + (vectors - 1) / apart) * c.pitch + V::kBytes - 1) / V::kBytes * V::kBytes + V::kBytes;
+    lines = c.scratch;
+    planes = lines + kSliceChannels * c.a_bits * apart * line;
+    sums = planes + chunks * chunk;
+    shared = sums + kSliceChannels * c.levels * V::kBytes;
+  }
 };
 
 // Bits n apart: of a and b, the groups of n bits that are even, and those that are odd, side by side.
@@ -59,101 +66,150 @@ BITPRESS_INLINE inline void slice_octet(typename V::Vec (&p)[8]) {
   }
 }
 
-// Eight pixels each -> planes, [slots][wide][kBits] vectors of channels. `from`: the first pixel; rows have `pixels`.
-// Rows of one remainder by the stride follow one another.
-template <class V, int kBits>
-void slice_octets(const Conv& c, const SliceLayout<V>& l, const uint8_t* from, size_t pixels, size_t wide) {
-  const size_t step = c.pixel_stride;
-  uint8_t* to = l.octets;
-  for (size_t slot = 0; slot < c.stride_h * l.slots; ++slot) {
-    const size_t row = slot % l.slots * c.stride_h + slot / l.slots;
-    const uint8_t* in = from + (row < c.in_rows ? row : 0) * c.in_row_bytes;
-    for (size_t at = 0; at < wide; ++at, in += 8 * step, to += kBits * V::kBytes) {
-      const size_t last = pixels - 8 * at < 8 ? pixels - 8 * at - 1 : 7;
-      typename V::Vec p[8];
-      if (last == 7)
-        unroll<8>([&](auto i) BITPRESS_INLINE { p[i] = V::load_any(in + static_cast<size_t>(i) * step); });
-      else
-        unroll<8>([&](auto i) BITPRESS_INLINE {
-          p[i] = V::load_any(in + (static_cast<size_t>(i) < last ? static_cast<size_t>(i) : last) * step);
-        });
-      slice_octet<V, kBits>(p);
-      unroll<kBits>([&](auto q) BITPRESS_INLINE { V::store(to + q * V::kBytes, p[q]); });
-    }
-  }
-}
+// Where the octets of a vector lie: piece i has those from 16 * i on. `step` bytes from one pixel to the next, of which
+// the last counts again where there are fewer; nothing where there are none.
+template <class V>
+struct OctetSources {
+  const uint8_t* at[V::kBytes];
+  size_t step[V::kBytes];
+  uint8_t last[V::kBytes];
 
-// Octets -> lines [channels][bits] of one column of the kernel, `shift` pixels to the right of the first.
-template <class V, int kBits>
-void slice_column(const SliceLayout<V>& l, size_t slots, size_t shift, size_t wide, uint32_t channels, uint8_t* lines) {
-  constexpr size_t kTile = V::kTile, kOctet = kBits * V::kBytes;
-  alignas(64) uint8_t square[kBits][kTile][V::kBytes];
-  const int bits = static_cast<int>(shift % 8);
-  const typename V::Vec low = V::set((0xFFu >> bits) * 0x01010101u), high = V::flip(low);
-  const size_t count = slots * l.pitch;
-  const uint8_t* from = l.octets + shift / 8 * kOctet;
-  size_t at = 0;
-  for (size_t first = 0; first < count; first += kTile) {
-    const size_t some = count - first < kTile ? count - first : kTile;
-    for (size_t j = 0; j < some; ++j, from += kOctet) {
-      unroll<kBits>([&](auto q) BITPRESS_INLINE {
-        typename V::Vec v = V::load(from + q * V::kBytes);
-        if (bits)
-          v = V::either(V::both(V::shr_by(v, bits), low),
-                        V::both(V::shl_by(V::load(from + kOctet + q * V::kBytes), 8 - bits), high));
-        V::store(square[q][j], v);
-      });
-      if (++at == l.pitch) {
-        at = 0;
-        from += (wide - l.pitch) * kOctet;
+  // Octets [first, end) of the line of rows `rest`, `apart` apart, of 16 channels from `in` on.
+  OctetSources(const Conv& c, const SliceLayout<V>& l, const uint8_t* in, size_t rest, size_t first, size_t end) {
+    alignas(16) static constexpr uint8_t kNothing[16] = {};
+    size_t k = first / c.pitch, octet = first % c.pitch;
+    const size_t filled = end - first < V::kBytes ? end - first : V::kBytes;
+    for (size_t i = filled; i < V::kBytes; ++i) {
+      at[i] = kNothing;
+      step[i] = 0;
+      last[i] = 7;
+    }
+    for (size_t i = 0; i < filled; ++k, octet = 0) {
+      const size_t row = k * l.apart + rest - c.above;  // wraps where there is no row
+      const uint8_t* from = in + row * c.in_row_bytes + 8 * octet * c.pixel_stride;
+      for (; octet < c.pitch && i < filled; ++octet, ++i, from += 8 * c.pixel_stride) {
+        const bool some = row < c.in_rows && 8 * octet < c.in_cols;
+        const size_t left = c.in_cols - 8 * octet;
+        at[i] = some ? from : kNothing;
+        step[i] = some ? c.pixel_stride : 0;
+        last[i] = some && left < 8 ? static_cast<uint8_t>(left - 1) : 7;
       }
     }
-    for (uint32_t k = 0; k < channels; k += kTile)
-      for (int q = 0; q < kBits; ++q)
-        V::transpose(square[q][0] + k, V::kBytes, lines + (k * kBits + static_cast<uint32_t>(q)) * l.line + first,
-                     kBits * l.line);
   }
-}
+  // Eight pixels of vector j.
+  BITPRESS_INLINE void read(size_t j, typename V::Vec (&p)[8]) const {
+    constexpr size_t kPieces = V::kBytes / 16;
+    const uint8_t* from[kPieces];
+    bool full = true;
+    for (size_t i = 0; i < kPieces; ++i) {
+      from[i] = at[16 * i + j];
+      full = full && last[16 * i + j] == 7;
+    }
+    if (full) {
+      unroll<8>([&](auto t) BITPRESS_INLINE {
+        p[t] = V::pieces(from);
+        unroll<kPieces>([&](auto i) BITPRESS_INLINE { from[i] += step[16 * i + j]; });
+      });
+      return;
+    }
+    for (size_t t = 0; t < 8; ++t) {
+      p[t] = V::pieces(from);
+      for (size_t i = 0; i < kPieces; ++i) from[i] += t < last[16 * i + j] ? step[16 * i + j] : 0;
+    }
+  }
+};
 
-// Input rows -> lines of planes [columns][channels][bits]. Columns that are whole output pixels apart share octets.
-template <class V, int kBits>
-void slice_lines(const Conv& c, const SliceLayout<V>& l) {
-  const bool shared = c.columns == 1 || c.column_bytes % c.pixel_stride == 0;
-  const size_t apart = shared && c.columns > 1 ? c.column_bytes / c.pixel_stride : 0;
-  const size_t pixels = c.out_cols + (c.columns - 1) * apart, wide = (pixels + 7) / 8;
-  for (uint32_t channel = 0; channel < c.valid; channel += V::kBytes) {
-    const uint32_t here = c.valid - channel < V::kBytes ? c.valid - channel : static_cast<uint32_t>(V::kBytes);
-    for (uint32_t column = 0; column < c.columns; ++column) {
-      if (column == 0 || !shared) slice_octets<V, kBits>(c, l, c.in + column * c.column_bytes + channel, pixels, wide);
-      slice_column<V, kBits>(l, c.stride_h * l.slots, column * apart, wide, here,
-                             l.lines + (column * l.channels + channel) * kBits * l.line);
+// Sixteen channels from `in` on -> lines [16][planes][apart], pixels as bits. `inside`: bits of pixels.
+template <class V>
+void slice_lines(const Conv& c, const SliceLayout<V>& l, const uint8_t* in, typename V::Vec inside) {
+  const size_t bits = c.a_bits;
+  for (size_t rest = 0; rest < l.apart && rest < l.vectors; ++rest) {
+    const size_t octets = (l.groups + (l.vectors - 1 - rest) / l.apart) * c.pitch;
+    for (size_t first = 0; first < octets; first += V::kBytes) {
+      const OctetSources<V> from(c, l, in, rest, first, octets);
+      typename V::Vec made[4][16];
+      for (size_t j = 0; j < 16; ++j) {
+        if (first + j >= octets) {
+          unroll<4>([&](auto q) BITPRESS_INLINE { made[q][j] = V::zero(); });
+          continue;
+        }
+        typename V::Vec p[8];
+        from.read(j, p);
+        const auto cut = [&](auto planes) BITPRESS_INLINE {
+          slice_octet<V, planes>(p);
+          unroll<planes>([&](auto q) BITPRESS_INLINE { made[q][j] = p[q]; });
+        };
+        if (bits == 1)
+          cut(Index<1>{});
+        else if (bits == 2)
+          cut(Index<2>{});
+        else
+          cut(Index<4>{});
+      }
+      for (size_t q = 0; q < bits; ++q) {
+        V::turn(made[q]);
+        uint8_t* to = l.lines + (q * l.apart + rest) * l.line + first;
+        unroll<16>([&](auto i) BITPRESS_INLINE {
+          V::store(to + static_cast<size_t>(i) * bits * l.apart * l.line, V::both(made[q][i], inside));
+        });
+      }
     }
   }
 }
 
-// Elements [begin, end) of K, in the order of weights, as tile `at` (bytes) of a line sees them: their planes, and
-// those of what they lack to the largest. Zeros behind.
-template <class V, int kBits>
-void slice_elements(const Conv& c, const SliceLayout<V>& l, size_t begin, size_t end, size_t at) {
-  uint8_t* to = l.elements;
-  size_t tap = begin / c.valid, channel = begin % c.valid;
-  for (size_t k = begin; k < end;) {
-    const size_t row = c.tap_offsets[tap / c.columns], column = tap % c.columns;
-    const uint8_t* from = l.lines + (column * l.channels + channel) * kBits * l.line + at +
-                          (row % c.stride_h * l.slots + row / c.stride_h) * l.pitch;
-    const size_t n = c.valid - channel < end - k ? c.valid - channel : end - k;
-    for (size_t i = 0; i < n; ++i, to += 2 * kBits * V::kBytes)
-      unroll<kBits>([&](auto q) BITPRESS_INLINE {
-        const typename V::Vec v = V::load_any(from);
-        V::store(to + q * V::kBytes, v);
-        V::store(to + (kBits + q) * V::kBytes, V::flip(v));
-        from += l.line;
-      });
-    k += n;
-    channel = 0;
-    ++tap;
+// Lines of channels [channel, channel + count) -> their planes of columns [begin, end) of the kernel, each of which
+// lies column_bytes pixels further to the right if `shifted`.
+template <class V>
+void slice_columns(const Conv& c, const SliceLayout<V>& l, uint32_t channel, uint32_t count, uint32_t begin,
+                   uint32_t end) {
+  for (uint32_t i = 0; i < count; ++i)
+    for (uint32_t column = begin; column < end; ++column) {
+      const size_t place = static_cast<size_t>(channel + i) * c.columns + column;
+      uint8_t* to = l.planes + place / c.run * l.chunk + (2 + place % c.run) * l.column;
+      const int shift = c.shifted ? static_cast<int>(column * c.column_bytes) - static_cast<int>(c.left) : 0;
+      for (size_t q = 0; q < c.a_bits; ++q, to += V::kBytes) {
+        const uint8_t* from = l.lines + (i * c.a_bits + q) * l.apart * l.line;
+        const auto move = [&](const auto& moved) BITPRESS_INLINE {
+          for (size_t v = 0, rest = 0, row = 0; v < l.vectors; ++v) {
+            V::store(to + v * l.plain, moved(V::load_any(from + rest * l.line + row)));
+            if (++rest == l.apart) {
+              rest = 0;
+              row += c.pitch;
+            }
+          }
+        };
+        if (shift == 0)
+          move([](typename V::Vec x) BITPRESS_INLINE { return x; });
+        else if (c.pitch == 2)
+          move([&](typename V::Vec x) BITPRESS_INLINE { return V::template moved<2>(x, shift); });
+        else if (c.pitch == 4)
+          move([&](typename V::Vec x) BITPRESS_INLINE { return V::template moved<4>(x, shift); });
+        else
+          move([&](typename V::Vec x) BITPRESS_INLINE { return V::template moved<8>(x, shift); });
+      }
+    }
+}
+
+// Input rows -> planes [chunks][2 + columns of channels][vectors][a_bits]; the first two are of zeros and of ones.
+template <class V>
+void slice_input(const Conv& c, const SliceLayout<V>& l) {
+  for (size_t chunk = 0; chunk < l.chunks; ++chunk)
+    for (size_t at = 0; at < 2 * l.column; at += V::kBytes)
+      V::store(l.planes + chunk * l.chunk + at, at < l.column ? V::zero() : V::flip(V::zero()));
+  alignas(64) uint8_t inside[V::kBytes];
+  for (size_t i = 0; i < V::kBytes; ++i) {
+    const size_t x = 8 * (i % c.pitch);
+    inside[i] = static_cast<uint8_t>(x + 8 <= c.in_cols ? 0xFF : x < c.in_cols ? (1u << (c.in_cols - x)) - 1 : 0);
   }
-  unroll<kBits>([&](auto q) BITPRESS_INLINE { V::store(to + q * V::kBytes, V::zero()); });
+  const typename V::Vec mask = V::load(inside);
+  for (uint32_t channel = 0; channel < c.valid; channel += kSliceChannels) {
+    const uint32_t count = c.valid - channel < kSliceChannels ? c.valid - channel : kSliceChannels;
+    const uint32_t together = c.shifted ? c.columns : 1;  // of the same lines
+    for (uint32_t column = 0; column < c.columns; column += together) {
+      slice_lines<V>(c, l, c.in + column * c.column_bytes + channel, mask);
+      slice_columns<V>(c, l, channel, count, column, column + together);
+    }
+  }
 }
 
 // The level that `entries` of so many planes reach as one carry: two bits of a level and its counter leave one above.
@@ -163,7 +219,7 @@ constexpr uint32_t carry_level(uint32_t planes, uint32_t entries) {
   return level;
 }
 static_assert(carry_level(1, kSliceBlock) == kSliceCarry[1] && carry_level(2, kSliceBlock) == kSliceCarry[2] &&
-              carry_level(3, kSliceBlock) == kSliceCarry[3] && carry_level(4, kSliceBlock) == kSliceCarry[4]);
+              carry_level(4, kSliceBlock) == kSliceCarry[4]);
 
 // Counters of the low levels in registers, and what waits at each for a second one of its weight.
 template <class V, int kBits>
@@ -173,7 +229,7 @@ struct Counters {
 };
 
 // One more bit of level l: full adders take two. The type of what it returns says which levels have one waiting.
-template <class V, int kBits, int l, int waiting>
+template <class V, int kBits, bool flipped, int l, int waiting>
 BITPRESS_INLINE inline auto carry(Counters<V, kBits>& n, typename V::Vec x, Index<waiting>) {
   if constexpr (l == Counters<V, kBits>::kLow) {
     n.out = x;
@@ -182,74 +238,85 @@ BITPRESS_INLINE inline auto carry(Counters<V, kBits>& n, typename V::Vec x, Inde
     n.waiting[l] = x;
     return Index<(waiting | 1 << l)>{};
   } else {
-    return carry<V, kBits, l + 1>(n, V::full_add(n.sum[l], n.waiting[l], x), Index<(waiting & ~(1 << l))>{});
+    const auto out = flipped ? V::full_add_less(n.sum[l], n.waiting[l], x) : V::full_add(n.sum[l], n.waiting[l], x);
+    return carry<V, kBits, flipped, l + 1>(n, out, Index<(waiting & ~(1 << l))>{});
   }
 }
 
-template <class V, int kBits, int q, int waiting>
+template <class V, int kBits, bool less, int q, int waiting>
 BITPRESS_INLINE inline auto add_planes(Counters<V, kBits>& n, const uint8_t* x, const uint8_t* y, Index<waiting> w) {
   if constexpr (q == kBits) {
     return w;
   } else {
-    const auto next =
-        carry<V, kBits, q + 1>(n, V::full_add(n.sum[q], V::load(x + q * V::kBytes), V::load(y + q * V::kBytes)), w);
-    return add_planes<V, kBits, q + 1>(n, x, y, next);
+    const auto a = V::load(x + q * V::kBytes), b = V::load_once(y + q * V::kBytes);
+    const auto out = less ? V::full_add_less(n.sum[q], a, b) : V::full_add(n.sum[q], a, b);
+    const auto next = carry<V, kBits, less && V::kFlips, q + 1>(n, out, w);
+    return add_planes<V, kBits, less, q + 1>(n, x, y, next);
   }
 }
 
-template <class V, int kBits, int pairs, int waiting>
-BITPRESS_INLINE inline auto add_pairs(Counters<V, kBits>& n, const uint8_t* elements, const uint16_t* list,
+// Places are read in twos: loads are what additions wait for.
+template <class V, int kBits, bool less, int pairs, int waiting>
+BITPRESS_INLINE inline auto add_pairs(Counters<V, kBits>& n, const uint8_t* planes, const uint16_t* places,
                                       Index<waiting> w) {
   if constexpr (pairs == 0) {
     return w;
   } else {
-    const auto next = add_planes<V, kBits, 0>(n, elements + list[0], elements + list[1], w);
-    return add_pairs<V, kBits, pairs - 1>(n, elements, list + 2, next);
+    uint32_t two;
+    __builtin_memcpy(&two, places, sizeof two);
+    const uint8_t *x = planes + size_t{two & 0xFFFF} * kSlicePlace, *y = planes + size_t{two >> 16} * kSlicePlace;
+    return add_pairs<V, kBits, less, pairs - 1>(n, planes, places + 2, add_planes<V, kBits, less, 0>(n, x, y, w));
   }
 }
 
-template <class V, int kBits, int l, int waiting>
+// What waits goes up alone. `flipped`: it waits as what it lacks.
+template <class V, int kBits, bool flipped, int l, int waiting>
 BITPRESS_INLINE inline void flush(Counters<V, kBits>& n, Index<waiting> w) {
-  if constexpr (l < Counters<V, kBits>::kLow) {
-    if constexpr ((waiting >> l & 1) == 0)
-      flush<V, kBits, l + 1>(n, w);
-    else
-      flush<V, kBits, l + 1>(
-          n, carry<V, kBits, l + 1>(n, V::half_add(n.sum[l], n.waiting[l]), Index<(waiting & ~(1 << l))>{}));
+  if constexpr (flipped) {
+    if constexpr (waiting == 0) n.out = V::flip(n.out);
+    unroll<n.kLow>([&](auto i) BITPRESS_INLINE {
+      if constexpr (waiting >> i & 1) n.waiting[i] = V::flip(n.waiting[i]);
+    });
+    flush<V, kBits, false, 0>(n, w);
+  } else if constexpr (l < Counters<V, kBits>::kLow) {
+    if constexpr ((waiting >> l & 1) == 0) {
+      flush<V, kBits, false, l + 1>(n, w);
+    } else {
+      const auto out = V::half_add(n.sum[l], n.waiting[l]);
+      flush<V, kBits, false, l + 1>(n, carry<V, kBits, false, l + 1>(n, out, Index<(waiting & ~(1 << l))>{}));
+    }
   }
 }
 
-template <class V, int kBits, int entries>
-BITPRESS_INLINE inline void add_block(Counters<V, kBits>& n, const uint8_t* elements, const uint16_t* list,
-                                      uint8_t* counters, uint32_t levels) {
-  flush<V, kBits, 0>(n, add_pairs<V, kBits, entries / 2>(n, elements, list, Index<0>{}));
-  typename V::Vec x = n.out;
-  uint8_t* const end = counters + levels * V::kBytes;
-  for (uint8_t* p = counters + n.kLow * V::kBytes; p != end; p += V::kBytes) {
-    typename V::Vec sum = V::load(p);
-    x = V::half_add(sum, x);
-    V::store(p, sum);
+// `count` times so many elements, and what they carry, into counters from `upper` to `end`.
+template <class V, int kBits, int entries, bool less>
+BITPRESS_INLINE inline const uint16_t* add_blocks(Counters<V, kBits>& n, const uint8_t* planes, const uint16_t* places,
+                                                  uint32_t count, uint8_t* upper, const uint8_t* end) {
+  for (uint32_t i = 0; i < count; ++i, places += entries) {
+    flush<V, kBits, less && V::kFlips, 0>(n, add_pairs<V, kBits, less, entries / 2>(n, planes, places, Index<0>{}));
+    typename V::Vec x = n.out;
+    for (uint8_t* p = upper; p != end; p += V::kBytes) {
+      typename V::Vec sum = V::load(p);
+      x = V::half_add(sum, x);
+      V::store(p, sum);
+    }
   }
+  return places;
 }
 
-// A list of elements to counters, of which `levels` are touched, at least Counters::kLow.
+// A list to the counters of a digit of a row.
 template <class V, int kBits>
-const uint16_t* add_list(const uint8_t* elements, const uint16_t* list, uint8_t* counters) {
-  const uint32_t count = list[0], levels = list[1];
-  list += 2;
-  if (count == 0) return list;
+const uint16_t* add_list(const uint8_t* planes, const uint16_t* list, uint8_t* counters) {
   Counters<V, kBits> n;
-  unroll<n.kLow>([&](auto i) BITPRESS_INLINE { n.sum[i] = V::load(counters + i * V::kBytes); });
-  const uint16_t* const end = list + count;
-  for (; end - list >= kSliceBlock; list += kSliceBlock)
-    add_block<V, kBits, kSliceBlock>(n, elements, list, counters, levels);
-  if (end - list >= 2 * kSlicePad) {
-    add_block<V, kBits, 2 * kSlicePad>(n, elements, list, counters, levels);
-    list += 2 * kSlicePad;
-  }
-  if (list != end) add_block<V, kBits, kSlicePad>(n, elements, list, counters, levels);
-  unroll<n.kLow>([&](auto i) BITPRESS_INLINE { V::store(counters + i * V::kBytes, n.sum[i]); });
-  return end;
+  unroll<n.kLow>([&](auto k) BITPRESS_INLINE { n.sum[k] = V::load(counters + k * V::kBytes); });
+  uint8_t *const upper = counters + n.kLow * V::kBytes, *const end = upper + list[4] * V::kBytes;
+  const uint16_t* places = list + 5;
+  places = add_blocks<V, kBits, kSliceBlock, false>(n, planes, places, list[0], upper, end);
+  places = add_blocks<V, kBits, kSliceBlock, true>(n, planes, places, list[1], upper, end);
+  places = add_blocks<V, kBits, kSliceBlock / 2, false>(n, planes, places, list[2], upper, end);
+  places = add_blocks<V, kBits, kSliceBlock / 2, true>(n, planes, places, list[3], upper, end);
+  unroll<n.kLow>([&](auto k) BITPRESS_INLINE { V::store(counters + k * V::kBytes, n.sum[k]); });
+  return places;
 }
 
 template <class V>
@@ -346,148 +413,163 @@ BITPRESS_INLINE inline void join_four(typename V::Vec (&p)[8]) {
   });
 }
 
-// Where eight neighbouring bits of the line of output pixels belong; no pixels where the line has ended.
+// Where eight neighbouring bits of a vector belong; no pixels where there are none.
 struct Octet {
   size_t pixel;
   uint32_t pixels;
 };
+
 template <class V>
-inline Octet octet_of(const Conv& c, const SliceLayout<V>& l, size_t octet) {
-  const uint32_t y = static_cast<uint32_t>(octet) / static_cast<uint32_t>(l.pitch),
-                 x = 8 * (static_cast<uint32_t>(octet) % static_cast<uint32_t>(l.pitch));
-  if (y >= c.out_rows) return {0, 0};
-  return {c.first_pixel + y * c.out_row_pixels + x, c.out_cols - x < 8 ? c.out_cols - x : 8};
+void find_octets(const Conv& c, const SliceLayout<V>& l, size_t i, Octet (&to)[V::kBytes]) {
+  size_t at = 0;
+  for (size_t y = i; at + c.pitch <= V::kBytes; y += l.tall)
+    for (size_t x = 0; x < 8 * c.pitch; x += 8, ++at) {
+      const bool some = y < c.out_rows && x < c.out_cols;
+      const size_t left = c.out_cols - x;
+      to[at] = {c.first_pixel + y * c.out_row_pixels + x, some ? left < 8 ? static_cast<uint32_t>(left) : 8 : 0};
+    }
+  for (; at < V::kBytes; ++at) to[at] = {0, 0};
 }
 
-// kTile rows x `pixels` of sums, `width` bytes each, low ones first -> [pixels][kTile].
-template <class V>
-void join_bytes(const uint8_t* bytes, uint32_t width, uint32_t pixels, int32_t* to) {
-  constexpr size_t kPixel = V::kBytes, kPlace = 8 * kPixel;
-  for (uint32_t j = 0; j < pixels; ++j, to += V::kTile) {
-    const uint8_t* p = bytes + j * kPixel;
-    if (width == 1)
-      for (size_t i = 0; i < V::kTile; ++i) to[i] = p[i];
-    else if (width == 2)
-      for (size_t i = 0; i < V::kTile; ++i) to[i] = p[kPlace + i] << 8 | p[i];
-    else
-      for (size_t i = 0; i < V::kTile; ++i)
-        to[i] = static_cast<int32_t>((width == 4 ? uint32_t{p[3 * kPlace + i]} << 24 : 0)) | p[2 * kPlace + i] << 16 |
-                p[kPlace + i] << 8 | p[i];
-  }
-}
-
-// Sums of kTile rows on their way to the law: octets that follow one another in the output go together.
-template <class V, class F>
-class Finisher {
- public:
-  Finisher(const Conv& c, uint32_t width, uint32_t row, uint32_t rows) : c_(c), width_(width), row_(row), rows_(rows) {}
-  ~Finisher() { finish_held(); }
-  void add(const uint8_t* bytes, Octet o) {
-    if (held_ && (o.pixel != first_ + held_ || held_ + o.pixels > kMost)) finish_held();
-    if (!held_) first_ = o.pixel;
-    join_bytes<V>(bytes, width_, o.pixels, sums_ + held_ * V::kTile);
-    held_ += o.pixels;
-  }
-
- private:
+// Sums of 16 rows on their way to the law: octets that follow one another in the output go together.
+template <class F>
+struct Finisher {
   static constexpr uint32_t kMost = 32;
-  void finish_held() {
-    if (!held_) return;
-    finish<F, FromSums>(c_.out, sums_, V::kTile, row_, rows_, first_, held_, nullptr);
-    held_ = 0;
-  }
+  size_t first = 0;
+  uint32_t held = 0;
+  alignas(64) int32_t sums[kMost * kSliceChannels + 16];
 
-  const Conv& c_;
-  const uint32_t width_, row_, rows_;
-  size_t first_ = 0;
-  uint32_t held_ = 0;
-  alignas(64) int32_t sums_[kMost * V::kTile + 16];
+  // Pixels [8][4][apart] of `width` bytes of sums, low ones first.
+  void add(const Conv& c, uint32_t row, uint32_t rows, const uint8_t* bytes, size_t apart, uint32_t width, Octet o) {
+    if (held && (o.pixel != first + held || held + o.pixels > kMost)) finish_held(c, row, rows);
+    if (!held) first = o.pixel;
+    int32_t* to = sums + held * kSliceChannels;
+    for (uint32_t j = 0; j < o.pixels; ++j, to += kSliceChannels) {
+      const uint8_t* p = bytes + j * 4 * apart;
+      if (width == 1)
+        for (size_t i = 0; i < kSliceChannels; ++i) to[i] = p[i];
+      else if (width == 2)
+        for (size_t i = 0; i < kSliceChannels; ++i) to[i] = p[apart + i] << 8 | p[i];
+      else
+        for (size_t i = 0; i < kSliceChannels; ++i)
+          to[i] = static_cast<int32_t>((width == 4 ? uint32_t{p[3 * apart + i]} << 24 : 0)) | p[2 * apart + i] << 16 |
+                  p[apart + i] << 8 | p[i];
+    }
+    held += o.pixels;
+  }
+  void finish_held(const Conv& c, uint32_t row, uint32_t rows) {
+    if (held) finish<F, FromSums>(c.out, sums, kSliceChannels, row, rows, first, held, nullptr);
+    held = 0;
+  }
 };
 
-// Planes of `planes` levels of kTile rows of a tile -> values, by the law, or of levels that are ready.
+// A vector of the planes [16][levels] of a block's sums, or of stored levels -> values. Each plane is turned where it
+// lies; its vector j has the bytes of 16 rows of octet j of each 16.
 template <class V, class F>
-void store_rows(const Conv& c, const SliceLayout<V>& l, const uint8_t* sums, uint32_t row, size_t tile) {
-  constexpr size_t kTile = V::kTile, kSquare = kTile * kTile;
-  alignas(64) uint8_t turned[32 * kSquare + 64], bytes[4][8][V::kBytes];
+void store_rows(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octet (&octets)[V::kBytes]) {
+  constexpr size_t kPieces = V::kBytes / 16;
   const uint32_t planes = c.stored_bits ? c.stored_bits : c.levels, width = (planes + 7) / 8;
-  const uint32_t rows = c.rows - row < kTile ? c.rows - row : static_cast<uint32_t>(kTile);
+  const uint32_t rows = c.rows - row < kSliceChannels ? c.rows - row : kSliceChannels;
   const uint32_t low = static_cast<uint8_t>(static_cast<int32_t>(c.out.lo)) * 0x01010101u;
-  Finisher<V, F> sums_to_law(c, width, row, rows);
-  for (size_t part = 0; part < V::kBytes; part += kTile) {
-    if (octet_of(c, l, tile * V::kBytes + part).pixels == 0) return;
-    for (uint32_t p = 0; p < planes; ++p)
-      V::transpose(sums + p * V::kBytes + part, c.levels * V::kBytes, turned + p * kSquare, kTile);
-    for (size_t at = 0; at < kSquare; at += V::kBytes) {
-      for (uint32_t b = 0; b < width; ++b) {
-        typename V::Vec p[8];
-        unroll<8>([&](auto i) BITPRESS_INLINE {
-          const uint32_t plane = 8 * b + static_cast<uint32_t>(i);
-          p[i] = plane < planes ? V::load(turned + plane * kSquare + at) : V::zero();
-        });
-        if (planes <= 8 * b + 2)
-          join_two<V>(p);
-        else if (planes <= 8 * b + 4)
-          join_four<V>(p);
-        else
-          join_octet<V>(p);
-        if (c.stored_bits && low) unroll<8>([&](auto i) BITPRESS_INLINE { p[i] = V::add_bytes(p[i], V::set(low)); });
-        unroll<8>([&](auto i) BITPRESS_INLINE { V::store(bytes[b][i], p[i]); });
+  const size_t apart = c.levels * V::kBytes;
+  for (uint32_t p = 0; p < planes; ++p) {
+    typename V::Vec v[16];
+    unroll<16>([&](auto j) BITPRESS_INLINE { v[j] = V::load(l.sums + static_cast<size_t>(j) * apart + p * V::kBytes); });
+    V::turn(v);
+    unroll<16>([&](auto j) BITPRESS_INLINE { V::store(l.sums + static_cast<size_t>(j) * apart + p * V::kBytes, v[j]); });
+  }
+  Finisher<F> to_law[kPieces];
+  alignas(64) uint8_t bytes[8][4][V::kBytes];
+  for (size_t j = 0; j < 16; ++j) {
+    Octet to[kPieces];
+    bool any = false, full = rows == kSliceChannels;
+    for (size_t k = 0; k < kPieces; ++k) {
+      to[k] = octets[16 * k + j];
+      any = any || to[k].pixels;
+      full = full && to[k].pixels == 8;
+    }
+    if (!any) continue;
+    for (uint32_t b = 0; b < width; ++b) {
+      typename V::Vec p[8];
+      unroll<8>([&](auto k) BITPRESS_INLINE {
+        const uint32_t plane = 8 * b + static_cast<uint32_t>(k);
+        p[k] = plane < planes ? V::load(l.sums + j * apart + plane * V::kBytes) : V::zero();
+      });
+      if (planes <= 8 * b + 2)
+        join_two<V>(p);
+      else if (planes <= 8 * b + 4)
+        join_four<V>(p);
+      else
+        join_octet<V>(p);
+      if (c.stored_bits && low) unroll<8>([&](auto k) BITPRESS_INLINE { p[k] = V::add_bytes(p[k], V::set(low)); });
+      if (c.stored_bits && full) {
+        uint8_t* out[kPieces];
+        for (size_t k = 0; k < kPieces; ++k)
+          out[k] = static_cast<uint8_t*>(c.out.data) + to[k].pixel * c.out.channels + c.out.first_channel + row;
+        unroll<8>([&](auto t) BITPRESS_INLINE { V::put(p[t], out, static_cast<size_t>(t) * c.out.channels); });
+      } else {
+        unroll<8>([&](auto t) BITPRESS_INLINE { V::store(bytes[t][0] + b * V::kBytes, p[t]); });
       }
-      for (size_t k = 0; k < V::kBytes; k += kTile) {
-        const Octet o = octet_of(c, l, tile * V::kBytes + part + (at + k) / kTile);
-        if (o.pixels == 0) return;
-        if (!c.stored_bits) {
-          sums_to_law.add(bytes[0][0] + k, o);
-          continue;
-        }
-        uint8_t* out = static_cast<uint8_t*>(c.out.data) + o.pixel * c.out.channels + c.out.first_channel + row;
-        for (uint32_t j = 0; j < o.pixels; ++j, out += c.out.channels)
-          if (rows == kTile)
-            __builtin_memcpy(out, bytes[0][j] + k, kTile);
-          else
-            for (uint32_t i = 0; i < rows; ++i) out[i] = bytes[0][j][k + i];
+    }
+    if (c.stored_bits && full) continue;
+    for (size_t k = 0; k < kPieces; ++k) {
+      if (!c.stored_bits) {
+        if (to[k].pixels) to_law[k].add(c, row, rows, bytes[0][0] + 16 * k, V::kBytes, width, to[k]);
+        continue;
       }
+      uint8_t* out = static_cast<uint8_t*>(c.out.data) + to[k].pixel * c.out.channels + c.out.first_channel + row;
+      for (uint32_t t = 0; t < to[k].pixels; ++t, out += c.out.channels)
+        __builtin_memcpy(out, bytes[t][0] + 16 * k, rows);
     }
   }
-}
-
-template <class V, class F, int kBits>
-void bitsliced_of(const Conv& c) {
-  const SliceLayout<V> l(c);
-  slice_lines<V, kBits>(c, l);
-  const uint16_t* const lists = static_cast<const uint16_t*>(c.weights);
-  const size_t depth = static_cast<size_t>(c.taps) * c.columns * c.valid, row_bytes = c.levels * V::kBytes;
-  const size_t tiles = (c.out_rows * l.pitch + V::kBytes - 1) / V::kBytes;
-  const uint32_t begin = c.block_begin * kSliceChannels;
-  const uint32_t end = c.block_end * kSliceChannels < c.rows ? c.block_end * kSliceChannels : c.rows;
-  for (size_t tile = 0; tile < tiles; ++tile) {
-    for (uint32_t row = begin; row < end; ++row) clear_planes<V>(l.sums + (row - begin) * row_bytes, c.levels);
-    if (c.odd) clear_planes<V>(l.shared, c.levels);
-    for (size_t chunk = 0; chunk < l.chunks; ++chunk) {
-      const size_t from = chunk * c.run, to = from + c.run < depth ? from + c.run : depth;
-      slice_elements<V, kBits>(c, l, from, to, tile * V::kBytes);
-      const uint32_t* starts = c.starts + chunk * (c.rows + 1);
-      if (c.odd) add_list<V, kBits>(l.elements, lists + starts[c.rows], l.shared);
-      for (uint32_t row = begin; row < end; ++row) {
-        const uint16_t* list = lists + starts[row];
-        for (uint32_t d = 0; d < c.digits; ++d)
-          list = add_list<V, kBits>(l.elements, list, l.sums + (row - begin) * row_bytes + d * V::kBytes);
-      }
-    }
-    for (uint32_t row = begin; row < end; ++row) {
-      uint8_t* sum = l.sums + (row - begin) * row_bytes;
-      if (c.odd) add_shared<V>(sum, l.shared, c.levels);
-      if (c.stored_bits) compare<V>(c, row, sum);
-    }
-    for (uint32_t row = begin; row < end; row += V::kTile)
-      store_rows<V, F>(c, l, l.sums + (row - begin) * row_bytes, row, tile);
-  }
+  for (size_t k = 0; k < kPieces; ++k) to_law[k].finish_held(c, row, rows);
 }
 
 template <class V, class F>
 void bitsliced(const Conv& c) {
-  if (c.a_bits == 1) return bitsliced_of<V, F, 1>(c);
-  if (c.a_bits == 2) return bitsliced_of<V, F, 2>(c);
-  if (c.a_bits == 3) return bitsliced_of<V, F, 3>(c);
-  bitsliced_of<V, F, 4>(c);
+  if (c.out_cols > 8 * V::kBytes) {  // a row of many vectors
+    Conv part = c;
+    for (uint32_t x = 0; x < c.out_cols; x += part.out_cols) {
+      part.in = c.in + x * c.pixel_stride;
+      part.first_pixel = c.first_pixel + x;
+      part.in_cols = part.out_cols = c.out_cols - x < 8 * V::kBytes ? c.out_cols - x : 8 * V::kBytes;
+      bitsliced<V, F>(part);
+    }
+    return;
+  }
+  const SliceLayout<V> l(c);
+  slice_input<V>(c, l);
+  const auto add_lists = c.a_bits == 1 ? add_list<V, 1> : c.a_bits == 2 ? add_list<V, 2> : add_list<V, 4>;
+  const uint16_t* const lists = static_cast<const uint16_t*>(c.weights);
+  const uint32_t blocks = (c.rows + kSliceChannels - 1) / kSliceChannels;
+  for (size_t i = 0; i < l.tall; ++i) {
+    const uint8_t* planes = l.planes + i * c.stride_h * l.plain;
+    Octet octets[V::kBytes];
+    find_octets(c, l, i, octets);
+    const auto add = [&](uint32_t block, uint8_t* sums) {
+      const uint32_t digits = block == blocks ? 1 : c.digits;
+      const uint32_t rows = block == blocks ? 1 : c.rows - block * kSliceChannels;
+      for (size_t chunk = 0; chunk < l.chunks; ++chunk) {
+        const uint16_t* list = lists + c.starts[chunk * (blocks + 1) + block];
+        for (uint32_t k = 0; k < rows && k < kSliceChannels; ++k)
+          for (uint32_t d = 0; d < digits; ++d)
+            list = add_lists(planes + chunk * l.chunk, list, sums + (k * c.levels + d) * V::kBytes);
+      }
+    };
+    if (c.odd) {
+      clear_planes<V>(l.shared, c.levels);
+      add(blocks, l.shared);
+    }
+    for (uint32_t block = c.block_begin; block < c.block_end; ++block) {
+      const uint32_t row = block * kSliceChannels, rest = c.rows - row;
+      clear_planes<V>(l.sums, kSliceChannels * c.levels);
+      add(block, l.sums);
+      for (uint32_t k = 0; k < (rest < kSliceChannels ? rest : kSliceChannels); ++k) {
+        uint8_t* sum = l.sums + k * c.levels * V::kBytes;
+        if (c.odd) add_shared<V>(sum, l.shared, c.levels);
+        if (c.stored_bits) compare<V>(c, row + k, sum);
+      }
+      store_rows<V, F>(c, l, row, octets);
+    }
+  }
 }

@@ -39,11 +39,13 @@ constexpr size_t kSlack = 64;       // readable bytes behind any activations, an
 constexpr uint32_t kStrip = 16;     // pixels whose bit planes are made at once
 constexpr uint32_t kMaxLanes = 16;  // constants of rows are padded with zeros to a multiple of this
 
-// bitsliced: entries that are added together at least, to which lists are padded, and at most; channels that planes and
-// sums are padded to; counters that are held in registers, for 1 .. 4 planes, which a block leaves as one carry.
-constexpr int32_t kSlicePad = 4, kSliceBlock = 16;
+// bitsliced: elements that are added together, or half as many; channels of input that become planes, and of output
+// that are summed at once; unit of places, in bytes; counters that are held in registers, for 1, 2 or 4 planes, which a
+// record leaves as one carry.
+constexpr uint32_t kSliceBlock = 16;
 constexpr uint32_t kSliceChannels = 16;
-constexpr uint32_t kSliceCarry[] = {0, 4, 6, 7, 8};
+constexpr size_t kSlicePlace = 8;
+constexpr uint32_t kSliceCarry[] = {0, 4, 6, 0, 8};
 
 constexpr uint32_t kWinogradBlocks = 2;  // of channels that share a strip's transformed levels at once, at most
 
@@ -98,14 +100,20 @@ struct Conv {
   uint32_t w_bits, a_bits, words;  // words of 32 bits of one plane of K = taps * valid elements
   const int32_t* coeffs;           // [w_bits, a_bits]: cw[p] * ca[q]
   uint8_t flip;                    // 0x80 where the bytes are signed levels, for the sum of a window
-  // bitsliced: taps are rows of the kernel, tap_offsets the input rows where they begin, `run` elements make a chunk
+  // bitsliced: taps are rows of the kernel, tap_offsets the input rows where they begin, `run` columns of channels make a chunk.
+  // `above` rows of zeros, then `in_rows` from `in` on, then zeros again, of in_cols columns. `shifted`: columns of the
+  // kernel are what column 0 sees, column_bytes pixels to the right each, `left` pixels further left; zeros outside
   uint32_t columns;                   // of the kernel
-  uint32_t in_rows, stride_h;         // of the input of all output rows
+  uint32_t above, in_rows, in_cols, stride_h;
   size_t in_row_bytes, column_bytes;  // from one row, one column of the kernel to the next
+  bool shifted;
+  uint32_t left;
+  uint32_t vector, pitch;             // bytes of a vector, where the row has two sizes; of a row of output pixels there
+  uint32_t vectors;                   // of a column, at most
   uint32_t levels;                    // planes of a sum
   uint32_t digits;                    // most of a weight
   bool odd;                           // w = 2 * v + 1
-  const uint32_t* starts;  // [chunks][rows + 1]: where the lists of a row begin, in uint16; last: every element
+  const uint32_t* starts;  // [chunks][blocks + 1]: where the list of a block begins, in uint16; last: every element
   // Stored levels of `stored_bits` by comparison: masks [rows][2^stored_bits - 1][levels], lowest first, of ascending
   // thresholds; those that a sum reaches are counted, `falling` counts down. 0 bits: by law.
   uint32_t stored_bits;
@@ -125,9 +133,10 @@ struct Conv {
 // of a tile, [blocks][16][run / group][lanes][group]. Weights of lut rows: codes of groups [blocks][taps][ceil(valid /
 // group)][lanes]; lane 2i is channel i of the block, lane 2i + 1 is channel lanes / 2 + i. Weights of gemv rows:
 // [blocks][lanes][chunks] vectors of fields, as csrc/gemm/gemv.inl cuts them; the rest is zero. Lists of bitsliced
-// rows, of uint16, one for each digit: n, a multiple of kSlicePad; how many counters above the digit's it can reach; n
-// places in the planes of the chunk, in bytes. An element has 2 * a_bits vectors there, the second half to be taken
-// away. The row behind the last has one list, of every element.
+// rows, of uint16, one for each block of a chunk: numbers of records of kSliceBlock elements to be added, and taken
+// away, then of half as many; the records: where among the block's sums [16][levels], from the digit's counter on; how
+// many counters above the low ones it can reach; places of elements in the chunk. Padded with elements that are nothing
+// there. The block behind the last has every element of the window.
 
 // Row r reads channel r of `in` (channels already chosen and bordered with zeros) and weights[tap][r].
 struct Depthwise {

@@ -149,14 +149,33 @@ std::string misfit(const Row& r, const Problem& p) {
   return "";
 }
 
-// Digits of a weight that are not 0, all codes being as common.
+// Digits of the weight of a code that are not 0.
+int digits_of(const Encoding& weight, const Split& split, uint32_t code) {
+  int count = 0;
+  for (const int8_t digit : signed_digits((weight.level(code) - split.factor) >> split.shift)) count += digit != 0;
+  return count;
+}
+
+// On average, all codes being as common.
 double digits_of(const Encoding& weight) {
   const Split split = split_for_slices(weight);
   const uint32_t codes = 1u << weight.bits;
   int count = 0;
-  for (uint32_t code = 0; code < codes; ++code)
-    for (const int8_t digit : signed_digits((weight.level(code) - split.factor) >> split.shift)) count += digit != 0;
+  for (uint32_t code = 0; code < codes; ++code) count += digits_of(weight, split, code);
   return static_cast<double>(count) / codes;
+}
+
+// On average, of packed fields.
+double digits_of(const Encoding& weight, Bytes fields) {
+  if (fields.size == 0) return 0;
+  const Split split = split_for_slices(weight);
+  const uint32_t bits = static_cast<uint32_t>(weight.bits), mask = (1u << bits) - 1;
+  uint64_t met[256] = {}, count = 0;
+  for (size_t i = 0; i < fields.size; ++i) ++met[fields.data[i]];
+  for (uint32_t byte = 0; byte < 256; ++byte)
+    for (uint32_t at = 0; at < 8 && met[byte]; at += bits)
+      count += met[byte] * static_cast<uint64_t>(digits_of(weight, split, byte >> at & mask));
+  return static_cast<double>(count) / (static_cast<double>(fields.size) * (8.0 / bits));
 }
 
 uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
@@ -165,13 +184,14 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // planes once for every pixel, kPixel + kPack a bit, and ends every pair of planes in a multiplication an output,
 // kPair. lut codes every pixel once, kPixel, and widens sums of 16 bits, kWiden an output. Picoseconds, fitted on the
 // machine of kernels.def to within a quarter over w1a1 .. w4a4 of ResNet-20 and ResNet-18 (lut: and 1x1). bitsliced
-// makes planes of every element of a window, kSlice a bit of one, and its last vector is full whatever is in it.
+// makes planes of every element of a window, kSlice a bit of one, and its last vector is full whatever is in it; a lane
+// of 256 bits takes kHalf of one of 512.
 // winograd transforms each channel of a tile, kInput, and 16 products of each row into four sums, kFold with 8 lanes.
 // i8dot16 takes kAtOnce as long where it widens every step. gemv adds the lanes of each output up, kAcross. Tiles begin
 // and end in kGroup for each 2 x 2 of them, and one of few pixels takes half as long as a full one; runs, filled up,
 // are a third of windows of 3 x 3.
 double arithmetic(const Row& r, const Problem& p) {
-  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6, kAtOnce = 1.5;
+  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6, kAtOnce = 1.5, kHalf = 1.4;
   constexpr double kFold = 2300, kInput = 100, kGroup = 32000, kAcross = 2000;
   const double pixels = static_cast<double>(p.pixels), groups = static_cast<double>(p.groups);
   if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
@@ -179,10 +199,11 @@ double arithmetic(const Row& r, const Problem& p) {
   const double depth = static_cast<double>(padded(p.depth, r.group));
   if (r.lut()) return ((r.cost * depth + kOutput + kWiden) * rows + groups * kPixel) * pixels * 1e-6;
   if (r.sliced()) {
-    const double bits = p.act.bits * static_cast<double>(p.depth),
-                 lanes = static_cast<double>(padded(p.pixels, r.group));
-    const double filters = static_cast<double>(p.rows);
-    return ((r.cost * digits_of(p.weight) * bits + kOutput) * filters + groups * kSlice * bits) * lanes * 1e-6;
+    const double bits = p.act.bits * static_cast<double>(p.depth), filters = static_cast<double>(p.rows);
+    const double digits = p.digits > 0 ? p.digits : digits_of(p.weight);
+    double lanes = static_cast<double>(padded(p.pixels, r.group));
+    if (r.group == 512) lanes = std::min(lanes, kHalf * static_cast<double>(padded(p.pixels, r.group / 2)));
+    return ((r.cost * digits * bits + kOutput) * filters + groups * kSlice * bits) * lanes * 1e-6;
   }
   if (r.winograd()) {
     const double fold = kFold * 8 / r.lanes;
@@ -322,7 +343,8 @@ Problem problem_of(const Step& s, const Program& p) {
           out.h * out.w,
           s.groups,
           near ? (out.h + 1) / 2 * ((out.w + 1) / 2) : 0,
-          largest};
+          largest,
+          s.has_weights && s.weight.bits <= 4 ? digits_of(s.weight, s.fields) : 0};
 }
 
 int32_t magnitude(const Encoding& w) { return std::max(std::abs(w.lo()), std::abs(w.hi())); }

@@ -9,6 +9,7 @@ namespace {
 #include "../gemm/unroll.inl"
 #include "../gemm/avx2.inl"
 #include "../gemm/turn.inl"
+#include "../gemm/slices.inl"
 
 // Bits of a vector, counted by nibbles with a shuffle (Mula), added as bytes.
 struct Planes {
@@ -55,28 +56,10 @@ struct Planes {
   static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
 };
 
-// One bit of 256 pixels.
-struct Slices {
-  static constexpr size_t kBytes = 32, kTile = 16;
-  using Vec = __m256i;
-  static Vec zero() { return _mm256_setzero_si256(); }
-  static Vec set(uint32_t word) { return _mm256_set1_epi32(static_cast<int32_t>(word)); }
-  static Vec broadcast(const uint32_t* p) { return set(*p); }
-  static Vec load(const uint8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
-  static Vec load_any(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  static void store(uint8_t* p, Vec v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
-  static Vec both(Vec a, Vec b) { return _mm256_and_si256(a, b); }
-  static Vec either(Vec a, Vec b) { return _mm256_or_si256(a, b); }
-  static Vec differ(Vec a, Vec b) { return _mm256_xor_si256(a, b); }
-  static Vec flip(Vec a) { return _mm256_xor_si256(a, _mm256_set1_epi32(-1)); }
-  template <int n>
-  static Vec shl(Vec a) {
-    return _mm256_slli_epi16(a, n);
-  }
-  template <int n>
-  static Vec shr(Vec a) {
-    return _mm256_srli_epi16(a, n);
-  }
+// A full adder takes five instructions.
+struct Slices : HalfSlices {
+  static constexpr bool kFlips = true;
+  static Vec load_once(const uint8_t* p) { return load(p); }  // there are few registers
   // The sum depends on one operation of those before, so that a chain of additions is short.
   static BITPRESS_INLINE Vec full_add(Vec& sum, Vec x, Vec y) {
     const Vec t = _mm256_xor_si256(x, y);
@@ -92,11 +75,11 @@ struct Slices {
   static BITPRESS_INLINE Vec at_least(Vec bit, Vec so_far, Vec threshold) {
     return _mm256_or_si256(_mm256_and_si256(bit, so_far), _mm256_andnot_si256(threshold, _mm256_or_si256(bit, so_far)));
   }
-  static Vec shl_by(Vec a, int n) { return _mm256_sll_epi16(a, _mm_cvtsi32_si128(n)); }
-  static Vec shr_by(Vec a, int n) { return _mm256_srl_epi16(a, _mm_cvtsi32_si128(n)); }
-  static Vec add_bytes(Vec a, Vec b) { return _mm256_add_epi8(a, b); }
-  static void transpose(const uint8_t* in, size_t in_stride, uint8_t* out, size_t out_stride) {
-    turn16(in, in_stride, out, out_stride);
+  static BITPRESS_INLINE Vec full_add_less(Vec& sum, Vec x, Vec y) {
+    const Vec t = _mm256_xor_si256(x, y);
+    const Vec out = _mm256_or_si256(_mm256_andnot_si256(sum, t), _mm256_and_si256(x, y));
+    sum = _mm256_xor_si256(sum, t);
+    return out;
   }
 };
 

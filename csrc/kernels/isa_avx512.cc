@@ -9,6 +9,7 @@ namespace {
 #include "../gemm/unroll.inl"
 #include "../gemm/avx512.inl"
 #include "../gemm/turn.inl"
+#include "../gemm/slices.inl"
 
 struct Words : Block {
   static constexpr size_t kElementBytes = 2;
@@ -57,12 +58,21 @@ struct Nibbles : Planes {
 
 // One bit of 512 pixels. Any function of three bits is one instruction.
 struct Slices {
-  static constexpr size_t kBytes = 64, kTile = 16;
+  static constexpr size_t kBytes = 64;
+  static constexpr bool kFlips = false;
+  // Functions of three bits: one where an odd number are; the carry of what was added to a sum, of x, the new sum and y,
+  // and of what x and y lack, which leaves the sum as it is; the majority of a, b and ~c.
+  static constexpr int kOdd = 0x96, kCarry = 0xB2, kCarryLess = 0x17, kMost = 0xD4;
   using Vec = __m512i;
   static Vec zero() { return _mm512_setzero_si512(); }
   static Vec set(uint32_t word) { return _mm512_set1_epi32(static_cast<int32_t>(word)); }
   static Vec broadcast(const uint32_t* p) { return set(*p); }
   static Vec load(const uint8_t* p) { return _mm512_load_si512(p); }
+  static BITPRESS_INLINE Vec load_once(const uint8_t* p) {
+    Vec v = load(p);
+    asm("" : "+v"(v));
+    return v;
+  }
   static Vec load_any(const uint8_t* p) { return _mm512_loadu_si512(p); }
   static void store(uint8_t* p, Vec v) { _mm512_store_si512(p, v); }
   static Vec both(Vec a, Vec b) { return _mm512_and_si512(a, b); }
@@ -80,7 +90,6 @@ struct Slices {
   // The sum first: the carry is x where x and y are equal, and what the new sum is not where they differ. From the old
   // sum it would take a copy, which the new one overwrites.
   static BITPRESS_INLINE Vec full_add(Vec& sum, Vec x, Vec y) {
-    constexpr int kOdd = 0x96, kCarry = 0xB2;
     sum = _mm512_ternarylogic_epi32(sum, x, y, kOdd);
     return _mm512_ternarylogic_epi32(x, sum, y, kCarry);
   }
@@ -90,14 +99,62 @@ struct Slices {
     return out;
   }
   static BITPRESS_INLINE Vec at_least(Vec bit, Vec so_far, Vec threshold) {
-    constexpr int kMost = 0xD4;  // of a, b and ~c
     return _mm512_ternarylogic_epi32(bit, so_far, threshold, kMost);
   }
-  static Vec shl_by(Vec a, int n) { return _mm512_sll_epi16(a, _mm_cvtsi32_si128(n)); }
-  static Vec shr_by(Vec a, int n) { return _mm512_srl_epi16(a, _mm_cvtsi32_si128(n)); }
+  static BITPRESS_INLINE Vec full_add_less(Vec& sum, Vec x, Vec y) {
+    sum = _mm512_ternarylogic_epi32(sum, x, y, kOdd);
+    return _mm512_ternarylogic_epi32(x, sum, y, kCarryLess);
+  }
   static Vec add_bytes(Vec a, Vec b) { return _mm512_add_epi8(a, b); }
-  static void transpose(const uint8_t* in, size_t in_stride, uint8_t* out, size_t out_stride) {
-    turn16(in, in_stride, out, out_stride);
+  template <int word>
+  static Vec moved(Vec a, int n) {
+    const __m128i by = _mm_cvtsi32_si128(n < 0 ? -n : n);
+    if (word == 2) return n < 0 ? _mm512_sll_epi16(a, by) : _mm512_srl_epi16(a, by);
+    if (word == 4) return n < 0 ? _mm512_sll_epi32(a, by) : _mm512_srl_epi32(a, by);
+    return n < 0 ? _mm512_sll_epi64(a, by) : _mm512_srl_epi64(a, by);
+  }
+  static BITPRESS_INLINE Vec pieces(const uint8_t* const (&p)[4]) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(pair(p[0], p[1])), pair(p[2], p[3]), 1);
+  }
+  static BITPRESS_INLINE void put(Vec v, uint8_t* const (&p)[4], size_t at) {
+    unroll<4>([&](auto i) BITPRESS_INLINE {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p[i] + at), _mm512_extracti32x4_epi32(v, i));
+    });
+  }
+  static BITPRESS_INLINE void turn(Vec (&v)[16]) { turn_pieces<Slices>(v); }
+  static Vec unpack_low(Vec a, Vec b) { return _mm512_unpacklo_epi8(a, b); }
+  static Vec unpack_high(Vec a, Vec b) { return _mm512_unpackhi_epi8(a, b); }
+
+ private:
+  static __m256i pair(const uint8_t* low, const uint8_t* high) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(low))),
+                                   _mm_loadu_si128(reinterpret_cast<const __m128i*>(high)), 1);
+  }
+};
+
+// One bit of 256 pixels, where 512 would be empty by half.
+struct FewSlices : HalfSlices {
+  static constexpr bool kFlips = false;
+  static BITPRESS_INLINE Vec load_once(const uint8_t* p) {
+    Vec v = load(p);
+    asm("" : "+v"(v));
+    return v;
+  }
+  static BITPRESS_INLINE Vec full_add(Vec& sum, Vec x, Vec y) {
+    sum = _mm256_ternarylogic_epi32(sum, x, y, Slices::kOdd);
+    return _mm256_ternarylogic_epi32(x, sum, y, Slices::kCarry);
+  }
+  static BITPRESS_INLINE Vec full_add_less(Vec& sum, Vec x, Vec y) {
+    sum = _mm256_ternarylogic_epi32(sum, x, y, Slices::kOdd);
+    return _mm256_ternarylogic_epi32(x, sum, y, Slices::kCarryLess);
+  }
+  static BITPRESS_INLINE Vec half_add(Vec& sum, Vec x) {
+    const Vec out = _mm256_and_si256(sum, x);
+    sum = _mm256_xor_si256(sum, x);
+    return out;
+  }
+  static BITPRESS_INLINE Vec at_least(Vec bit, Vec so_far, Vec threshold) {
+    return _mm256_ternarylogic_epi32(bit, so_far, threshold, Slices::kMost);
   }
 };
 
@@ -123,7 +180,9 @@ struct Dots : Pairs {
 void i8dot_avx512(const Conv& c) { i8dot<Words, F>(c); }
 void i8dot16_avx512(const Conv& c) { c.delay < kLeastDelay ? i8dot<Widened, F>(c) : i8dot<Delayed, F>(c); }
 void bitserial_avx512(const Conv& c) { bitserial<Nibbles, F>(c); }
-void bitsliced_avx512(const Conv& c) { bitsliced<Slices, F>(c); }
+void bitsliced_avx512(const Conv& c) {
+  c.vector == FewSlices::kBytes ? bitsliced<FewSlices, F>(c) : bitsliced<Slices, F>(c);
+}
 void winograd16_avx512(const Conv& c) { winograd<Plain, Words, F>(c); }
 void depthwise_avx512(const Depthwise& d) { depthwise<Dots, F>(d); }
 void requantize_avx512(const Requantize& r) { requantize<F>(r); }

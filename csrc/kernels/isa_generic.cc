@@ -124,52 +124,80 @@ struct Bits {
   }
 };
 
-// One bit of 64 pixels.
+// One bit of 128 pixels.
 struct Slices {
-  static constexpr size_t kBytes = 8, kTile = 8;
-  using Vec = uint64_t;
-  static Vec zero() { return 0; }
-  static Vec set(uint32_t word) { return word * 0x100000001u; }
+  static constexpr size_t kBytes = 16;
+  static constexpr bool kFlips = true;
+  struct Vec {
+    uint64_t a, b;
+  };
+  static Vec zero() { return {0, 0}; }
+  static Vec set(uint32_t word) { return {word * 0x100000001u, word * 0x100000001u}; }
   static Vec broadcast(const uint32_t* p) { return set(*p); }
   static Vec load(const uint8_t* p) {
     Vec v;
     __builtin_memcpy(&v, p, sizeof v);
     return v;
   }
+  static Vec load_once(const uint8_t* p) { return load(p); }
   static Vec load_any(const uint8_t* p) { return load(p); }
   static void store(uint8_t* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
-  static Vec both(Vec a, Vec b) { return a & b; }
-  static Vec either(Vec a, Vec b) { return a | b; }
-  static Vec differ(Vec a, Vec b) { return a ^ b; }
-  static Vec flip(Vec a) { return ~a; }
+  static Vec both(Vec x, Vec y) { return {x.a & y.a, x.b & y.b}; }
+  static Vec either(Vec x, Vec y) { return {x.a | y.a, x.b | y.b}; }
+  static Vec differ(Vec x, Vec y) { return {x.a ^ y.a, x.b ^ y.b}; }
+  static Vec flip(Vec x) { return {~x.a, ~x.b}; }
   template <int n>
-  static Vec shl(Vec a) {
-    return a << n;
+  static Vec shl(Vec x) {
+    return {x.a << n, x.b << n};
   }
   template <int n>
-  static Vec shr(Vec a) {
-    return a >> n;
+  static Vec shr(Vec x) {
+    return {x.a >> n, x.b >> n};
   }
   static Vec full_add(Vec& sum, Vec x, Vec y) {
-    const Vec t = x ^ y, out = (sum & t) | (x & y);
-    sum ^= t;
+    const Vec t = differ(x, y), out = either(both(sum, t), both(x, y));
+    sum = differ(sum, t);
+    return out;
+  }
+  static Vec full_add_less(Vec& sum, Vec x, Vec y) {
+    const Vec t = differ(x, y), out = either(both(flip(sum), t), both(x, y));
+    sum = differ(sum, t);
     return out;
   }
   static Vec half_add(Vec& sum, Vec x) {
-    const Vec out = sum & x;
-    sum ^= x;
+    const Vec out = both(sum, x);
+    sum = differ(sum, x);
     return out;
   }
-  static Vec at_least(Vec bit, Vec so_far, Vec threshold) { return (bit & so_far) | ((bit | so_far) & ~threshold); }
-  static Vec shl_by(Vec a, int n) { return a << n; }
-  static Vec shr_by(Vec a, int n) { return a >> n; }
-  static Vec add_bytes(Vec a, Vec b) {
-    constexpr Vec kTop = 0x8080808080808080u;
-    return ((a & ~kTop) + (b & ~kTop)) ^ ((a ^ b) & kTop);
+  static Vec at_least(Vec bit, Vec so_far, Vec threshold) {
+    return either(both(bit, so_far), both(either(bit, so_far), flip(threshold)));
   }
-  static void transpose(const uint8_t* in, size_t in_stride, uint8_t* out, size_t out_stride) {
-    for (size_t i = 0; i < kTile; ++i)
-      for (size_t j = 0; j < kTile; ++j) out[i * out_stride + j] = in[j * in_stride + i];
+  static Vec add_bytes(Vec x, Vec y) {
+    const Vec top = set(0x80808080u);
+    const auto add = [](uint64_t u, uint64_t v, uint64_t t) { return ((u & ~t) + (v & ~t)) ^ ((u ^ v) & t); };
+    return {add(x.a, y.a, top.a), add(x.b, y.b, top.b)};
+  }
+  template <int word>
+  static Vec moved(Vec x, int n) {
+    uint8_t from[kBytes], to[kBytes];
+    store(from, x);
+    for (size_t at = 0; at < kBytes; at += word) {
+      uint64_t v = 0;
+      for (size_t i = word; i-- > 0;) v = v << 8 | from[at + i];
+      const int by = n < 0 ? -n : n;
+      v = by >= 64 ? 0 : n < 0 ? v << by : v >> by;
+      for (size_t i = 0; i < word; ++i, v >>= 8) to[at + i] = static_cast<uint8_t>(v);
+    }
+    return load(to);
+  }
+  static Vec pieces(const uint8_t* const (&p)[1]) { return load(p[0]); }
+  static void put(Vec v, uint8_t* const (&p)[1], size_t at) { store(p[0] + at, v); }
+  static void turn(Vec (&v)[16]) {
+    uint8_t square[16][kBytes], turned[16][kBytes];
+    __builtin_memcpy(square, v, sizeof square);
+    for (size_t i = 0; i < 16; ++i)
+      for (size_t j = 0; j < 16; ++j) turned[i][j] = square[j][i];
+    __builtin_memcpy(v, turned, sizeof turned);
   }
 };
 

@@ -32,6 +32,8 @@ std::vector<uint8_t> codes_of(const Step& s, uint32_t row) {
   return out;
 }
 
+uint32_t planes_of_slices(const Encoding& act) { return act.bits == 3 ? 4 : static_cast<uint32_t>(act.bits); }
+
 uint32_t delay_at_hand(const int8_t* weights, uint32_t steps, uint32_t lanes, int32_t top, uint32_t delay) {
   const size_t halves = size_t{lanes} * 2;  // pairs of neighbours, each a lane of int16
   std::vector<int32_t> above(halves), below(halves);
@@ -326,17 +328,63 @@ void Bound::bind_fields(const Step& s) {
 }
 
 // Lists of what each weight's digits add or take away, chunk by chunk.
-void Bound::bind_slices(const Step& s) {
+// How rows lie in vectors, and elements in chunks. Windows one pixel apart are cut into planes once and moved, borders
+// coming of themselves; others once for each column of the kernel.
+void Bound::plan_slices(const Step& s) {
   Windows& w = windows_;
   Slices& z = slices_;
   w.zero = static_cast<uint8_t>(zero_byte(in_.storage));
   plan_windows(false);
-  const uint32_t per_group = s.rows / s.groups, bits = static_cast<uint32_t>(in_.storage.bits);
-  const uint32_t plain = bits * row_->group / 8, place = 2 * plain;  // bytes of an element
+  constexpr uint64_t kWord = 64, kMostPixels = 512;  // of a row that is moved; of a vector
+  const uint64_t widest = std::max(in_.w, out_.w);
+  z.columns = w.flat ? 1 : s.kernel_w;
+  z.shifted = z.columns > 1 && s.stride_w == 1 && w.zero == 0 && widest <= kWord;
+  if (z.shifted) {
+    w.copy = false;
+    w.row_bytes = in_.w * in_.c;
+    for (z.pitch = 2; 8 * z.pitch < widest;) z.pitch *= 2;
+  } else {
+    z.pitch = static_cast<uint32_t>((std::min<uint64_t>(w.flat ? out_.h * out_.w : out_.w, kMostPixels) + 7) / 8);
+  }
+  plan_bands(0);
+  // Vectors of half the size where twice as many would not be needed: they take more than half the time.
+  const uint32_t full = row_->group / 8;
+  const auto needed = [&](uint32_t bytes) {
+    return w.flat || z.pitch >= bytes ? (z.pitch + bytes - 1) / bytes : (w.band + bytes / z.pitch - 1) / (bytes / z.pitch);
+  };
+  const bool half = full == 64 && needed(full / 2) < 1.6 * needed(full);
+  const uint32_t vector = z.vector = half ? full / 2 : full;
+  const uint32_t bits = planes_of_slices(in_.storage), plain = bits * vector;
+  z.pitch = w.flat ? vector : std::min(z.pitch, vector);
+  const uint32_t height = w.flat ? 1 : s.kernel_h, reach = w.offsets.back() + 1, stride = w.flat ? 1 : s.stride_h;
+  constexpr size_t kMostPlaces = UINT16_MAX;  // of a list
+  const auto places = [&](uint32_t columns) { return (2 + size_t{columns}) * z.vectors * plain / gemm::kSlicePlace; };
+  uint32_t tall = 0;
+  const auto stand = [&] {
+    const uint32_t rows = vector / z.pitch;
+    tall = w.flat ? 1 : (w.band + rows - 1) / rows;
+    z.vectors = (tall - 1) * stride + reach;
+  };
+  for (stand(); places(1) > kMostPlaces && w.band > 1; stand()) w.band = (w.band + 1) / 2;
+  const uint32_t all = w.valid * z.columns;
+  z.chunk = std::max(kSliceElements / (height * plain), 1u);
+  while (places(z.chunk) > kMostPlaces) z.chunk = z.chunk / 2;
+  if (z.chunk > z.columns) z.chunk = z.chunk / z.columns * z.columns;
+  z.chunks = (all + z.chunk - 1) / z.chunk;
+  if (z.chunk > z.columns) z.chunk = static_cast<uint32_t>(padded((all + z.chunks - 1) / z.chunks, z.columns));
+  z.chunks = (all + z.chunk - 1) / z.chunk;
+  scratch_ = padded(w.scratch + gemm::kSlack, 64) +
+             gemm::kSliceChannels * bits * (size_t{3} * vector * tall * stride + padded(size_t{z.vectors} * z.pitch, 64)) +
+             z.chunks * (2 + size_t{z.chunk}) * z.vectors * plain;
+}
+
+void Bound::bind_slices(const Step& s) {
+  plan_slices(s);
+  const Windows& w = windows_;
+  Slices& z = slices_;
+  const uint32_t per_group = s.rows / s.groups, bits = planes_of_slices(in_.storage);
+  const uint32_t vector = z.vector, height = w.flat ? 1 : s.kernel_h;
   blocks_ = (per_group + row_->lanes - 1) / row_->lanes;
-  z.chunks = (s.depth + kSliceElements / place - 1) / (kSliceElements / place);
-  z.chunk = (s.depth + z.chunks - 1) / z.chunks;
-  z.chunks = (s.depth + z.chunk - 1) / z.chunk;
 
   const Split split = split_for_slices(s.weight);
   z.odd = split.shift == 1;
@@ -354,57 +402,72 @@ void Bound::bind_slices(const Step& s) {
     for (; sum && out < 32; sum >>= 1) ++out;
     return out;
   };
-  std::vector<uint16_t> lists;
   int64_t most = 0;  // largest sum
-  for (uint32_t group = 0; group < s.groups; ++group) {
-    std::vector<std::vector<uint8_t>> codes;
-    std::vector<int64_t> reach(per_group + 1, 0);  // of a row's counters so far
-    for (uint32_t row = 0; row < per_group; ++row) codes.push_back(codes_of(s, group * per_group + row));
-    for (uint32_t chunk = 0; chunk < z.chunks; ++chunk) {
-      const uint32_t begin = chunk * z.chunk, end = std::min(begin + z.chunk, s.depth);
-      const auto add_list = [&](uint32_t row, uint32_t d, const auto& sign) {
-        const size_t at = lists.size();
-        lists.resize(at + 2);
-        for (uint32_t k = begin; k < end; ++k) {
-          if (sign(k) == 0) continue;
-          lists.push_back(static_cast<uint16_t>((k - begin) * place + (sign(k) < 0 ? plain : 0)));
-          reach[row] += top << d;
-        }
-        while ((lists.size() - at) % gemm::kSlicePad != 2)
-          lists.push_back(static_cast<uint16_t>((end - begin) * place));
-        lists[at] = static_cast<uint16_t>(lists.size() - at - 2);
-        lists[at + 1] = static_cast<uint16_t>(std::max(planes_of(reach[row] >> d), least));
-      };
-      for (uint32_t row = 0; row < per_group; ++row) {
-        z.starts.push_back(static_cast<uint32_t>(lists.size()));
-        for (uint32_t d = 0; d < z.digits; ++d) add_list(row, d, [&](uint32_t k) { return digits[codes[row][k]][d]; });
+  std::vector<std::vector<uint8_t>> codes;
+  for (uint32_t row = 0; row < s.rows; ++row) {
+    codes.push_back(codes_of(s, row));
+    int64_t bias = 0, reach = 0;
+    for (const uint8_t code : codes.back()) {
+      bias -= w.zero * int64_t{s.weight.level(code)};
+      for (uint32_t d = 0; d < z.digits; ++d) {
+        bias -= digits[code][d] < 0 ? top << (d + split.shift) : 0;
+        reach += digits[code][d] ? top << d : 0;
       }
-      z.starts.push_back(static_cast<uint32_t>(lists.size()));
-      add_list(per_group, 0, [](uint32_t) { return 1; });
     }
-    for (uint32_t row = 0; row < per_group; ++row) {
-      int64_t bias = 0;
-      for (const uint8_t code : codes[row]) {
-        bias -= w.zero * int64_t{s.weight.level(code)};
-        for (uint32_t d = 0; d < z.digits; ++d) bias -= digits[code][d] < 0 ? top << (d + split.shift) : 0;
+    bias_[row / per_group * size_t{padded_rows_} + row % per_group] =
+        static_cast<int32_t>(static_cast<uint32_t>(bias));
+    most = std::max(most, z.odd ? 2 * reach + top * s.depth : reach);
+  }
+  z.levels = std::max(planes_of(most + 1), least + z.digits - 1 + (z.odd ? 1 : 0));
+
+  const uint32_t place = bits * vector / gemm::kSlicePlace;
+  std::vector<uint16_t> lists;
+  for (uint32_t group = 0; group < s.groups; ++group) {
+    std::vector<int64_t> reach(per_group + 1, 0);  // of a row's counters so far
+    for (uint32_t chunk = 0; chunk < z.chunks; ++chunk) {
+      const uint32_t begin = chunk * z.chunk, end = std::min(begin + z.chunk, w.valid * z.columns);
+      // Elements of a row that are added, or taken away, with a digit.
+      const auto elements = [&](uint32_t row, uint32_t d, int sign) {
+        std::vector<uint16_t> out;
+        for (uint32_t i = begin; i < end; ++i)
+          for (uint32_t y = 0; y < height; ++y) {
+            const uint32_t k = (y * z.columns + i % z.columns) * w.valid + i / z.columns;
+            const int digit = row == per_group ? int{d == 0} : digits[codes[group * per_group + row][k]][d];
+            if (digit == sign) out.push_back(static_cast<uint16_t>(((2 + i - begin) * z.vectors + w.offsets[y]) * place));
+          }
+        return out;
+      };
+      for (uint32_t row = 0; row <= per_group; ++row) {
+        if (row % row_->lanes == 0 || row == per_group) z.starts.push_back(static_cast<uint32_t>(lists.size()));
+        const uint32_t count = row == per_group ? 1 : z.digits;
+        std::vector<uint16_t> found[9][2];  // [digit][to be taken away]
+        for (uint32_t d = 0; d < count; ++d)
+          for (const int less : {0, 1}) {
+            found[d][less] = elements(row, d, less ? -1 : 1);
+            reach[row] += static_cast<int64_t>(found[d][less].size()) * top << d;
+          }
+        for (uint32_t d = 0; d < count; ++d) {
+          constexpr size_t kBlock = gemm::kSliceBlock, kHalf = kBlock / 2;
+          const size_t head = lists.size();
+          lists.insert(lists.end(), {0, 0, 0, 0, static_cast<uint16_t>(std::max(planes_of(reach[row] >> d), least) - least)});
+          for (const size_t entries : {kBlock, kHalf})
+            for (const uint16_t less : {0, 1}) {
+              std::vector<uint16_t>& all = found[d][less];
+              // Blocks first; what is left fills a block, or half of one.
+              const size_t rest = all.size() % kBlock, blocks = all.size() / kBlock + (rest > kHalf ? 1 : 0);
+              if (entries == kBlock) all.resize(rest > kHalf ? blocks * kBlock : rest ? blocks * kBlock + kHalf : blocks * kBlock, static_cast<uint16_t>(less * z.vectors * place));
+              const size_t whole = all.size() / kBlock * kBlock;
+              lists[head + (entries == kBlock ? 0 : 2) + less] = static_cast<uint16_t>(entries == kBlock ? whole / kBlock : (all.size() - whole) / kHalf);
+              lists.insert(lists.end(), entries == kBlock ? all.begin() : all.begin() + static_cast<ptrdiff_t>(whole), entries == kBlock ? all.begin() + static_cast<ptrdiff_t>(whole) : all.end());
+            }
+        }
       }
-      bias_[group * size_t{padded_rows_} + row] = static_cast<int32_t>(static_cast<uint32_t>(bias));
-      most = std::max(most, z.odd ? 2 * reach[row] + reach[per_group] : reach[row]);
     }
   }
   weights_ = Memory(lists.size() * sizeof(uint16_t));
   std::memcpy(weights_.data(), lists.data(), weights_.size());
-  z.levels = std::max(planes_of(most + 1), least + z.digits - 1 + (z.odd ? 1 : 0));
   bind_thresholds(s, most);
-
-  plan_bands(weights_.size());
-  const size_t rows = w.flat ? 1 : w.band_bytes / w.row_bytes, pitch = ((w.flat ? w.band : out_.w) + 7) / 8;
-  const size_t slots = padded(rows, s.stride_h), line = padded(slots * pitch + 64, 64), vector = row_->group / 8;
-  const size_t wide = pitch + (w.flat ? 0 : (size_t{s.kernel_w} - 1) * s.dilation_w / 8 + 1);
-  scratch_ = padded(w.scratch + gemm::kSlack, 64) +
-             (w.flat ? 1 : s.kernel_w) * padded(w.valid, gemm::kSliceChannels) * bits * line +
-             (size_t{z.chunk} + 1) * place + (size_t{blocks_} * gemm::kSliceChannels + 1) * z.levels * vector +
-             (slots * wide + 1) * bits * vector;
+  scratch_ += (size_t{gemm::kSliceChannels} + 1) * z.levels * vector;
 }
 
 // Whether what is stored is one of so few levels that comparing with where they step is faster than the law.

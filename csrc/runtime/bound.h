@@ -47,9 +47,14 @@ struct Windows {
   size_t scratch = 0;     // bytes of that memory
 };
 
+// Planes of an activation there: kernels know 1, 2 and 4.
+uint32_t planes_of_slices(const Encoding& act);
+
 // A convolution by bit slices: see gemm::Conv.
 struct Slices {
-  uint32_t chunk = 0, chunks = 0;  // elements of one; how many
+  uint32_t chunk = 0, chunks = 0;  // columns of channels in one; how many
+  bool shifted = false;
+  uint32_t vector = 0, columns = 1, pitch = 0, vectors = 0;
   uint32_t levels = 0, digits = 1, stored_bits = 0;
   bool odd = false;
   std::vector<uint32_t> starts, thresholds, falling;  // of one group after another
@@ -92,6 +97,7 @@ class Bound {
   void bind_lut(const Step& step, const Split& split);
   void bind_fields(const Step& step);
   void bind_slices(const Step& step);
+  void plan_slices(const Step& step);
   void bind_winograd(const Step& step);
   void bind_thresholds(const Step& step, int64_t most);
   void bind_depthwise(const Step& step);

@@ -147,7 +147,7 @@ void Bound::run_line(const Place& place, size_t begin, size_t end, gemm::Conv c,
       copy_line(c.in, pixels * window, scratch);
       c.in = scratch;
     }
-    c.out_cols = static_cast<uint32_t>(pixels);
+    c.out_cols = c.in_cols = static_cast<uint32_t>(pixels);
     c.first_pixel = at;
     row_->run(c);
     at += pixels;
@@ -186,12 +186,18 @@ void Bound::run_convolution(const Place& place, size_t begin, size_t end, uint32
   c.flip = in_.storage.is_signed() ? 0x80 : 0;
   c.scratch = scratch + padded(w.scratch + gemm::kSlack, 64);
   if (row_->sliced()) {
+    c.a_bits = planes_of_slices(in_.storage);
     c.run = slices_.chunk;
-    c.columns = w.flat ? 1 : step_.kernel_w;
-    c.in_rows = 1;
+    c.columns = slices_.columns;
     c.stride_h = w.flat ? 1 : step_.stride_h;
+    c.in_rows = 1;
     c.in_row_bytes = w.row_bytes;
-    c.column_bytes = size_t{step_.dilation_w} * w.channels;
+    c.column_bytes = slices_.shifted ? step_.dilation_w : size_t{step_.dilation_w} * w.channels;
+    c.shifted = slices_.shifted;
+    c.left = step_.left;
+    c.vector = slices_.vector;
+    c.pitch = slices_.pitch;
+    c.vectors = slices_.vectors;
     c.levels = slices_.levels;
     c.digits = slices_.digits;
     c.odd = slices_.odd;
@@ -211,8 +217,9 @@ void Bound::run_convolution(const Place& place, size_t begin, size_t end, uint32
 
   const size_t out_h = out_.h;
   c.row_stride = step_.stride_h * w.row_bytes;
-  c.pixel_stride = size_t{step_.stride_w} * w.channels * w.element;
+  c.pixel_stride = size_t{step_.stride_w} * (slices_.shifted ? in_.c : w.channels) * w.element;
   c.out_cols = static_cast<uint32_t>(out_.w);
+  c.in_cols = static_cast<uint32_t>(slices_.shifted ? in_.w : out_.w);
   c.out_row_pixels = out_.w;
   const uint32_t reach = (step_.kernel_h - 1) * step_.dilation_h + 1;
   for (size_t at = begin; at < end;) {
@@ -222,8 +229,14 @@ void Bound::run_convolution(const Place& place, size_t begin, size_t end, uint32
     const uint8_t* from = place.data + image * in_.c * in_.h * in_.w;
     const int64_t first = static_cast<int64_t>(y * step_.stride_h) - step_.top;
     c.in_rows = (c.out_rows - 1) * step_.stride_h + reach;
+    const int64_t begin_row = std::max<int64_t>(first, 0), seen = c.in_rows;
     for (uint32_t g = 0; g < step_.groups; ++g) {
-      if (w.copy) {
+      if (slices_.shifted) {  // writes no borders
+        const int64_t end_row = std::clamp<int64_t>(first + seen, begin_row, static_cast<int64_t>(in_.h));
+        c.above = static_cast<uint32_t>(begin_row - first);
+        c.in_rows = static_cast<uint32_t>(std::max<int64_t>(end_row - begin_row, 0));
+        c.in = from + static_cast<size_t>(begin_row) * w.row_bytes + size_t{g} * w.channels;
+      } else if (w.copy) {
         copy_band(from, g, first, c.in_rows, scratch);
         c.in = scratch;
       } else {
@@ -235,7 +248,7 @@ void Bound::run_convolution(const Place& place, size_t begin, size_t end, uint32
       c.out.b = b_.data() + size_t{g} * padded_rows_;
       c.out.bias = bias_.data() + size_t{g} * padded_rows_;
       if (row_->winograd()) c.tile_bias = winograd_.bias.data() + size_t{g} * 4 * padded_rows_;
-      if (row_->sliced()) c.starts = slices_.starts.data() + size_t{g} * slices_.chunks * (c.rows + 1);
+      if (row_->sliced()) c.starts = slices_.starts.data() + size_t{g} * slices_.chunks * (blocks_ + 1);
       if (c.stored_bits) {
         const size_t steps = (size_t{1} << c.stored_bits) - 1;
         c.thresholds = slices_.thresholds.data() + size_t{g} * c.rows * steps * slices_.levels;

@@ -1,0 +1,44 @@
+// Vectors of bitsliced with 256 bits, for x86: all but what adds and compares. Anonymous namespace.
+
+// One bit of 256 pixels.
+struct HalfSlices {
+  static constexpr size_t kBytes = 32;
+  using Vec = __m256i;
+  static Vec zero() { return _mm256_setzero_si256(); }
+  static Vec set(uint32_t word) { return _mm256_set1_epi32(static_cast<int32_t>(word)); }
+  static Vec broadcast(const uint32_t* p) { return set(*p); }
+  static Vec load(const uint8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Vec load_any(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static void store(uint8_t* p, Vec v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
+  static Vec both(Vec a, Vec b) { return _mm256_and_si256(a, b); }
+  static Vec either(Vec a, Vec b) { return _mm256_or_si256(a, b); }
+  static Vec differ(Vec a, Vec b) { return _mm256_xor_si256(a, b); }
+  static Vec flip(Vec a) { return _mm256_xor_si256(a, _mm256_set1_epi32(-1)); }
+  template <int n>
+  static Vec shl(Vec a) {
+    return _mm256_slli_epi16(a, n);
+  }
+  template <int n>
+  static Vec shr(Vec a) {
+    return _mm256_srli_epi16(a, n);
+  }
+  static Vec add_bytes(Vec a, Vec b) { return _mm256_add_epi8(a, b); }
+  template <int word>
+  static Vec moved(Vec a, int n) {
+    const __m128i by = _mm_cvtsi32_si128(n < 0 ? -n : n);
+    if (word == 2) return n < 0 ? _mm256_sll_epi16(a, by) : _mm256_srl_epi16(a, by);
+    if (word == 4) return n < 0 ? _mm256_sll_epi32(a, by) : _mm256_srl_epi32(a, by);
+    return n < 0 ? _mm256_sll_epi64(a, by) : _mm256_srl_epi64(a, by);
+  }
+  static BITPRESS_INLINE Vec pieces(const uint8_t* const (&p)[2]) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p[0]))),
+                                   _mm_loadu_si128(reinterpret_cast<const __m128i*>(p[1])), 1);
+  }
+  static BITPRESS_INLINE void put(Vec v, uint8_t* const (&p)[2], size_t at) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p[0] + at), _mm256_castsi256_si128(v));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p[1] + at), _mm256_extracti128_si256(v, 1));
+  }
+  static BITPRESS_INLINE void turn(Vec (&v)[16]) { turn_pieces<HalfSlices>(v); }
+  static Vec unpack_low(Vec a, Vec b) { return _mm256_unpacklo_epi8(a, b); }
+  static Vec unpack_high(Vec a, Vec b) { return _mm256_unpackhi_epi8(a, b); }
+};
