@@ -13,6 +13,9 @@ struct F {
   static Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
   static Vec from_i32(Ints a) { return _mm256_cvtepi32_ps(a); }
   static Ints load_i32(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Ints load_u16(const uint16_t* p) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   static Ints set_i32(int32_t x) { return _mm256_set1_epi32(x); }
   static Ints add_i32(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
   static Ints shl(Ints a, int32_t n) { return _mm256_sll_epi32(a, _mm_cvtsi32_si128(n)); }

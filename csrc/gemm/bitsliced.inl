@@ -5,7 +5,7 @@
 //   at_least(bit, so_far, threshold): majority of the first two and ~threshold
 //   shl<n>, shr<n>: of words of 16 bits or more; moved<bytes>(v, n): of words of so many bytes, -n to the left
 //   pieces(pointers), put(v, pointers): a vector from and to where its pieces lie
-//   turn(&v[16]): the 16 x 16 bytes of each piece
+//   unpack_low, unpack_high: bytes of two pieces in turns; turn(&v[16]): the 16 x 16 bytes of each piece
 // A row of output pixels takes `pitch` bytes, and a vector holds kBytes / pitch rows that lie `tall` rows apart: rows
 // tall * k + i for all k. What a tap sees `ky` rows below is then the vector i + ky, so that a weight is a place in
 // memory: planes are made once, of every channel and column of the kernel, and nothing is copied again. Elements are in
@@ -431,98 +431,132 @@ void find_octets(const Conv& c, const SliceLayout<V>& l, size_t i, Octet (&to)[V
   for (; at < V::kBytes; ++at) to[at] = {0, 0};
 }
 
-// Sums of 16 rows on their way to the law: octets that follow one another in the output go together.
-template <class F>
+// Sums of 16 rows of a block on their way to the law: octets that follow one another in the output go together.
+template <class F, class From>
 struct Finisher {
   static constexpr uint32_t kMost = 32;
   size_t first = 0;
   uint32_t held = 0;
-  alignas(64) int32_t sums[kMost * kSliceChannels + 16];
+  alignas(64) uint8_t sums[(kMost + 8) * kSliceChannels * From::kBytes + 64];
 
-  // Pixels [8][4][apart] of `width` bytes of sums, low ones first.
-  void add(const Conv& c, uint32_t row, uint32_t rows, const uint8_t* bytes, size_t apart, uint32_t width, Octet o) {
-    if (held && (o.pixel != first + held || held + o.pixels > kMost)) finish_held(c, row, rows);
+  // Where the sums of an octet's pixels go.
+  uint8_t* place(const Conv& c, uint32_t row, uint32_t rows, Octet o) {
+    if (held && o.pixels && (o.pixel != first + held || held + o.pixels > kMost)) finish_held(c, row, rows);
     if (!held) first = o.pixel;
-    int32_t* to = sums + held * kSliceChannels;
-    for (uint32_t j = 0; j < o.pixels; ++j, to += kSliceChannels) {
-      const uint8_t* p = bytes + j * 4 * apart;
-      if (width == 1)
-        for (size_t i = 0; i < kSliceChannels; ++i) to[i] = p[i];
-      else if (width == 2)
-        for (size_t i = 0; i < kSliceChannels; ++i) to[i] = p[apart + i] << 8 | p[i];
-      else
-        for (size_t i = 0; i < kSliceChannels; ++i)
-          to[i] = static_cast<int32_t>((width == 4 ? uint32_t{p[3 * apart + i]} << 24 : 0)) | p[2 * apart + i] << 16 |
-                  p[apart + i] << 8 | p[i];
-    }
+    uint8_t* const to = sums + held * kSliceChannels * From::kBytes;
     held += o.pixels;
+    return to;
   }
   void finish_held(const Conv& c, uint32_t row, uint32_t rows) {
-    if (held) finish<F, FromSums>(c.out, sums, kSliceChannels, row, rows, first, held, nullptr);
+    if (held) finish<F, From>(c.out, sums, kSliceChannels, row, rows, first, held, nullptr);
     held = 0;
   }
 };
+
+// Planes [8 * byte, 8 * byte + 8) of the turned planes of a block -> bytes of eight pixels.
+template <class V>
+void join(const uint8_t* turned, uint32_t planes, uint32_t byte, typename V::Vec (&p)[8]) {
+  unroll<8>([&](auto k) BITPRESS_INLINE {
+    const uint32_t plane = 8 * byte + static_cast<uint32_t>(k);
+    p[k] = plane < planes ? V::load(turned + plane * V::kBytes) : V::zero();
+  });
+  if (planes <= 8 * byte + 2)
+    join_two<V>(p);
+  else if (planes <= 8 * byte + 4)
+    join_four<V>(p);
+  else
+    join_octet<V>(p);
+}
+
+// Sums of a vector's octets, turned -> values by the law.
+template <class V, class F, class From>
+void store_sums(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octet (&octets)[V::kBytes]) {
+  constexpr size_t kPieces = V::kBytes / 16;
+  const uint32_t rows = c.rows - row < kSliceChannels ? c.rows - row : kSliceChannels;
+  Finisher<F, From> to_law[kPieces];
+  for (size_t j = 0; j < 16; ++j) {
+    typename V::Vec low[8], high[8];
+    const uint8_t* turned = l.sums + j * c.levels * V::kBytes;
+    join<V>(turned, c.levels, 0, low);
+    join<V>(turned, c.levels, 1, high);
+    uint8_t* to[kPieces];
+    for (size_t k = 0; k < kPieces; ++k) to[k] = to_law[k].place(c, row, rows, octets[16 * k + j]);
+    if constexpr (From::kBytes == 2) {
+      unroll<8>([&](auto t) BITPRESS_INLINE {
+        V::put(V::unpack_low(low[t], high[t]), to, 32 * static_cast<size_t>(t));
+        V::put(V::unpack_high(low[t], high[t]), to, 32 * static_cast<size_t>(t) + 16);
+      });
+    } else {
+      typename V::Vec higher[8], highest[8];
+      join<V>(turned, c.levels, 2, higher);
+      join<V>(turned, c.levels, 3, highest);
+      for (size_t t = 0; t < 8; ++t) {
+        alignas(64) uint8_t bytes[4][V::kBytes];
+        V::store(bytes[0], low[t]);
+        V::store(bytes[1], high[t]);
+        V::store(bytes[2], higher[t]);
+        V::store(bytes[3], highest[t]);
+        for (size_t k = 0; k < kPieces; ++k)
+          for (size_t i = 16 * k; i < 16 * k + 16; ++i) {
+            const uint32_t sum =
+                bytes[0][i] | bytes[1][i] << 8 | bytes[2][i] << 16 | static_cast<uint32_t>(bytes[3][i]) << 24;
+            __builtin_memcpy(to[k] + (16 * t + i % 16) * sizeof sum, &sum, sizeof sum);
+          }
+      }
+    }
+  }
+  for (size_t k = 0; k < kPieces; ++k) to_law[k].finish_held(c, row, rows);
+}
+
+// Levels of a vector's octets, turned -> where they are stored.
+template <class V>
+void store_levels(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octet (&octets)[V::kBytes]) {
+  constexpr size_t kPieces = V::kBytes / 16;
+  const uint32_t rows = c.rows - row < kSliceChannels ? c.rows - row : kSliceChannels;
+  const uint32_t low = static_cast<uint8_t>(static_cast<int32_t>(c.out.lo)) * 0x01010101u;
+  for (size_t j = 0; j < 16; ++j) {
+    uint8_t* out[kPieces];
+    bool full = rows == kSliceChannels, any = false;
+    for (size_t k = 0; k < kPieces; ++k) {
+      const Octet& o = octets[16 * k + j];
+      any = any || o.pixels;
+      full = full && o.pixels == 8;
+      out[k] = static_cast<uint8_t*>(c.out.data) + o.pixel * c.out.channels + c.out.first_channel + row;
+    }
+    if (!any) continue;
+    typename V::Vec p[8];
+    join<V>(l.sums + j * c.levels * V::kBytes, c.stored_bits, 0, p);
+    if (low) unroll<8>([&](auto t) BITPRESS_INLINE { p[t] = V::add_bytes(p[t], V::set(low)); });
+    if (full) {
+      unroll<8>([&](auto t) BITPRESS_INLINE { V::put(p[t], out, static_cast<size_t>(t) * c.out.channels); });
+      continue;
+    }
+    alignas(64) uint8_t bytes[8][V::kBytes];
+    unroll<8>([&](auto t) BITPRESS_INLINE { V::store(bytes[t], p[t]); });
+    for (size_t k = 0; k < kPieces; ++k)
+      for (uint32_t t = 0; t < octets[16 * k + j].pixels; ++t, out[k] += c.out.channels)
+        __builtin_memcpy(out[k], bytes[t] + 16 * k, rows);
+  }
+}
 
 // A vector of the planes [16][levels] of a block's sums, or of stored levels -> values. Each plane is turned where it
 // lies; its vector j has the bytes of 16 rows of octet j of each 16.
 template <class V, class F>
 void store_rows(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octet (&octets)[V::kBytes]) {
-  constexpr size_t kPieces = V::kBytes / 16;
-  const uint32_t planes = c.stored_bits ? c.stored_bits : c.levels, width = (planes + 7) / 8;
-  const uint32_t rows = c.rows - row < kSliceChannels ? c.rows - row : kSliceChannels;
-  const uint32_t low = static_cast<uint8_t>(static_cast<int32_t>(c.out.lo)) * 0x01010101u;
   const size_t apart = c.levels * V::kBytes;
-  for (uint32_t p = 0; p < planes; ++p) {
+  for (uint32_t p = 0; p < (c.stored_bits ? c.stored_bits : c.levels); ++p) {
+    uint8_t* const plane = l.sums + p * V::kBytes;
     typename V::Vec v[16];
-    unroll<16>([&](auto j) BITPRESS_INLINE { v[j] = V::load(l.sums + static_cast<size_t>(j) * apart + p * V::kBytes); });
+    unroll<16>([&](auto j) BITPRESS_INLINE { v[j] = V::load(plane + static_cast<size_t>(j) * apart); });
     V::turn(v);
-    unroll<16>([&](auto j) BITPRESS_INLINE { V::store(l.sums + static_cast<size_t>(j) * apart + p * V::kBytes, v[j]); });
+    unroll<16>([&](auto j) BITPRESS_INLINE { V::store(plane + static_cast<size_t>(j) * apart, v[j]); });
   }
-  Finisher<F> to_law[kPieces];
-  alignas(64) uint8_t bytes[8][4][V::kBytes];
-  for (size_t j = 0; j < 16; ++j) {
-    Octet to[kPieces];
-    bool any = false, full = rows == kSliceChannels;
-    for (size_t k = 0; k < kPieces; ++k) {
-      to[k] = octets[16 * k + j];
-      any = any || to[k].pixels;
-      full = full && to[k].pixels == 8;
-    }
-    if (!any) continue;
-    for (uint32_t b = 0; b < width; ++b) {
-      typename V::Vec p[8];
-      unroll<8>([&](auto k) BITPRESS_INLINE {
-        const uint32_t plane = 8 * b + static_cast<uint32_t>(k);
-        p[k] = plane < planes ? V::load(l.sums + j * apart + plane * V::kBytes) : V::zero();
-      });
-      if (planes <= 8 * b + 2)
-        join_two<V>(p);
-      else if (planes <= 8 * b + 4)
-        join_four<V>(p);
-      else
-        join_octet<V>(p);
-      if (c.stored_bits && low) unroll<8>([&](auto k) BITPRESS_INLINE { p[k] = V::add_bytes(p[k], V::set(low)); });
-      if (c.stored_bits && full) {
-        uint8_t* out[kPieces];
-        for (size_t k = 0; k < kPieces; ++k)
-          out[k] = static_cast<uint8_t*>(c.out.data) + to[k].pixel * c.out.channels + c.out.first_channel + row;
-        unroll<8>([&](auto t) BITPRESS_INLINE { V::put(p[t], out, static_cast<size_t>(t) * c.out.channels); });
-      } else {
-        unroll<8>([&](auto t) BITPRESS_INLINE { V::store(bytes[t][0] + b * V::kBytes, p[t]); });
-      }
-    }
-    if (c.stored_bits && full) continue;
-    for (size_t k = 0; k < kPieces; ++k) {
-      if (!c.stored_bits) {
-        if (to[k].pixels) to_law[k].add(c, row, rows, bytes[0][0] + 16 * k, V::kBytes, width, to[k]);
-        continue;
-      }
-      uint8_t* out = static_cast<uint8_t*>(c.out.data) + to[k].pixel * c.out.channels + c.out.first_channel + row;
-      for (uint32_t t = 0; t < to[k].pixels; ++t, out += c.out.channels)
-        __builtin_memcpy(out, bytes[t][0] + 16 * k, rows);
-    }
-  }
-  for (size_t k = 0; k < kPieces; ++k) to_law[k].finish_held(c, row, rows);
+  if (c.stored_bits)
+    store_levels<V>(c, l, row, octets);
+  else if (c.levels <= 16)
+    store_sums<V, F, FromU16>(c, l, row, octets);
+  else
+    store_sums<V, F, FromSums>(c, l, row, octets);
 }
 
 template <class V, class F>

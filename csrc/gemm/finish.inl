@@ -1,7 +1,7 @@
 // The epilogue: exact sums -> stored values, by the law of contract.h. Included inside an anonymous namespace.
 //
 // A Float vocabulary F supplies kLanes, Vec, load, set, mul, add, min, max, and
-//   from_i32(Ints) / Ints operations on int32 lanes: load_i32, set_i32, add_i32, shl
+//   from_i32(Ints) / Ints operations on int32 lanes: load_i32, load_u16, set_i32, add_i32, shl
 //   load_u8 / load_i8 / load_f32 (pointer, n) -> Vec, reading n values (or more, see kSlack)
 //   store_levels(uint8_t*, Vec, n), rounding half to even (the values fit a byte); store_f32(float*, Vec, n)
 //   kTogether: 1, or 4 where store_four(uint8_t*, apart, is_signed, lo, four Vec) stores whole vectors `apart` bytes
@@ -10,6 +10,18 @@
 struct FromSums {  // int32 sums [pixel][stride]
   static constexpr bool kSums = true;
   static constexpr size_t kBytes = 4;
+  template <class F>
+  static typename F::Ints load_sums(const void* p, size_t at) {
+    return F::load_i32(static_cast<const int32_t*>(p) + at);
+  }
+};
+struct FromU16 {  // sums below 2^16
+  static constexpr bool kSums = true;
+  static constexpr size_t kBytes = 2;
+  template <class F>
+  static typename F::Ints load_sums(const void* p, size_t at) {
+    return F::load_u16(static_cast<const uint16_t*>(p) + at);
+  }
 };
 struct FromU8 {
   static constexpr bool kSums = false;
@@ -61,7 +73,7 @@ template <class F, class From, bool kPlain = false>
 inline typename F::Vec begin_value(const void* in, size_t at, uint32_t n, [[maybe_unused]] typename F::Ints bias,
                                    [[maybe_unused]] int32_t shift, [[maybe_unused]] const int32_t* window) {
   if constexpr (From::kSums) {
-    typename F::Ints acc = F::load_i32(static_cast<const int32_t*>(in) + at);
+    typename F::Ints acc = From::template load_sums<F>(in, at);
     if constexpr (!kPlain) acc = F::shl(acc, shift);
     acc = F::add_i32(acc, bias);
     if (!kPlain && window) acc = F::add_i32(acc, F::set_i32(*window));

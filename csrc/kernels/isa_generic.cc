@@ -43,6 +43,11 @@ struct F {
   static Vec from_i32(Ints a) {
     return each([&](uint32_t i) { return static_cast<float>(static_cast<int32_t>(a.v[i])); });
   }
+  static Ints load_u16(const uint16_t* p) {
+    Ints out;
+    for (uint32_t i = 0; i < kLanes; ++i) out.v[i] = p[i];
+    return out;
+  }
   static Ints load_i32(const int32_t* p) {
     Ints out;
     for (uint32_t i = 0; i < kLanes; ++i) out.v[i] = static_cast<uint32_t>(p[i]);
@@ -192,6 +197,18 @@ struct Slices {
   }
   static Vec pieces(const uint8_t* const (&p)[1]) { return load(p[0]); }
   static void put(Vec v, uint8_t* const (&p)[1], size_t at) { store(p[0] + at, v); }
+  static Vec unpack_low(Vec x, Vec y) { return unpack(x, y, 0); }
+  static Vec unpack_high(Vec x, Vec y) { return unpack(x, y, 8); }
+  static Vec unpack(Vec x, Vec y, size_t at) {
+    uint8_t a[kBytes], b[kBytes], to[kBytes];
+    store(a, x);
+    store(b, y);
+    for (size_t i = 0; i < 8; ++i) {
+      to[2 * i] = a[at + i];
+      to[2 * i + 1] = b[at + i];
+    }
+    return load(to);
+  }
   static void turn(Vec (&v)[16]) {
     uint8_t square[16][kBytes], turned[16][kBytes];
     __builtin_memcpy(square, v, sizeof square);
