@@ -1,6 +1,6 @@
 // bitsliced: convolution by full adders on bit planes of pixels. One template; the leaf is the vocabulary V:
 //   kBytes              of a vector: a bit a pixel; it consists of kBytes / 16 pieces
-//   zero, load, store (aligned), load_once (to be held in a register), load_any, broadcast(uint32*), both, either, differ, flip
+//   zero, load, store (aligned), load_once (to be held in a register), load_any, store_any, broadcast(uint32*), both, either, differ, flip
 //   full_add(&sum, x, y), half_add(&sum, x): the carry; full_add_less: of what x and y lack, itself flipped if kFlips
 //   at_least(bit, so_far, threshold): majority of the first two and ~threshold
 //   shl<n>, shr<n>: of words of 16 bits or more; moved<bytes>(v, n): of words of so many bytes, -n to the left
@@ -17,7 +17,6 @@ struct SliceLayout {
   size_t apart;     // rows of input between those of a vector
   size_t vectors;   // of a column of the kernel
   size_t groups;    // rows of a vector
-  size_t line;      // bytes of a plane of the input rows of one remainder by `apart`
   size_t plain;     // bytes of the planes of an element
   size_t column, chunk;  // bytes from one to the next
   size_t chunks;
@@ -29,9 +28,8 @@ struct SliceLayout {
     tall = (c.out_rows + groups - 1) / groups;
     apart = tall * c.stride_h;
     vectors = (tall - 1) * c.stride_h + c.tap_offsets[c.taps - 1] + 1;
-    line = ((groups + (vectors - 1) / apart) * c.pitch + V::kBytes - 1) / V::kBytes * V::kBytes + V::kBytes;
     lines = c.scratch;
-    planes = lines + kSliceChannels * c.a_bits * apart * line;
+    planes = lines + kSliceChannels * c.a_bits * apart * c.line;
     sums = planes + chunks * chunk;
     shared = sums + kSliceChannels * c.levels * V::kBytes;
   }
@@ -148,30 +146,30 @@ void slice_lines(const Conv& c, const SliceLayout<V>& l, const uint8_t* in, type
       }
       for (size_t q = 0; q < bits; ++q) {
         V::turn(made[q]);
-        uint8_t* to = l.lines + (q * l.apart + rest) * l.line + first;
+        uint8_t* to = l.lines + (q * l.apart + rest) * c.line + first;
         unroll<16>([&](auto i) BITPRESS_INLINE {
-          V::store(to + static_cast<size_t>(i) * bits * l.apart * l.line, V::both(made[q][i], inside));
+          V::store(to + static_cast<size_t>(i) * bits * l.apart * c.line, V::both(made[q][i], inside));
         });
       }
     }
   }
 }
 
-// Lines of channels [channel, channel + count) -> their planes of columns [begin, end) of the kernel, each of which
+// Lines of channels [channel, channel + count), of which `lines` has the first's, -> their planes of columns [begin, end) of the kernel, each of which
 // lies column_bytes pixels further to the right if `shifted`.
 template <class V>
-void slice_columns(const Conv& c, const SliceLayout<V>& l, uint32_t channel, uint32_t count, uint32_t begin,
-                   uint32_t end) {
+void slice_columns(const Conv& c, const SliceLayout<V>& l, const uint8_t* lines, uint32_t channel, uint32_t count,
+                   uint32_t begin, uint32_t end) {
   for (uint32_t i = 0; i < count; ++i)
     for (uint32_t column = begin; column < end; ++column) {
       const size_t place = static_cast<size_t>(channel + i) * c.columns + column;
       uint8_t* to = l.planes + place / c.run * l.chunk + (2 + place % c.run) * l.column;
       const int shift = c.shifted ? static_cast<int>(column * c.column_bytes) - static_cast<int>(c.left) : 0;
       for (size_t q = 0; q < c.a_bits; ++q, to += V::kBytes) {
-        const uint8_t* from = l.lines + (i * c.a_bits + q) * l.apart * l.line;
+        const uint8_t* from = lines + (i * c.a_bits + q) * l.apart * c.line;
         const auto move = [&](const auto& moved) BITPRESS_INLINE {
           for (size_t v = 0, rest = 0, row = 0; v < l.vectors; ++v) {
-            V::store(to + v * l.plain, moved(V::load_any(from + rest * l.line + row)));
+            V::store(to + v * l.plain, moved(V::load_any(from + rest * c.line + row)));
             if (++rest == l.apart) {
               rest = 0;
               row += c.pitch;
@@ -196,6 +194,7 @@ void slice_input(const Conv& c, const SliceLayout<V>& l) {
   for (size_t chunk = 0; chunk < l.chunks; ++chunk)
     for (size_t at = 0; at < 2 * l.column; at += V::kBytes)
       V::store(l.planes + chunk * l.chunk + at, at < l.column ? V::zero() : V::flip(V::zero()));
+  if (c.in_lines) return slice_columns<V>(c, l, c.in_lines, 0, c.valid, 0, c.columns);
   alignas(64) uint8_t inside[V::kBytes];
   for (size_t i = 0; i < V::kBytes; ++i) {
     const size_t x = 8 * (i % c.pitch);
@@ -207,7 +206,7 @@ void slice_input(const Conv& c, const SliceLayout<V>& l) {
     const uint32_t together = c.shifted ? c.columns : 1;  // of the same lines
     for (uint32_t column = 0; column < c.columns; column += together) {
       slice_lines<V>(c, l, c.in + column * c.column_bytes + channel, mask);
-      slice_columns<V>(c, l, channel, count, column, column + together);
+      slice_columns<V>(c, l, l.lines, channel, count, column, column + together);
     }
   }
 }
@@ -559,6 +558,23 @@ void store_rows(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octe
     store_sums<V, F, FromSums>(c, l, row, octets);
 }
 
+// A vector of the planes of a block's levels, its i-th -> the lines that the next convolution reads. Its rows are as far
+// apart there, behind out_top rows of zeros.
+template <class V>
+void store_lines(const Conv& c, const SliceLayout<V>& l, uint32_t row, size_t i, const Octet (&octets)[V::kBytes]) {
+  alignas(64) uint8_t inside[V::kBytes];
+  for (size_t k = 0; k < V::kBytes; ++k) inside[k] = static_cast<uint8_t>((1u << octets[k].pixels) - 1);
+  const typename V::Vec mask = V::load(inside);
+  const size_t at = i + c.out_top, first = at % l.tall * c.out_line, behind = at / l.tall * c.pitch;
+  const uint32_t rows = c.rows - row < kSliceChannels ? c.rows - row : kSliceChannels;
+  uint8_t* line = c.out_lines + size_t{row} * c.stored_bits * l.tall * c.out_line + first;
+  for (uint32_t k = 0; k < rows; ++k)
+    for (uint32_t q = 0; q < c.stored_bits; ++q, line += l.tall * c.out_line) {
+      for (size_t b = 0; b < c.out_line; b += V::kBytes) V::store_any(line + b, V::zero());
+      V::store_any(line + behind, V::both(V::load(l.sums + (k * c.levels + q) * V::kBytes), mask));
+    }
+}
+
 template <class V, class F>
 void bitsliced(const Conv& c) {
   if (c.out_cols > 8 * V::kBytes) {  // a row of many vectors
@@ -603,7 +619,10 @@ void bitsliced(const Conv& c) {
         if (c.odd) add_shared<V>(sum, l.shared, c.levels);
         if (c.stored_bits) compare<V>(c, row + k, sum);
       }
-      store_rows<V, F>(c, l, row, octets);
+      if (c.out_lines)
+        store_lines<V>(c, l, row, i, octets);
+      else
+        store_rows<V, F>(c, l, row, octets);
     }
   }
 }

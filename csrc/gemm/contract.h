@@ -110,6 +110,13 @@ struct Conv {
   uint32_t left;
   uint32_t vector, pitch;             // bytes of a vector, where the row has two sizes; of a row of output pixels there
   uint32_t vectors;                   // of a column, at most
+  size_t line;                        // bytes of a plane of rows `apart` rows apart, see csrc/gemm/bitsliced.inl
+  // Lines [channels][a_bits][apart] instead of `in`, and instead of levels in `out` those of the convolution that reads
+  // them, which has out_top rows of border; null: none
+  const uint8_t* in_lines;
+  uint8_t* out_lines;
+  uint32_t out_top;
+  size_t out_line;
   uint32_t levels;                    // planes of a sum
   uint32_t digits;                    // most of a weight
   bool odd;                           // w = 2 * v + 1

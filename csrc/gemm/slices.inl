@@ -10,6 +10,7 @@ struct HalfSlices {
   static Vec load(const uint8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
   static Vec load_any(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static void store(uint8_t* p, Vec v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
+  static void store_any(uint8_t* p, Vec v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   static Vec both(Vec a, Vec b) { return _mm256_and_si256(a, b); }
   static Vec either(Vec a, Vec b) { return _mm256_or_si256(a, b); }
   static Vec differ(Vec a, Vec b) { return _mm256_xor_si256(a, b); }

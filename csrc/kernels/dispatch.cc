@@ -184,14 +184,15 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // planes once for every pixel, kPixel + kPack a bit, and ends every pair of planes in a multiplication an output,
 // kPair. lut codes every pixel once, kPixel, and widens sums of 16 bits, kWiden an output. Picoseconds, fitted on the
 // machine of kernels.def to within a quarter over w1a1 .. w4a4 of ResNet-20 and ResNet-18 (lut: and 1x1). bitsliced
-// makes planes of every element of a window, kSlice a bit of one, and its last vector is full whatever is in it; a lane
-// of 256 bits takes kHalf of one of 512.
+// makes planes of every element of a window, kSlice a bit of one, kApart where columns of the kernel are not moved from
+// one another; its last vector is full whatever is in it, and a lane of 256 bits takes kHalf of one of 512. Its
+// outputs cost kLevel.
 // winograd transforms each channel of a tile, kInput, and 16 products of each row into four sums, kFold with 8 lanes.
 // i8dot16 takes kAtOnce as long where it widens every step. gemv adds the lanes of each output up, kAcross. Tiles begin
 // and end in kGroup for each 2 x 2 of them, and one of few pixels takes half as long as a full one; runs, filled up,
 // are a third of windows of 3 x 3.
 double arithmetic(const Row& r, const Problem& p) {
-  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6, kAtOnce = 1.5, kHalf = 1.4;
+  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6, kApart = 18, kAtOnce = 1.5, kHalf = 1.5, kLevel = 150;
   constexpr double kFold = 2300, kInput = 100, kGroup = 32000, kAcross = 2000;
   const double pixels = static_cast<double>(p.pixels), groups = static_cast<double>(p.groups);
   if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
@@ -203,7 +204,8 @@ double arithmetic(const Row& r, const Problem& p) {
     const double digits = p.digits > 0 ? p.digits : digits_of(p.weight);
     double lanes = static_cast<double>(padded(p.pixels, r.group));
     if (r.group == 512) lanes = std::min(lanes, kHalf * static_cast<double>(padded(p.pixels, r.group / 2)));
-    return ((r.cost * digits * bits + kOutput) * filters + groups * kSlice * bits) * lanes * 1e-6;
+    const double slices = groups * (p.tiles ? kSlice : kApart) * bits;
+    return ((r.cost * digits * bits + kLevel) * filters + slices) * lanes * 1e-6;
   }
   if (r.winograd()) {
     const double fold = kFold * 8 / r.lanes;

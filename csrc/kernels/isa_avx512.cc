@@ -75,6 +75,7 @@ struct Slices {
   }
   static Vec load_any(const uint8_t* p) { return _mm512_loadu_si512(p); }
   static void store(uint8_t* p, Vec v) { _mm512_store_si512(p, v); }
+  static void store_any(uint8_t* p, Vec v) { _mm512_storeu_si512(p, v); }
   static Vec both(Vec a, Vec b) { return _mm512_and_si512(a, b); }
   static Vec either(Vec a, Vec b) { return _mm512_or_si512(a, b); }
   static Vec differ(Vec a, Vec b) { return _mm512_xor_si512(a, b); }

@@ -147,6 +147,7 @@ struct Slices {
   static Vec load_once(const uint8_t* p) { return load(p); }
   static Vec load_any(const uint8_t* p) { return load(p); }
   static void store(uint8_t* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+  static void store_any(uint8_t* p, Vec v) { store(p, v); }
   static Vec both(Vec x, Vec y) { return {x.a & y.a, x.b & y.b}; }
   static Vec either(Vec x, Vec y) { return {x.a | y.a, x.b | y.b}; }
   static Vec differ(Vec x, Vec y) { return {x.a ^ y.a, x.b ^ y.b}; }

@@ -359,11 +359,10 @@ void Bound::plan_slices(const Step& s) {
   const uint32_t height = w.flat ? 1 : s.kernel_h, reach = w.offsets.back() + 1, stride = w.flat ? 1 : s.stride_h;
   constexpr size_t kMostPlaces = UINT16_MAX;  // of a list
   const auto places = [&](uint32_t columns) { return (2 + size_t{columns}) * z.vectors * plain / gemm::kSlicePlace; };
-  uint32_t tall = 0;
   const auto stand = [&] {
     const uint32_t rows = vector / z.pitch;
-    tall = w.flat ? 1 : (w.band + rows - 1) / rows;
-    z.vectors = (tall - 1) * stride + reach;
+    z.tall = w.flat ? 1 : (w.band + rows - 1) / rows;
+    z.vectors = (z.tall - 1) * stride + reach;
   };
   for (stand(); places(1) > kMostPlaces && w.band > 1; stand()) w.band = (w.band + 1) / 2;
   const uint32_t all = w.valid * z.columns;
@@ -373,8 +372,8 @@ void Bound::plan_slices(const Step& s) {
   z.chunks = (all + z.chunk - 1) / z.chunk;
   if (z.chunk > z.columns) z.chunk = static_cast<uint32_t>(padded((all + z.chunks - 1) / z.chunks, z.columns));
   z.chunks = (all + z.chunk - 1) / z.chunk;
-  scratch_ = padded(w.scratch + gemm::kSlack, 64) +
-             gemm::kSliceChannels * bits * (size_t{3} * vector * tall * stride + padded(size_t{z.vectors} * z.pitch, 64)) +
+  z.line = padded(vector + ((reach - 1) / stride + 1) * z.pitch, vector);  // whatever the band: a row more than it takes
+  scratch_ = padded(w.scratch + gemm::kSlack, 64) + gemm::kSliceChannels * bits * z.line * z.tall * stride +
              z.chunks * (2 + size_t{z.chunk}) * z.vectors * plain;
 }
 
@@ -468,6 +467,21 @@ void Bound::bind_slices(const Step& s) {
   std::memcpy(weights_.data(), lists.data(), weights_.size());
   bind_thresholds(s, most);
   scratch_ += (size_t{gemm::kSliceChannels} + 1) * z.levels * vector;
+}
+
+void Bound::link(Bound& from, Bound& to) {
+  if (!from.row_ || !from.row_->sliced() || !to.row_->sliced()) return;
+  Slices &a = from.slices_, &b = to.slices_;
+  const Step& s = to.step_;
+  const bool whole = from.windows_.band == from.out_.h && to.windows_.band == to.out_.h && from.step_.groups == 1 &&
+                     s.groups == 1 && !from.windows_.flat;
+  const bool alike = a.vector == b.vector && a.pitch == b.pitch && a.tall == b.tall &&
+                     a.stored_bits == planes_of_slices(to.in_.storage) && from.step_.lo == 0;
+  const bool near = b.shifted && s.stride_h == 1 && s.top <= to.windows_.offsets.back();
+  if (!whole || !alike || !near || to.in_.c * a.stored_bits * a.tall * b.line > to.in_.bytes) return;
+  a.next = &b;
+  a.top = s.top;
+  b.linked = true;
 }
 
 // Whether what is stored is one of so few levels that comparing with where they step is faster than the law.

@@ -30,6 +30,7 @@ struct Place {
   const uint8_t* residual;
   uint8_t* output;
   size_t images;
+  bool lines = false;  // convolutions that Bound::link has linked hand each other bit planes; each runs whole then
 };
 
 // Rounded windows of a convolution, one group: see gemm::Conv.
@@ -54,7 +55,11 @@ uint32_t planes_of_slices(const Encoding& act);
 struct Slices {
   uint32_t chunk = 0, chunks = 0;  // columns of channels in one; how many
   bool shifted = false;
-  uint32_t vector = 0, columns = 1, pitch = 0, vectors = 0;
+  uint32_t vector = 0, columns = 1, pitch = 0, vectors = 0, tall = 0;
+  size_t line = 0;
+  const Slices* next = nullptr;  // of the step that reads this one's lines
+  uint32_t top = 0;              // its border
+  bool linked = false;           // reads lines
   uint32_t levels = 0, digits = 1, stored_bits = 0;
   bool odd = false;
   std::vector<uint32_t> starts, thresholds, falling;  // of one group after another
@@ -78,6 +83,9 @@ class Bound {
   size_t weight_bytes() const {
     return weights_.size() + tables_.size() + sizeof(uint32_t) * (slices_.starts.size() + slices_.thresholds.size());
   }
+  // Lets `from` leave bit planes for `to`, which alone reads what it writes, where both are cut alike.
+  static void link(Bound& from, Bound& to);
+
   // Rough number of operations, to tell whether threads are worth waking.
   double work(size_t images) const;
 

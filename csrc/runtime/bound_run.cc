@@ -198,6 +198,7 @@ void Bound::run_convolution(const Place& place, size_t begin, size_t end, uint32
     c.vector = slices_.vector;
     c.pitch = slices_.pitch;
     c.vectors = slices_.vectors;
+    c.line = slices_.line;
     c.levels = slices_.levels;
     c.digits = slices_.digits;
     c.odd = slices_.odd;
@@ -241,6 +242,12 @@ void Bound::run_convolution(const Place& place, size_t begin, size_t end, uint32
         c.in = scratch;
       } else {
         c.in = from + static_cast<size_t>(first) * w.row_bytes;
+      }
+      if (place.lines && slices_.linked) c.in_lines = from;
+      if (place.lines && slices_.next) {
+        c.out_lines = place.output + image * out_.elements();
+        c.out_top = slices_.top;
+        c.out_line = slices_.next->line;
       }
       c.weights = weights_.data() + g * group_bytes_;
       c.out.first_channel = size_t{g} * c.rows;

@@ -65,6 +65,7 @@ size_t read_whole(int file, uint8_t* to, size_t size, const char* path) {
 
 Model::Model(Bytes file) : program(read_program(file)), choice(Choice::from_environment()) {
   const Together together;
+  steps.reserve(program.steps.size());
   for (Step& step : program.steps) {
     steps.emplace_back(step, program, choice);
     weight_bytes += steps.back().weight_bytes();
@@ -73,8 +74,25 @@ Model::Model(Bytes file) : program(read_program(file)), choice(Choice::from_envi
     step.b = {};
     step.fields = {};
   }
+  link_steps();
   const size_t image = std::max<size_t>(program.arena_bytes, 64);
   most_images = std::clamp<size_t>(std::max(kChunkBytes, weight_bytes) / image, 1, kMostImages);
+}
+
+// Buffers that one step writes and one reads, as its input, need not hold levels.
+void Model::link_steps() {
+  std::vector<uint32_t> writers(program.buffers.size(), 0), readers(program.buffers.size(), 0);
+  for (const Step& s : program.steps) {
+    ++writers[s.output];
+    ++readers[s.data];
+    if (s.residual != kNone) ++readers[s.residual];
+  }
+  for (size_t i = 0; i < steps.size(); ++i)
+    for (size_t j = i + 1; j < steps.size(); ++j) {
+      const uint32_t buffer = program.steps[i].output;
+      if (program.steps[j].data == buffer && writers[buffer] == 1 && readers[buffer] == 1 && buffer != program.output)
+        Bound::link(steps[i], steps[j]);
+    }
 }
 
 void normalize_u8(const Program& program, const uint8_t* images, size_t n, float* out) {

@@ -21,6 +21,9 @@ struct Model {
   std::vector<Bound> steps;
   size_t weight_bytes = 0, scratch_bytes = 0;  // of all steps; of the step that needs most, for each thread
   size_t most_images = 1;                      // run together
+
+ private:
+  void link_steps();
 };
 
 // A file's uint8 images [n, H, W, C] -> float32 [n, C, H, W], (x/255 - mean)/std, each operation rounded

@@ -34,6 +34,7 @@ struct Chunk {
   size_t first, images;
   int thread;  // whose arena holds their values
   uint8_t* arena;
+  bool lines;  // see Place
 };
 
 struct Session::State {
@@ -59,7 +60,7 @@ struct Session::State {
   Place place(const Step& s, const Chunk& chunk) const {
     const bool external = s.data == program.input;
     return {external ? reinterpret_cast<const uint8_t*>(chunk.x) : at(s.data, chunk),
-            s.residual == kNone ? nullptr : at(s.residual, chunk), at(s.output, chunk), chunk.images};
+            s.residual == kNone ? nullptr : at(s.residual, chunk), at(s.output, chunk), chunk.images, chunk.lines};
   }
 
   uint8_t* scratch_of(int thread) const { return scratch[static_cast<size_t>(thread)].data(); }
@@ -84,11 +85,12 @@ struct Session::State {
 
   // Calls run_step(number, chunk), then after(number, chunk), for every step of every chunk of images [begin, end).
   template <class RunStep, class After>
-  void run_images(const float* x, size_t begin, size_t end, int thread, const RunStep& run_step, const After& after) {
+  void run_images(const float* x, size_t begin, size_t end, int thread, bool lines, const RunStep& run_step,
+                  const After& after) {
     const size_t size = program.in().elements();
     uint8_t* arena = arenas[static_cast<size_t>(thread)].data();
     for (size_t first = begin; first < end; first += model->most_images) {
-      const Chunk chunk{x + first * size, first, std::min(model->most_images, end - first), thread, arena};
+      const Chunk chunk{x + first * size, first, std::min(model->most_images, end - first), thread, arena, lines};
       for (size_t i = 0; i < steps.size(); ++i) {
         run_step(i, chunk);
         after(i, chunk);
@@ -97,17 +99,19 @@ struct Session::State {
   }
 
   // Many images are shared out among the threads, which then need not wait for each other; few are run together, and
-  // the rows of each step shared out. `after` may be called from several threads at once.
+  // the rows of each step shared out. `after` may be called from several threads at once. `levels`: every buffer holds
+  // its levels then.
   template <class After>
-  void run(const float* x, size_t n, const After& after) {
+  void run(const float* x, size_t n, const After& after, bool levels = false) {
     const size_t threads = static_cast<size_t>(pool->threads());
     const bool apart = images_apart(n);
     const size_t most = std::min(apart ? (n + threads - 1) / threads : n, model->most_images);
     for (size_t i = 0; i < (apart ? threads : 1); ++i)
       if (arenas[i].size() < most * program.arena_bytes) arenas[i] = Memory(most * program.arena_bytes);
-    if (!apart) return run_images(x, 0, n, 0, [&](size_t i, const Chunk& chunk) { run_shared(i, chunk); }, after);
+    const auto shared = [&](size_t i, const Chunk& chunk) { run_shared(i, chunk); };
+    if (!apart) return run_images(x, 0, n, 0, threads == 1 && !levels, shared, after);
     pool->run(n, [&](size_t begin, size_t end, int thread) {
-      run_images(x, begin, end, thread, [&](size_t i, const Chunk& chunk) { run_alone(i, chunk); }, after);
+      run_images(x, begin, end, thread, !levels, [&](size_t i, const Chunk& chunk) { run_alone(i, chunk); }, after);
     });
   }
 
@@ -224,7 +228,7 @@ std::vector<Value> Session::values(const float* x, size_t n) {
           copy_plane<uint8_t>(from, pixels, b.c, c, v.levels.data() + to);
       }
     }
-  });
+  }, true);
   return out;
 }
 
