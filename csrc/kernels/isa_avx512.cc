@@ -70,7 +70,7 @@ struct Slices {
   static Vec load(const uint8_t* p) { return _mm512_load_si512(p); }
   static BITPRESS_INLINE Vec load_once(const uint8_t* p) {
     Vec v = load(p);
-    asm("" : "+v"(v));
+    BITPRESS_TIED(("" : "+v"(v)), static_cast<void>(0));
     return v;
   }
   static Vec load_any(const uint8_t* p) { return _mm512_loadu_si512(p); }
@@ -138,7 +138,7 @@ struct FewSlices : HalfSlices {
   static constexpr bool kFlips = false;
   static BITPRESS_INLINE Vec load_once(const uint8_t* p) {
     Vec v = load(p);
-    asm("" : "+v"(v));
+    BITPRESS_TIED(("" : "+v"(v)), static_cast<void>(0));
     return v;
   }
   static BITPRESS_INLINE Vec full_add(Vec& sum, Vec x, Vec y) {

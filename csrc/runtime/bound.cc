@@ -482,6 +482,8 @@ void Bound::link(Bound& from, Bound& to) {
   a.next = &b;
   a.top = s.top;
   b.linked = true;
+  from.why_ += "; leaves bit planes";
+  to.why_ += "; reads bit planes";
 }
 
 // Whether what is stored is one of so few levels that comparing with where they step is faster than the law.

@@ -55,6 +55,44 @@ def test_every_value_on_every_isa(isa: str, name: str, monkeypatch: pytest.Monke
         np.testing.assert_array_equal(value, want[key], f"{isa}: {key}")
 
 
+SLICED = [str(row["name"]) for row in _native.kernels() if row["usable"] and row["name"].startswith("bitsliced_")]
+# Height, width, kernel, padding of the layer that reads planes, whose output is as large as its input.
+LINKED = [
+    (16, 16, (3, 3), (1, 1, 1, 1)), (32, 32, (3, 3), (1, 1, 1, 1)), (14, 14, (3, 3), (1, 1, 1, 1)),
+    (9, 11, (3, 3), (1, 1, 1, 1)), (56, 56, (3, 3), (1, 1, 1, 1)), (21, 30, (5, 3), (0, 2, 4, 0)),
+    (13, 40, (3, 5), (2, 2, 0, 2)), (5, 64, (3, 3), (1, 1, 1, 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", SLICED)
+@pytest.mark.parametrize("geometry", LINKED, ids=lambda g: f"{g[0]}x{g[1]}")
+@pytest.mark.parametrize(("weight", "act"), [("o2", "u2"), ("i2", "u2"), ("t2", "u4"), ("b1", "u1")])
+def test_planes_are_handed_over(
+    kernel: str, geometry: tuple, weight: str, act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three layers of bit slices, of which only the last writes levels, for one thread; the same where all do."""
+    monkeypatch.setenv("BITPRESS_FORCE_KERNEL", kernel)
+    h, w, window, padding = geometry
+    m = samples.Maker((3, 2 * h, w), seed=h)
+    x = m.conv("first", m.quantize("u4"), (35, act), weight, stride=(2, 1))
+    x = m.conv("second", x, (20, act), weight, kernel=window, padding=padding)
+    x = m.conv("third", x, (16, "i8"), weight, kernel=window, padding=padding)
+    program = m.program(m.requantize("out", x, "f32"))
+    session = _native.Session(artifact.encode(program))
+    whys = [step["why"] for step in session.steps() if step["op"] == "conv2d"]
+    linked = [("leaves" in why, "reads bit planes" in why) for why in whys]
+    if act != "u4" and (h, w) not in ((9, 11), (13, 40)):  # whose planes take more memory than their levels
+        assert linked == [(True, False), (True, True), (False, True)]
+    some = images(program, 3)
+    want = values(program, some)
+    out = want["out"].reshape(3, -1)
+    np.testing.assert_array_equal(session.run(some), out)
+    for key, value in session.values(some):
+        np.testing.assert_array_equal(value, want[key], key)
+    np.testing.assert_array_equal(session.run(some), out)
+    np.testing.assert_array_equal(_native.Session(artifact.encode(program), threads=2).run(some), out)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("act", ["u8", "i8", "u4", "i2"])
 @pytest.mark.parametrize("far", [1.0, 1e2, 3e5, 1e12, 1e30])
