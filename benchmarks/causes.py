@@ -85,7 +85,7 @@ def padded(step: Step, in_shape: tuple[int, int, int], kernel: Kernel) -> Padded
         chunk = 32 * kernel.lanes // bits  # elements of a vector of fields, four bytes a lane
         depth = -(-depth // chunk) * chunk
         return Padded(rows, depth, rows * depth * bits // 8)
-    if kernel.family == "depthwise":
+    if kernel.family.startswith("depthwise"):
         return Padded(rows, depth, 4 * rows * depth)
     depth = depth // run * -(-run // kernel.group) * kernel.group
     if kernel.family == "lut":

@@ -60,48 +60,13 @@ struct Tables {
   static uint32_t window_sum(const uint8_t* p, uint32_t n, uint8_t flip) { return sum_bytes(p, n, flip); }
 };
 
-// Four rows of a kernel side by side, as bytes, in one instruction: unsigned ones, which signed ones become by a flip.
-struct Quads : Block {
-  static constexpr uint32_t kRows = 4;
-  static constexpr bool kStreams = true;
-  static __m128i load_row(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-  template <bool kSigned>
-  static BITPRESS_INLINE Vec woven(Vec rows) {
-    alignas(64) static constexpr uint8_t kPlaces[64] = {0,  16, 32, 48, 1,  17, 33, 49, 2,  18, 34, 50, 3,  19, 35, 51,
-                                                        4,  20, 36, 52, 5,  21, 37, 53, 6,  22, 38, 54, 7,  23, 39, 55,
-                                                        8,  24, 40, 56, 9,  25, 41, 57, 10, 26, 42, 58, 11, 27, 43, 59,
-                                                        12, 28, 44, 60, 13, 29, 45, 61, 14, 30, 46, 62, 15, 31, 47, 63};
-    const Vec v = _mm512_permutexvar_epi8(_mm512_load_si512(kPlaces), rows);
-    return kSigned ? _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(0x80))) : v;
-  }
-  static BITPRESS_INLINE Vec three(const uint8_t* p, const uint8_t* q, const uint8_t* r) {
-    const Vec v = _mm512_inserti32x4(_mm512_castsi128_si512(load_row(p)), load_row(q), 1);
-    return _mm512_inserti32x4(v, load_row(r), 2);
-  }
-  template <bool kSigned>
-  static BITPRESS_INLINE Vec load_three(const uint8_t* p, const uint8_t* q, const uint8_t* r) {
-    return woven<kSigned>(three(p, q, r));
-  }
-  template <bool kSigned>
-  static BITPRESS_INLINE Vec load_four(const uint8_t* p, const uint8_t* q, const uint8_t* r, const uint8_t* s) {
-    return woven<kSigned>(_mm512_inserti32x4(three(p, q, r), load_row(s), 3));
-  }
-  static Vec load_w(const int32_t* p) { return _mm512_loadu_si512(p); }
-  static BITPRESS_INLINE Vec madd(Vec acc, Vec a, Vec w) {
-    BITPRESS_TIED(("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(w)), acc = _mm512_dpbusd_epi32(acc, a, w));
-    return acc;
-  }
-};
-
 #include "../gemm/finish.inl"
 #include "../gemm/bitserial.inl"
 #include "../gemm/lut.inl"
-#include "../gemm/values.inl"
 
 }  // namespace
 
 void bitserial_avx512vbmi(const Conv& c) { bitserial<Popcount, F>(c); }
 void lut_avx512vbmi(const Conv& c) { lut<Tables, F>(c); }
-void depthwise_avx512vbmi(const Depthwise& d) { depthwise<Quads, F>(d); }
 
 }  // namespace bitpress::gemm

@@ -37,10 +37,41 @@ struct Dots : Pairs {
   }
 };
 
+// Four rows of a kernel side by side, as bytes, in one instruction: unsigned ones, which signed ones become by a flip.
+struct Quads : Block {
+  static constexpr uint32_t kRows = 4;
+  static constexpr bool kStreams = true;
+  static __m128i load_row(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+  template <bool kSigned>
+  static BITPRESS_INLINE Vec woven(__m128i p, __m128i q, __m128i r, __m128i s) {
+    const __m128i a = _mm_unpacklo_epi8(p, q), b = _mm_unpackhi_epi8(p, q), c = _mm_unpacklo_epi8(r, s),
+                  d = _mm_unpackhi_epi8(r, s);
+    Vec v = _mm512_castsi128_si512(_mm_unpacklo_epi16(a, c));
+    v = _mm512_inserti32x4(v, _mm_unpackhi_epi16(a, c), 1);
+    v = _mm512_inserti32x4(v, _mm_unpacklo_epi16(b, d), 2);
+    v = _mm512_inserti32x4(v, _mm_unpackhi_epi16(b, d), 3);
+    return kSigned ? _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(0x80))) : v;
+  }
+  template <bool kSigned>
+  static BITPRESS_INLINE Vec load_three(const uint8_t* p, const uint8_t* q, const uint8_t* r) {
+    return woven<kSigned>(load_row(p), load_row(q), load_row(r), _mm_setzero_si128());
+  }
+  template <bool kSigned>
+  static BITPRESS_INLINE Vec load_four(const uint8_t* p, const uint8_t* q, const uint8_t* r, const uint8_t* s) {
+    return woven<kSigned>(load_row(p), load_row(q), load_row(r), load_row(s));
+  }
+  static Vec load_w(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static BITPRESS_INLINE Vec madd(Vec acc, Vec a, Vec w) {
+    Dot::dot(acc, a, w);
+    return acc;
+  }
+};
+
 #include "../gemm/finish.inl"
 #include "../gemm/gemv.inl"
 #include "../gemm/i8dot.inl"
 #include "../gemm/values.inl"
+#include "../gemm/depthwise8.inl"
 #include "../gemm/winograd.inl"
 
 }  // namespace
@@ -49,5 +80,8 @@ void i8dot_avx512vnni(const Conv& c) { i8dot<Dot, F>(c); }
 void winograd8_avx512vnni(const Conv& c) { winograd<Lifted, Dot, F>(c); }
 void gemv_avx512vnni(const Conv& c) { gemv<Fields, F>(c); }
 void depthwise_avx512vnni(const Depthwise& d) { depthwise<Dots, F>(d); }
+void depthwise8_avx512vnni(const Depthwise& d) {
+  depthwise8_fits(d) ? depthwise8<Dot>(d) : depthwise<Quads, F>(d);
+}
 
 }  // namespace bitpress::gemm

@@ -189,6 +189,10 @@ def test_depthwise_shapes(kernel: str, weight: str, act: str, monkeypatch: pytes
         (1, (1, 1), Window()),
         (17, (5, 6), Window((3, 3), (2, 2), (1, 1, 0, 1), groups=17)),
         (20, (3, 21), Window((3, 3), padding=(1, 1, 1, 1), groups=20)),  # neighbouring pixels share columns
+        (65, (3, 11), Window((3, 3), padding=(1, 1, 1, 1), groups=65)),
+        (130, (6, 7), Window((3, 3), (2, 2), (1, 1, 1, 1), groups=130)),
+        (100, (4, 5), Window((3, 3), (1, 2), groups=100)),
+        (32, (5, 12), Window((3, 3), padding=(1, 1, 1, 1), groups=32)),  # two pixels of 32 channels at once
         (5, (4, 9), Window((2, 3), padding=(0, 0, 1, 0), groups=5)),
         (33, (4, 9), Window((2, 3), (1, 1), (0, 0, 1, 2), (2, 2), groups=33)),
     ):
