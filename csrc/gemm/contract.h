@@ -159,6 +159,12 @@ struct Depthwise {
   // bits. Group 4 takes levels less their least, 128 more than signed ones: bias[r] takes that back
   const int32_t* weights;
   uint32_t rows;
+  // depthwise8 where `bordered` is not set: `in` is the image itself, of in_rows x in_cols; the first window begins in row
+  // first_row, column -left, either perhaps outside, and rows of a window are row_dilation apart
+  bool bordered;
+  int32_t first_row, left;
+  uint32_t in_rows, in_cols, row_dilation, row_step;
+  size_t row_bytes;
   uint32_t out_rows, out_cols;
   size_t first_pixel, out_row_pixels;
   Output out;

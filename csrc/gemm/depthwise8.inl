@@ -1,4 +1,4 @@
-// depthwise8: windows of 3 x 3, 64 channels at once, from bytes to stored levels in registers, with AVX-512 VNNI. Three
+// depthwise8: windows of 3 x 3, 64 channels at once, from unsigned bytes to stored levels in registers, with AVX-512 VNNI. Three
 // rows of a column are woven into words (top, next, last, 0) by unpacking; each woven column serves three outputs.
 // Words of vector i are channels 16 * lane + 4 * i + 0..3 of 128-bit lanes, which packing brings back in order. Constants
 // are brought into that order once a block. Anonymous namespace.
@@ -21,12 +21,13 @@ inline Woven weave_channels(const void* p, uint32_t rows) {
            _mm512_shuffle_i32x4(c, d, kOdd)}};
 }
 
-template <class Dot, bool kSigned, int kStride>
+// `kPair`: a column is half a vector wide, see depthwise8_pairs.
+template <class Dot, int kStride, bool kPair = false>
 void depthwise8_3x3(const Depthwise& given) {
   constexpr int kColumns = 3;
   const Depthwise d = given;  // stores of bytes could change the original, for all that the compiler knows
   const size_t padded = (d.rows + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
-  const __m512i zero = _mm512_setzero_si512(), flip = _mm512_set1_epi8(static_cast<char>(0x80));
+  const __m512i zero = _mm512_setzero_si512();
   const __m512i lo = _mm512_set1_epi8(static_cast<char>(static_cast<int32_t>(d.out.lo))),
                 hi = _mm512_set1_epi8(static_cast<char>(static_cast<int32_t>(d.out.hi)));
   const bool out_signed = d.out.storage == Storage::kI8;
@@ -38,28 +39,45 @@ void depthwise8_3x3(const Depthwise& given) {
     const Woven m = weave_channels(d.out.m + row, rows), b = weave_channels(d.out.b + row, rows),
                 bias = weave_channels(d.out.bias + row, rows);
     for (uint32_t y = 0; y < d.out_rows; ++y) {
-      const uint8_t* in = d.in + y * d.row_stride + row;
-      const uint8_t *top = in + d.tap_offsets[0], *next = in + d.tap_offsets[kColumns],
-                    *last = in + d.tap_offsets[2 * kColumns];
+      // Rows outside of the image are read from zeros, which no column moves on from.
+      alignas(64) static constexpr uint8_t kNothing[64] = {};
+      const uint8_t* at[3];
+      size_t steps[3];
+      unroll<3>([&](auto t) BITPRESS_INLINE {
+        const int64_t from = d.first_row + static_cast<int64_t>(y) * d.row_step + t * static_cast<int64_t>(d.row_dilation);
+        const bool some = from >= 0 && from < static_cast<int64_t>(d.in_rows);
+        steps[t] = some ? d.column_bytes : 0;
+        at[t] = some ? d.in + static_cast<size_t>(from) * d.row_bytes + row : kNothing;
+      });
+      int32_t column_at = -d.left;
+      const int32_t columns = static_cast<int32_t>(d.in_cols);
       uint8_t* out = static_cast<uint8_t*>(d.out.data) + (d.first_pixel + y * d.out_row_pixels) * d.out.channels +
                      d.out.first_channel + row;
       Woven a[kColumns];
       const auto column = [&](auto slot) BITPRESS_INLINE {
-        __m512i p = _mm512_loadu_si512(top), q = _mm512_loadu_si512(next), r = _mm512_loadu_si512(last);
-        if (kSigned) {
-          p = _mm512_xor_si512(p, flip);
-          q = _mm512_xor_si512(q, flip);
-          r = _mm512_xor_si512(r, flip);
+        __m512i p, q, r;
+        const bool here = column_at >= 0 && column_at < columns, behind = column_at + 1 >= 0 && column_at + 1 < columns;
+        if (here && (!kPair || behind)) {
+          const int64_t i = column_at;
+          p = _mm512_loadu_si512(at[0] + i * static_cast<int64_t>(steps[0]));
+          q = _mm512_loadu_si512(at[1] + i * static_cast<int64_t>(steps[1]));
+          r = _mm512_loadu_si512(at[2] + i * static_cast<int64_t>(steps[2]));
+        } else if (kPair && (here || behind)) {
+          const __mmask64 half = here ? 0xFFFFFFFFu : __mmask64{0xFFFFFFFFu} << 32;
+          const int64_t i = column_at;
+          p = _mm512_maskz_loadu_epi8(half, at[0] + i * static_cast<int64_t>(steps[0]));
+          q = _mm512_maskz_loadu_epi8(half, at[1] + i * static_cast<int64_t>(steps[1]));
+          r = _mm512_maskz_loadu_epi8(half, at[2] + i * static_cast<int64_t>(steps[2]));
+        } else {
+          p = q = r = zero;
         }
+        ++column_at;
         const __m512i low = _mm512_unpacklo_epi8(p, q), high = _mm512_unpackhi_epi8(p, q);
         const __m512i low_last = _mm512_unpacklo_epi8(r, zero), high_last = _mm512_unpackhi_epi8(r, zero);
         a[slot].v[0] = _mm512_unpacklo_epi16(low, low_last);
         a[slot].v[1] = _mm512_unpackhi_epi16(low, low_last);
         a[slot].v[2] = _mm512_unpacklo_epi16(high, high_last);
         a[slot].v[3] = _mm512_unpackhi_epi16(high, high_last);
-        top += d.column_bytes;
-        next += d.column_bytes;
-        last += d.column_bytes;
       };
       // Slots take turns, so that nothing is moved: pixel i of three has its first column in slot i * kStride % 3.
       unroll<kColumns - kStride>([&](auto i) BITPRESS_INLINE { column(i); });
@@ -90,14 +108,8 @@ void depthwise8_3x3(const Depthwise& given) {
   }
 }
 
-// Where it fits: levels in order, without a residual, that cannot leave int32 before they are bounded.
-inline bool depthwise8_fits(const Depthwise& d) {
-  const Output& o = d.out;
-  return d.sliding && o.small && o.storage != Storage::kF32 && !o.out_channels && !o.residual && o.shift == 0 &&
-         d.rows > 16;
-}
 // Two pixels of 32 channels are one of 64, whose columns lie half of it apart: every second one is the next pixel's, too.
-template <class Dot, bool kSigned>
+template <class Dot>
 void depthwise8_pairs(const Depthwise& d) {
   constexpr uint32_t kHalf = 32, kColumns = 3;
   alignas(64) int32_t weights[kColumns][2 * kHalf], bias[2 * kHalf];
@@ -118,20 +130,16 @@ void depthwise8_pairs(const Depthwise& d) {
   pairs.out.m = m;
   pairs.out.b = b;
   pairs.out.bias = bias;
-  depthwise8_3x3<Dot, kSigned, 2>(pairs);
+  depthwise8_3x3<Dot, 2, true>(pairs);
 }
 
-template <class Dot, bool kSigned>
-void depthwise8_of(const Depthwise& d) {
-  const bool even = d.out_cols % 2 == 0 && d.first_pixel % 2 == 0 && d.out_row_pixels % 2 == 0;
-  if (d.sliding == 1 && d.rows == 32 && d.out.channels == 32 && d.column_bytes == 32 && even)
-    depthwise8_pairs<Dot, kSigned>(d);
-  else if (d.sliding == 1)
-    depthwise8_3x3<Dot, kSigned, 1>(d);
-  else
-    depthwise8_3x3<Dot, kSigned, 2>(d);
-}
 template <class Dot>
 void depthwise8(const Depthwise& d) {
-  d.is_signed ? depthwise8_of<Dot, true>(d) : depthwise8_of<Dot, false>(d);
+  const bool even = d.out_cols % 2 == 0 && d.first_pixel % 2 == 0 && d.out_row_pixels % 2 == 0;
+  if (d.sliding == 1 && d.rows == 32 && d.out.channels == 32 && even)
+    depthwise8_pairs<Dot>(d);
+  else if (d.sliding == 1)
+    depthwise8_3x3<Dot, 1>(d);
+  else
+    depthwise8_3x3<Dot, 2>(d);
 }

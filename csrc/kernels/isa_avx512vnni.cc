@@ -81,7 +81,7 @@ void winograd8_avx512vnni(const Conv& c) { winograd<Lifted, Dot, F>(c); }
 void gemv_avx512vnni(const Conv& c) { gemv<Fields, F>(c); }
 void depthwise_avx512vnni(const Depthwise& d) { depthwise<Dots, F>(d); }
 void depthwise8_avx512vnni(const Depthwise& d) {
-  depthwise8_fits(d) ? depthwise8<Dot>(d) : depthwise<Quads, F>(d);
+  d.bordered ? depthwise<Quads, F>(d) : depthwise8<Dot>(d);
 }
 
 }  // namespace bitpress::gemm

@@ -528,6 +528,14 @@ void Bound::bind_thresholds(const Step& s, int64_t most) {
 
 void Bound::bind_depthwise(const Step& s) {
   plan_windows(!s.out_channels.empty());
+  Windows& w = windows_;
+  // Of unsigned bytes levels in their order, without a residual, that cannot leave int32 before they are bounded.
+  w.image = std::strcmp(row_->family, "depthwise8") == 0 && slides() && !in_.storage.is_signed() && small_ && !out_.storage.is_float() &&
+            s.residual == kNone && s.out_channels.empty() && s.rows > 16;
+  if (w.image) {
+    w.copy = false;
+    w.row_bytes = in_.w * in_.c;
+  }
   const size_t rows = padded(s.rows, gemm::kMaxLanes);
   const uint32_t each = row_->group, lines = (s.kernel_h + each - 1) / each, bits = each == 4 ? 8 : 16;
   const int32_t less = each == 4 && in_.storage.is_signed() ? 128 : 0;
@@ -544,7 +552,13 @@ void Bound::bind_depthwise(const Step& s) {
     }
   }
   plan_bands(0);
-  scratch_ = windows_.scratch;
+  if (w.image) w.band = static_cast<uint32_t>(out_.h);
+  scratch_ = w.scratch;
+}
+
+bool Bound::slides() const {
+  const Step& s = step_;
+  return s.kernel_h == 3 && s.kernel_w == 3 && s.dilation_w == 1 && s.stride_w <= 2;
 }
 
 // Codes are the lowest bits of bytes.

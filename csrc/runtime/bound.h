@@ -35,6 +35,7 @@ struct Place {
 
 // Rounded windows of a convolution, one group: see gemm::Conv.
 struct Windows {
+  bool image = false;  // depthwise8 reads the image itself, whose borders it knows
   bool flat = false;  // output pixels of all images form one line, and each window is one contiguous run
   bool copy = false;  // through scratch memory, where borders are written and levels shifted or widened
   uint32_t element = 1;
@@ -109,6 +110,7 @@ class Bound {
   void bind_winograd(const Step& step);
   void bind_thresholds(const Step& step, int64_t most);
   void bind_depthwise(const Step& step);
+  bool slides() const;
   void bind_gather(const Step& step);
   void bind_rises(const Step& step);
   void find_scale(float m);

@@ -276,9 +276,15 @@ void Bound::run_depthwise(const Place& place, size_t begin, size_t end, uint8_t*
   d.tap_offsets = w.offsets.data();
   d.taps = w.taps;
   d.columns = step_.kernel_w;
-  const bool slides = step_.kernel_h == 3 && step_.kernel_w == 3 && step_.dilation_w == 1 && step_.stride_w <= 2;
-  d.sliding = slides ? step_.stride_w : 0;
+  d.sliding = slides() ? step_.stride_w : 0;
   d.column_bytes = w.channels;
+  d.bordered = !w.image;
+  d.left = static_cast<int32_t>(step_.left);
+  d.in_rows = static_cast<uint32_t>(in_.h);
+  d.in_cols = static_cast<uint32_t>(in_.w);
+  d.row_dilation = step_.dilation_h;
+  d.row_step = step_.stride_h;
+  d.row_bytes = w.row_bytes;
   d.weights = reinterpret_cast<const int32_t*>(weights_.data());
   d.rows = step_.rows;
   d.out_cols = static_cast<uint32_t>(out_.w);
@@ -291,7 +297,10 @@ void Bound::run_depthwise(const Place& place, size_t begin, size_t end, uint8_t*
     d.first_pixel = at * out_.w;
     const uint8_t* from = place.data + image * in_.c * in_.h * in_.w;
     const int64_t first = static_cast<int64_t>(y * step_.stride_h) - step_.top;
-    if (w.copy) {
+    d.first_row = static_cast<int32_t>(first);
+    if (w.image) {
+      d.in = from;
+    } else if (w.copy) {
       copy_band(from, 0, first, (d.out_rows - 1) * step_.stride_h + reach, scratch);
       d.in = scratch;
     } else {
