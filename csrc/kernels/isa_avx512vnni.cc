@@ -23,20 +23,6 @@ struct Fields : Packed {
   static BITPRESS_INLINE void dot8(Vec& sum, Vec a, Vec w) { Dot::dot(sum, a, w); }
 };
 
-// The same, and their sum, in one instruction.
-struct Dots : Pairs {
-  template <bool kSigned>
-  static Vec load_act(const uint8_t* p) {
-    const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return kSigned ? _mm512_cvtepi8_epi32(v) : _mm512_cvtepu8_epi32(v);
-  }
-  static Vec load_w(const int32_t* p) { return _mm512_loadu_si512(p); }
-  static BITPRESS_INLINE Vec madd(Vec acc, Vec a, Vec w) {
-    BITPRESS_TIED(("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(w)), acc = _mm512_dpwssd_epi32(acc, a, w));
-    return acc;
-  }
-};
-
 // Four rows of a kernel side by side, as bytes, in one instruction: unsigned ones, which signed ones become by a flip.
 struct Quads : Block {
   static constexpr uint32_t kRows = 4;
@@ -79,7 +65,6 @@ struct Quads : Block {
 void i8dot_avx512vnni(const Conv& c) { i8dot<Dot, F>(c); }
 void winograd8_avx512vnni(const Conv& c) { winograd<Lifted, Dot, F>(c); }
 void gemv_avx512vnni(const Conv& c) { gemv<Fields, F>(c); }
-void depthwise_avx512vnni(const Depthwise& d) { depthwise<Dots, F>(d); }
 void depthwise8_avx512vnni(const Depthwise& d) {
   d.bordered ? depthwise<Quads, F>(d) : depthwise8<Dot>(d);
 }
