@@ -32,6 +32,7 @@ NETWORKS: Mapping[str, tuple[str, ...]] = {
     "resnet18": ("w8a8", "w4a4", "w2a2"), "mobilenet_v1": ("w8a8",), "mobilenet_v2": ("w8a8",),
 }  # fmt: skip
 LAYERED = "resnet20"  # the network whose layers the page shows
+BESIDE: Mapping[str, str] = {"resnet20": "w2a2", "resnet18": "w2a2"}  # where it holds 8 and few bits beside each other
 SETTINGS = ((1, 1), (2, 1), (1, 16))  # threads, batch
 SECONDS = {"bench": 2.0, "gemm": 0.05}  # of each run; of each kernel on a shape
 SHAPES, BITS = "resnet20,resnet18,mobilenet_v1,4096x4096x1", "w1a1,w1a2,w2a2,w2a4,w4a4,w2a8,w4a8,w8a8"
@@ -146,6 +147,7 @@ def page(documents: Mapping[str, Any], words: str) -> str:
         (f"Layers of {LAYERED}", LAYERS_SAY, _layers({name: networks[name] for name in shown})),
         ("Kernels", KERNELS_SAY, _kernels(gemm)),
         *((f"Held to {isa}", HELD_SAY, _held(documents, isa)) for isa in below),
+        *((f"Layers held to {isa}", BESIDE_SAY, _beside(documents, isa)) for isa in below),
         *((f"Kernels of {isa}", FASTEST_SAY, _fastest(gemm, isa)) for isa in below),
         *((f"Few weights, {isa}", SPARSE_SAY, _fastest(sparse, isa)) for isa in (best, *below)),
         ("Bounds", "Rates of one thread, measured in the same runs: operations of a family's innermost instructions, "
@@ -183,6 +185,10 @@ HELD_SAY = (
     "One thread, one image. *own w8a8 / ours*: our dense network of 8 bits beside this one, in turns in one run. Peers "
     "are dense with 8 bits; OpenVINO is held to the same instructions (`ONEDNN_MAX_CPU_ISA`), onnxruntime is not. "
     "*bounds*, *rank correlation*: as above."
+)
+BESIDE_SAY = (
+    "Where layers stand in their network, and bit slices hand planes to each other, as a layer alone does not show: "
+    "microseconds of the runs above, at 8 bits and at few. The runs are not in turns with each other."
 )
 SPARSE_SAY = "The same with 20 % of the weights not 0."
 FASTEST_SAY = (
@@ -322,6 +328,27 @@ def _held(documents: Mapping[str, Any], isa: str) -> Table:
         Column("name", "network"), Column("ms", "ms", "ms"), Column("own", f"own {DENSE} / ours"),
         Column("peer", "best int8 peer / ours"), Column("who", "best peer"), Column("bounds", "bounds"),
         Column("rank", "rank correlation"),
+    )  # fmt: skip
+    return Table("", columns, rows)
+
+
+def _beside(documents: Mapping[str, Any], isa: str) -> Table:
+    """Layers of the networks of BESIDE at 8 bits and at their fewest."""
+    rows = []
+    for network, few in BESIDE.items():
+        dense, low = (
+            {layer["name"]: layer for layer in _products(_at(documents[f"{network}-{bits}{AT}{isa}"], SETTINGS[0]))}
+            for bits in (DENSE, few)
+        )
+        for name, one in dense.items():
+            if other := low.get(name):
+                rows.append({
+                    "layer": f"{network}:{name}", "dense": one["median"], "low": other["median"], "bits": few,
+                    "kernel": other["kernel"], "faster": f"{one['median'] / other['median']:.2f}",
+                })  # fmt: skip
+    columns = (
+        Column("layer", "layer"), Column("dense", f"{DENSE} us", "us"), Column("bits", "bits"),
+        Column("low", "us", "us"), Column("kernel", "kernel"), Column("faster", "faster"),
     )  # fmt: skip
     return Table("", columns, rows)
 

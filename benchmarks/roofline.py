@@ -17,7 +17,6 @@ import numpy as np
 
 from ..compiler.program import Program, Step
 from ..core.encoding import parse
-from ..kernels.packed import PackedTensor, unpack
 
 FAMILIES = ("i8dot", "i8dot16", "bitserial", "bitsliced", "lut")
 INSIDE = {"winograd16": "i8dot", "winograd8": "i8dot16", "gemv": "i8dot16"}  # whose instructions are their innermost
@@ -56,20 +55,10 @@ def work(step: Step, program: Program) -> Work:
         pixels, act_bits = output.shape[1] * output.shape[2], parse(data[0].storage).bits
         macs = rows * depth * pixels
         bits = step.weight.encoding.bits * act_bits
-        additions = digits(step.weight) * act_bits * pixels
+        additions = step.weight.digits * act_bits * pixels
         weights = int(step.weight.fields.nbytes)
     written = output.bytes * rows // output.shape[0]
     return Work(macs, macs * bits, additions, weights, sum(b.bytes for b in data) + written)
-
-
-def digits(weight: PackedTensor) -> int:
-    """Powers of two and their negatives, as few as can be, that the weights are sums of; odd levels w are 2 v + 1.
-
-    A carry of v + 2 v is where two of v's bits are neighbours, so 3 v and v differ in one bit a digit.
-    """
-    levels = unpack(weight)
-    v = np.abs(levels if weight.encoding.has_zero else (levels - 1) // 2)
-    return int(np.bitwise_count(3 * v ^ v).sum())
 
 
 def family(kernel: str) -> str:

@@ -30,6 +30,7 @@ def explain(
     groups: int = 1,
     tiles: int = 0,
     largest: int = 0,
+    reach: int = 1,
     digits: float = 0.0,
 ) -> list[tuple[str, float | None, str]]: ...
 def peak_rate(family: str, isa: str, seconds: float) -> float: ...

@@ -44,6 +44,7 @@ def problem_of(step: Step, buffers: Sequence[Buffer]) -> Problem:
     """What the step asks of a kernel."""
     storage = buffers[step.inputs[0]].storage
     c, h, w = buffers[step.output].shape
+    few = step.weight is not None and step.weight.encoding.bits <= 4
     return Problem(
         op=step.op,
         w=step.weight.encoding if step.weight is not None else None,
@@ -54,6 +55,8 @@ def problem_of(step: Step, buffers: Sequence[Buffer]) -> Problem:
         groups=step.groups,
         tiles=tiles((h, w), step.kernel, step.stride, step.dilation) if step.op == "conv2d" else 0,
         largest=step.weight.largest if step.weight is not None and step.weight.encoding.bits == 8 else 0,
+        reach=(step.kernel[0] - 1) * step.dilation[0] + 1,
+        digits=step.weight.digits / math.prod(step.weight.shape) if few and step.weight is not None else 0.0,
     )
 
 

@@ -16,8 +16,8 @@ class Problem:
     `op`: a name of the program's steps; `w`: encoding of the weights, None without; `a`: what the step reads, an
     encoding or "f32"; `rows`: output channels; `depth`: K of one row (a pool: its window); `pixels`: output pixels;
     `tiles`: of 2 x 2 of them, where windows are 3 x 3 and one pixel apart, else 0; `largest`: |level| of 8-bit weights
-    at hand, 0: as `w` has; `digits`: signed powers of two of a weight of at most 4 bits, on average, 0: all codes being
-    as common.
+    at hand, 0: as `w` has; `reach`: rows of the input that a window spans; `digits`: signed powers of two of a weight
+    of at most 4 bits, on average, 0: all codes being as common.
     """
 
     op: str
@@ -29,6 +29,7 @@ class Problem:
     groups: int = 1
     tiles: int = 0
     largest: int = 0
+    reach: int = 1
     digits: float = 0.0
 
     @property

@@ -29,6 +29,16 @@ class PackedTensor:
         codes = np.unique(self.fields if whole else unpack_codes(self.fields, self.shape[1], self.encoding.bits))
         return int(np.abs(self.encoding.decode(codes)).max(initial=0))
 
+    @property
+    def digits(self) -> int:
+        """Powers of two and their negatives, as few as can be, that the weights are sums of; odd levels w are 2 v + 1.
+
+        A carry of v + 2 v is where two of v's bits are neighbours, so 3 v and v differ in one bit a digit.
+        """
+        levels = unpack(self)
+        v = np.abs(levels if self.encoding.has_zero else (levels - 1) // 2)
+        return int(np.bitwise_count(3 * v ^ v).sum())
+
 
 def field_bytes(depth: int, bits: int) -> int:
     """Bytes of one row of `depth` elements."""

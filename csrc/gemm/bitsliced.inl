@@ -1,11 +1,15 @@
 // bitsliced: convolution by full adders on bit planes of pixels. One template; the leaf is the vocabulary V:
 //   kBytes              of a vector: a bit a pixel; it consists of kBytes / 16 pieces
-//   zero, load, store (aligned), load_once (to be held in a register), load_any, store_any, broadcast(uint32*), both, either, differ, flip
-//   full_add(&sum, x, y), half_add(&sum, x): the carry; full_add_less: of what x and y lack, itself flipped if kFlips
+//   zero, load, store (aligned), load_any, store_any, load_once (into a register), broadcast(uint32*)
+//   both, either, differ, flip
+//   full_add(&sum, x, y), half_add(&sum, x): the carry
+//   full_add_less       adds what x and y lack; the carry comes flipped if kFlips
 //   at_least(bit, so_far, threshold): majority of the first two and ~threshold
-//   shl<n>, shr<n>: of words of 16 bits or more; moved<bytes>(v, n): of words of so many bytes, -n to the left
+//   shl<n>, shr<n>      of words of 16 bits or more
+//   moved<bytes>(v, n)  of words of so many bytes, -n to the left
 //   pieces(pointers), put(v, pointers): a vector from and to where its pieces lie
-//   unpack_low, unpack_high: bytes of two pieces in turns; turn(&v[16]): the 16 x 16 bytes of each piece
+//   unpack_low, unpack_high: bytes of two pieces in turns
+//   turn(&v[16])        the 16 x 16 bytes of each piece
 // A row of output pixels takes `pitch` bytes, and a vector holds kBytes / pitch rows that lie `tall` rows apart: rows
 // tall * k + i for all k. What a tap sees `ky` rows below is then the vector i + ky, so that a weight is a place in
 // memory: planes are made once, of every channel and column of the kernel, and nothing is copied again. Elements are in
@@ -13,18 +17,21 @@
 
 template <class V>
 struct SliceLayout {
-  size_t tall;      // rows of output between those of a vector
-  size_t apart;     // rows of input between those of a vector
-  size_t vectors;   // of a column of the kernel
-  size_t groups;    // rows of a vector
-  size_t plain;     // bytes of the planes of an element
+  size_t tall;           // rows of output between those of a vector
+  size_t apart;          // rows of input between those of a vector
+  size_t vectors;        // of a column of the kernel
+  size_t groups;         // rows of a vector
+  size_t plain;          // bytes of the planes of an element
   size_t column, chunk;  // bytes from one to the next
   size_t chunks;
   uint8_t *lines, *planes, *sums, *shared;
 
   explicit SliceLayout(const Conv& c)
-      : groups(V::kBytes / c.pitch), plain(c.a_bits * V::kBytes), column(c.vectors * plain),
-        chunk((2 + static_cast<size_t>(c.run)) * column), chunks((static_cast<size_t>(c.valid) * c.columns + c.run - 1) / c.run) {
+      : groups(V::kBytes / c.pitch),
+        plain(c.a_bits * V::kBytes),
+        column(c.vectors * plain),
+        chunk((2 + static_cast<size_t>(c.run)) * column),
+        chunks((static_cast<size_t>(c.valid) * c.columns + c.run - 1) / c.run) {
     tall = (c.out_rows + groups - 1) / groups;
     apart = tall * c.stride_h;
     vectors = (tall - 1) * c.stride_h + c.tap_offsets[c.taps - 1] + 1;
@@ -155,8 +162,8 @@ void slice_lines(const Conv& c, const SliceLayout<V>& l, const uint8_t* in, type
   }
 }
 
-// Lines of channels [channel, channel + count), of which `lines` has the first's, -> their planes of columns [begin, end) of the kernel, each of which
-// lies column_bytes pixels further to the right if `shifted`.
+// Lines of channels [channel, channel + count), of which `lines` has the first's, -> their planes of columns [begin,
+// end) of the kernel, each of which lies column_bytes pixels further to the right if `shifted`.
 template <class V>
 void slice_columns(const Conv& c, const SliceLayout<V>& l, const uint8_t* lines, uint32_t channel, uint32_t count,
                    uint32_t begin, uint32_t end) {
@@ -249,7 +256,8 @@ BITPRESS_INLINE inline auto add_planes(Counters<V, kBits>& n, const uint8_t* x, 
   } else {
     const auto a = V::load(x + q * V::kBytes), b = V::load_once(y + q * V::kBytes);
     const auto out = less ? V::full_add_less(n.sum[q], a, b) : V::full_add(n.sum[q], a, b);
-    const auto next = carry<V, kBits, less && V::kFlips, q + 1>(n, out, w);
+    constexpr bool kFlipped = less && V::kFlips;
+    const auto next = carry<V, kBits, kFlipped, q + 1>(n, out, w);
     return add_planes<V, kBits, less, q + 1>(n, x, y, next);
   }
 }
@@ -558,8 +566,8 @@ void store_rows(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octe
     store_sums<V, F, FromSums>(c, l, row, octets);
 }
 
-// A vector of the planes of a block's levels, its i-th -> the lines that the next convolution reads. Its rows are as far
-// apart there, behind out_top rows of zeros.
+// A vector of the planes of a block's levels, its i-th -> the lines that the next convolution reads. Its rows are as
+// far apart there, behind out_top rows of zeros.
 template <class V>
 void store_lines(const Conv& c, const SliceLayout<V>& l, uint32_t row, size_t i, const Octet (&octets)[V::kBytes]) {
   alignas(64) uint8_t inside[V::kBytes];

@@ -100,26 +100,27 @@ struct Conv {
   uint32_t w_bits, a_bits, words;  // words of 32 bits of one plane of K = taps * valid elements
   const int32_t* coeffs;           // [w_bits, a_bits]: cw[p] * ca[q]
   uint8_t flip;                    // 0x80 where the bytes are signed levels, for the sum of a window
-  // bitsliced: taps are rows of the kernel, tap_offsets the input rows where they begin, `run` columns of channels make a chunk.
-  // `above` rows of zeros, then `in_rows` from `in` on, then zeros again, of in_cols columns. `shifted`: columns of the
-  // kernel are what column 0 sees, column_bytes pixels to the right each, `left` pixels further left; zeros outside
-  uint32_t columns;                   // of the kernel
+  // bitsliced: taps are rows of the kernel, tap_offsets the input rows where they begin, `run` columns of channels make
+  // a chunk. `above` rows of zeros, then `in_rows` from `in` on, then zeros again, of in_cols columns. `shifted`:
+  // columns of the kernel are what column 0 sees, column_bytes pixels to the right each, `left` pixels further left;
+  // zeros outside
+  uint32_t columns;  // of the kernel
   uint32_t above, in_rows, in_cols, stride_h;
   size_t in_row_bytes, column_bytes;  // from one row, one column of the kernel to the next
   bool shifted;
   uint32_t left;
-  uint32_t vector, pitch;             // bytes of a vector, where the row has two sizes; of a row of output pixels there
-  uint32_t vectors;                   // of a column, at most
-  size_t line;                        // bytes of a plane of rows `apart` rows apart, see csrc/gemm/bitsliced.inl
+  uint32_t vector, pitch;  // bytes of a vector, where the row has two sizes; of a row of output pixels there
+  uint32_t vectors;        // of a column, at most
+  size_t line;             // bytes of a plane of rows `apart` rows apart, see csrc/gemm/bitsliced.inl
   // Lines [channels][a_bits][apart] instead of `in`, and instead of levels in `out` those of the convolution that reads
   // them, which has out_top rows of border; null: none
   const uint8_t* in_lines;
   uint8_t* out_lines;
   uint32_t out_top;
   size_t out_line;
-  uint32_t levels;                    // planes of a sum
-  uint32_t digits;                    // most of a weight
-  bool odd;                           // w = 2 * v + 1
+  uint32_t levels;         // planes of a sum
+  uint32_t digits;         // most of a weight
+  bool odd;                // w = 2 * v + 1
   const uint32_t* starts;  // [chunks][blocks + 1]: where the list of a block begins, in uint16; last: every element
   // Stored levels of `stored_bits` by comparison: masks [rows][2^stored_bits - 1][levels], lowest first, of ascending
   // thresholds; those that a sum reaches are counted, `falling` counts down. 0 bits: by law.
@@ -159,8 +160,8 @@ struct Depthwise {
   // bits. Group 4 takes levels less their least, 128 more than signed ones: bias[r] takes that back
   const int32_t* weights;
   uint32_t rows;
-  // depthwise8 where `bordered` is not set: `in` is the image itself, of in_rows x in_cols; the first window begins in row
-  // first_row, column -left, either perhaps outside, and rows of a window are row_dilation apart
+  // depthwise8 where `bordered` is not set: `in` is the image itself, of in_rows x in_cols; the first window begins in
+  // row first_row, column -left, either perhaps outside, and rows of a window are row_dilation apart
   bool bordered;
   int32_t first_row, left;
   uint32_t in_rows, in_cols, row_dilation, row_step;

@@ -1,7 +1,7 @@
-// depthwise8: windows of 3 x 3, 64 channels at once, from unsigned bytes to stored levels in registers, with AVX-512 VNNI. Three
-// rows of a column are woven into words (top, next, last, 0) by unpacking; each woven column serves three outputs.
-// Words of vector i are channels 16 * lane + 4 * i + 0..3 of 128-bit lanes, which packing brings back in order. Constants
-// are brought into that order once a block. Anonymous namespace.
+// depthwise8: windows of 3 x 3, 64 channels at once, from unsigned bytes to stored levels in registers, with AVX-512
+// VNNI. Three rows of a column are woven into words (top, next, last, 0) by unpacking; each woven column serves three
+// outputs. Words of vector i are channels 16 * lane + 4 * i + 0..3 of 128-bit lanes, which packing brings back in
+// order. Constants are brought into that order once a block. Anonymous namespace.
 
 // Vectors of 16 channels each -> the order of woven words.
 struct Woven {
@@ -28,8 +28,8 @@ void depthwise8_3x3(const Depthwise& given) {
   const Depthwise d = given;  // stores of bytes could change the original, for all that the compiler knows
   const size_t padded = (d.rows + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
   const __m512i zero = _mm512_setzero_si512();
-  const __m512i lo = _mm512_set1_epi8(static_cast<char>(static_cast<int32_t>(d.out.lo))),
-                hi = _mm512_set1_epi8(static_cast<char>(static_cast<int32_t>(d.out.hi)));
+  const __m512i bounds[2] = {_mm512_set1_epi8(static_cast<char>(static_cast<int32_t>(d.out.lo))),
+                             _mm512_set1_epi8(static_cast<char>(static_cast<int32_t>(d.out.hi)))};
   const bool out_signed = d.out.storage == Storage::kI8;
   for (uint32_t row = 0; row < d.rows; row += 64) {
     const uint32_t rows = d.rows - row < 64 ? d.rows - row : 64;
@@ -44,7 +44,8 @@ void depthwise8_3x3(const Depthwise& given) {
       const uint8_t* at[3];
       size_t steps[3];
       unroll<3>([&](auto t) BITPRESS_INLINE {
-        const int64_t from = d.first_row + static_cast<int64_t>(y) * d.row_step + t * static_cast<int64_t>(d.row_dilation);
+        const int64_t from =
+            d.first_row + static_cast<int64_t>(y) * d.row_step + t * static_cast<int64_t>(d.row_dilation);
         const bool some = from >= 0 && from < static_cast<int64_t>(d.in_rows);
         steps[t] = some ? d.column_bytes : 0;
         at[t] = some ? d.in + static_cast<size_t>(from) * d.row_bytes + row : kNothing;
@@ -84,20 +85,24 @@ void depthwise8_3x3(const Depthwise& given) {
       for (uint32_t x = 0; x < d.out_cols; x += kColumns)
         unroll<kColumns>([&](auto i) BITPRESS_INLINE {
           if (x + i >= d.out_cols) return;
-          unroll<kStride>([&](auto k) BITPRESS_INLINE {
-            column(Index<(i * kStride + kColumns - kStride + k) % kColumns>{});
-          });
+          unroll<kStride>([&](auto k)
+                              BITPRESS_INLINE { column(Index<(i * kStride + kColumns - kStride + k) % kColumns>{}); });
+          const Woven* weights = w;  // read again for each pixel: columns fill the registers
+          BITPRESS_TIED(("" : "+r"(weights)), static_cast<void>(0));
           __m512i t[4];
           unroll<4>([&](auto g) BITPRESS_INLINE {
             __m512i s = bias.v[g];
-            unroll<kColumns>([&](auto k) BITPRESS_INLINE { Dot::dot(s, a[(i * kStride + k) % kColumns].v[g], w[k].v[g]); });
+            unroll<kColumns>(
+                [&](auto k) BITPRESS_INLINE { Dot::dot(s, a[(i * kStride + k) % kColumns].v[g], weights[k].v[g]); });
             const __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(s), _mm512_castsi512_ps(m.v[g]));
             t[g] = _mm512_cvtps_epi32(_mm512_add_ps(v, _mm512_castsi512_ps(b.v[g])));
           });
+          const __m512i* limit = bounds;
+          BITPRESS_TIED(("" : "+r"(limit)), static_cast<void>(0));
           const __m512i first = _mm512_packs_epi32(t[0], t[1]), second = _mm512_packs_epi32(t[2], t[3]);
           const __m512i levels =
-              out_signed ? _mm512_min_epi8(_mm512_max_epi8(_mm512_packs_epi16(first, second), lo), hi)
-                         : _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(first, second), lo), hi);
+              out_signed ? _mm512_min_epi8(_mm512_max_epi8(_mm512_packs_epi16(first, second), limit[0]), limit[1])
+                         : _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(first, second), limit[0]), limit[1]);
           if (rows == 64)
             _mm512_storeu_si512(out, levels);
           else
@@ -108,7 +113,8 @@ void depthwise8_3x3(const Depthwise& given) {
   }
 }
 
-// Two pixels of 32 channels are one of 64, whose columns lie half of it apart: every second one is the next pixel's, too.
+// Two pixels of 32 channels are one of 64, whose columns lie half of it apart: every second one is the next pixel's,
+// too.
 template <class Dot>
 void depthwise8_pairs(const Depthwise& d) {
   constexpr uint32_t kHalf = 32, kColumns = 3;

@@ -141,6 +141,8 @@ std::string misfit(const Row& r, const Problem& p) {
     return "pairs of " + p.weight.name + " x " + p.act.name + " products leave int16";
   if (r.op == Op::kDepthwiseConv2d && r.group == 4 && split_weight(p.weight).factor != 0)
     return "has weights of signed bytes, not " + p.weight.name;
+  constexpr uint64_t kMostReach = 512;  // of planes that a list of 16 bits can name
+  if (r.sliced() && p.reach > kMostReach) return "has windows of at most " + std::to_string(kMostReach) + " rows";
   if (r.winograd()) {
     if (p.tiles == 0) return "computes windows of 3 x 3, one pixel apart";
     const int64_t top = p.act.hi() + zero_byte(p.act), largest = magnitude(p.weight);
@@ -192,7 +194,8 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // and end in kGroup for each 2 x 2 of them, and one of few pixels takes half as long as a full one; runs, filled up,
 // are a third of windows of 3 x 3.
 double arithmetic(const Row& r, const Problem& p) {
-  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6, kApart = 18, kAtOnce = 1.5, kHalf = 1.5, kLevel = 150;
+  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6, kApart = 18,
+                   kAtOnce = 1.5, kHalf = 1.5, kLevel = 150;
   constexpr double kFold = 2300, kInput = 100, kGroup = 32000, kAcross = 2000;
   const double pixels = static_cast<double>(p.pixels), groups = static_cast<double>(p.groups);
   if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
@@ -346,6 +349,7 @@ Problem problem_of(const Step& s, const Program& p) {
           s.groups,
           near ? (out.h + 1) / 2 * ((out.w + 1) / 2) : 0,
           largest,
+          (s.kernel_h - 1) * uint64_t{s.dilation_h} + 1,
           s.has_weights && s.weight.bits <= 4 ? digits_of(s.weight, s.fields) : 0};
 }
 

@@ -47,6 +47,7 @@ struct Problem {
   uint64_t rows = 1, depth = 1, pixels = 1, groups = 1;
   uint64_t tiles = 0;   // of 2x2 outputs, of 3x3 windows one pixel apart without dilation; 0: other windows
   int32_t largest = 0;  // |level| of 8-bit weights at hand; 0: as their encoding has
+  uint64_t reach = 1;   // rows of the input that a window spans
   double digits = 0;    // signed powers of two of a weight of at most 4 bits, on average; 0: all codes being as common
 };
 Problem problem_of(const Step& step, const Program& program);

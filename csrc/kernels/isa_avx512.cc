@@ -60,8 +60,8 @@ struct Nibbles : Planes {
 struct Slices {
   static constexpr size_t kBytes = 64;
   static constexpr bool kFlips = false;
-  // Functions of three bits: one where an odd number are; the carry of what was added to a sum, of x, the new sum and y,
-  // and of what x and y lack, which leaves the sum as it is; the majority of a, b and ~c.
+  // Functions of three bits: one where an odd number are; the carry of what was added to a sum, of x, the new sum and
+  // y, and of what x and y lack, which leaves the sum as it is; the majority of a, b and ~c.
   static constexpr int kOdd = 0x96, kCarry = 0xB2, kCarryLess = 0x17, kMost = 0xD4;
   using Vec = __m512i;
   static Vec zero() { return _mm512_setzero_si512(); }

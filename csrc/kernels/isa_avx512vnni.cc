@@ -65,8 +65,6 @@ struct Quads : Block {
 void i8dot_avx512vnni(const Conv& c) { i8dot<Dot, F>(c); }
 void winograd8_avx512vnni(const Conv& c) { winograd<Lifted, Dot, F>(c); }
 void gemv_avx512vnni(const Conv& c) { gemv<Fields, F>(c); }
-void depthwise8_avx512vnni(const Depthwise& d) {
-  d.bordered ? depthwise<Quads, F>(d) : depthwise8<Dot>(d);
-}
+void depthwise8_avx512vnni(const Depthwise& d) { d.bordered ? depthwise<Quads, F>(d) : depthwise8<Dot>(d); }
 
 }  // namespace bitpress::gemm

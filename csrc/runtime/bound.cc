@@ -350,7 +350,8 @@ void Bound::plan_slices(const Step& s) {
   // Vectors of half the size where twice as many would not be needed: they take more than half the time.
   const uint32_t full = row_->group / 8;
   const auto needed = [&](uint32_t bytes) {
-    return w.flat || z.pitch >= bytes ? (z.pitch + bytes - 1) / bytes : (w.band + bytes / z.pitch - 1) / (bytes / z.pitch);
+    return w.flat || z.pitch >= bytes ? (z.pitch + bytes - 1) / bytes
+                                      : (w.band + bytes / z.pitch - 1) / (bytes / z.pitch);
   };
   const bool half = full == 64 && needed(full / 2) < 1.6 * needed(full);
   const uint32_t vector = z.vector = half ? full / 2 : full;
@@ -367,12 +368,13 @@ void Bound::plan_slices(const Step& s) {
   for (stand(); places(1) > kMostPlaces && w.band > 1; stand()) w.band = (w.band + 1) / 2;
   const uint32_t all = w.valid * z.columns;
   z.chunk = std::max(kSliceElements / (height * plain), 1u);
-  while (places(z.chunk) > kMostPlaces) z.chunk = z.chunk / 2;
+  while (places(z.chunk) > kMostPlaces && z.chunk > 1) z.chunk /= 2;  // one fits, or the row would not: kMostReach
   if (z.chunk > z.columns) z.chunk = z.chunk / z.columns * z.columns;
   z.chunks = (all + z.chunk - 1) / z.chunk;
   if (z.chunk > z.columns) z.chunk = static_cast<uint32_t>(padded((all + z.chunks - 1) / z.chunks, z.columns));
   z.chunks = (all + z.chunk - 1) / z.chunk;
-  z.line = padded(vector + ((reach - 1) / stride + 1) * z.pitch, vector);  // whatever the band: a row more than it takes
+  // Whatever the band: a row of pixels more than windows reach down.
+  z.line = padded(vector + ((reach - 1) / stride + 1) * z.pitch, vector);
   scratch_ = padded(w.scratch + gemm::kSlack, 64) + gemm::kSliceChannels * bits * z.line * z.tall * stride +
              z.chunks * (2 + size_t{z.chunk}) * z.vectors * plain;
 }
@@ -413,53 +415,51 @@ void Bound::bind_slices(const Step& s) {
         reach += digits[code][d] ? top << d : 0;
       }
     }
-    bias_[row / per_group * size_t{padded_rows_} + row % per_group] =
-        static_cast<int32_t>(static_cast<uint32_t>(bias));
+    bias_[row / per_group * size_t{padded_rows_} + row % per_group] = static_cast<int32_t>(static_cast<uint32_t>(bias));
     most = std::max(most, z.odd ? 2 * reach + top * s.depth : reach);
   }
   z.levels = std::max(planes_of(most + 1), least + z.digits - 1 + (z.odd ? 1 : 0));
 
   const uint32_t place = bits * vector / gemm::kSlicePlace;
+  const auto nothing = [&](int less) { return static_cast<uint16_t>(less ? z.vectors * place : 0); };
   std::vector<uint16_t> lists;
+  // Whole blocks first; what is left fills a block, or half of one, with what is nothing.
+  const auto write_list = [&](std::vector<uint16_t>(&found)[2], uint32_t above) {
+    constexpr size_t kBlock = gemm::kSliceBlock, kHalf = kBlock / 2;
+    size_t blocks[2], halves[2];
+    for (const int less : {0, 1}) {
+      const size_t rest = found[less].size() % kBlock;
+      halves[less] = rest > 0 && rest <= kHalf ? 1 : 0;
+      blocks[less] = found[less].size() / kBlock + (rest > kHalf ? 1 : 0);
+      found[less].resize(blocks[less] * kBlock + halves[less] * kHalf, nothing(less));
+    }
+    for (const size_t count : {blocks[0], blocks[1], halves[0], halves[1], size_t{above}})
+      lists.push_back(static_cast<uint16_t>(count));
+    for (const int less : {0, 1})
+      lists.insert(lists.end(), found[less].begin(), found[less].end() - static_cast<ptrdiff_t>(halves[less] * kHalf));
+    for (const int less : {0, 1})
+      lists.insert(lists.end(), found[less].end() - static_cast<ptrdiff_t>(halves[less] * kHalf), found[less].end());
+  };
   for (uint32_t group = 0; group < s.groups; ++group) {
     std::vector<int64_t> reach(per_group + 1, 0);  // of a row's counters so far
     for (uint32_t chunk = 0; chunk < z.chunks; ++chunk) {
       const uint32_t begin = chunk * z.chunk, end = std::min(begin + z.chunk, w.valid * z.columns);
-      // Elements of a row that are added, or taken away, with a digit.
-      const auto elements = [&](uint32_t row, uint32_t d, int sign) {
-        std::vector<uint16_t> out;
+      for (uint32_t row = 0; row <= per_group; ++row) {
+        if (row % row_->lanes == 0 || row == per_group) z.starts.push_back(static_cast<uint32_t>(lists.size()));
+        const uint32_t count = row == per_group ? 1 : z.digits;  // behind the last: every element
+        std::vector<uint16_t> found[9][2];                       // [digit][to be taken away]
         for (uint32_t i = begin; i < end; ++i)
           for (uint32_t y = 0; y < height; ++y) {
             const uint32_t k = (y * z.columns + i % z.columns) * w.valid + i / z.columns;
-            const int digit = row == per_group ? int{d == 0} : digits[codes[group * per_group + row][k]][d];
-            if (digit == sign) out.push_back(static_cast<uint16_t>(((2 + i - begin) * z.vectors + w.offsets[y]) * place));
-          }
-        return out;
-      };
-      for (uint32_t row = 0; row <= per_group; ++row) {
-        if (row % row_->lanes == 0 || row == per_group) z.starts.push_back(static_cast<uint32_t>(lists.size()));
-        const uint32_t count = row == per_group ? 1 : z.digits;
-        std::vector<uint16_t> found[9][2];  // [digit][to be taken away]
-        for (uint32_t d = 0; d < count; ++d)
-          for (const int less : {0, 1}) {
-            found[d][less] = elements(row, d, less ? -1 : 1);
-            reach[row] += static_cast<int64_t>(found[d][less].size()) * top << d;
-          }
-        for (uint32_t d = 0; d < count; ++d) {
-          constexpr size_t kBlock = gemm::kSliceBlock, kHalf = kBlock / 2;
-          const size_t head = lists.size();
-          lists.insert(lists.end(), {0, 0, 0, 0, static_cast<uint16_t>(std::max(planes_of(reach[row] >> d), least) - least)});
-          for (const size_t entries : {kBlock, kHalf})
-            for (const uint16_t less : {0, 1}) {
-              std::vector<uint16_t>& all = found[d][less];
-              // Blocks first; what is left fills a block, or half of one.
-              const size_t rest = all.size() % kBlock, blocks = all.size() / kBlock + (rest > kHalf ? 1 : 0);
-              if (entries == kBlock) all.resize(rest > kHalf ? blocks * kBlock : rest ? blocks * kBlock + kHalf : blocks * kBlock, static_cast<uint16_t>(less * z.vectors * place));
-              const size_t whole = all.size() / kBlock * kBlock;
-              lists[head + (entries == kBlock ? 0 : 2) + less] = static_cast<uint16_t>(entries == kBlock ? whole / kBlock : (all.size() - whole) / kHalf);
-              lists.insert(lists.end(), entries == kBlock ? all.begin() : all.begin() + static_cast<ptrdiff_t>(whole), entries == kBlock ? all.begin() + static_cast<ptrdiff_t>(whole) : all.end());
+            const auto at = static_cast<uint16_t>(((2 + i - begin) * z.vectors + w.offsets[y]) * place);
+            for (uint32_t d = 0; d < count; ++d) {
+              const int digit = row == per_group ? 1 : digits[codes[group * per_group + row][k]][d];
+              if (digit) found[d][digit < 0].push_back(at);
             }
-        }
+          }
+        for (uint32_t d = 0; d < count; ++d)
+          reach[row] += static_cast<int64_t>(found[d][0].size() + found[d][1].size()) * top << d;
+        for (uint32_t d = 0; d < count; ++d) write_list(found[d], std::max(planes_of(reach[row] >> d), least) - least);
       }
     }
   }
@@ -479,8 +479,8 @@ void Bound::link(Bound& from, Bound& to) {
                      a.stored_bits == planes_of_slices(to.in_.storage) && from.step_.lo == 0;
   const bool near = b.shifted && s.stride_h == 1 && s.top <= to.windows_.offsets.back();
   if (!whole || !alike || !near || to.in_.c * a.stored_bits * a.tall * b.line > to.in_.bytes) return;
-  a.next = &b;
-  a.top = s.top;
+  a.next_line = b.line;
+  a.next_top = s.top;
   b.linked = true;
   from.why_ += "; leaves bit planes";
   to.why_ += "; reads bit planes";
@@ -530,8 +530,8 @@ void Bound::bind_depthwise(const Step& s) {
   plan_windows(!s.out_channels.empty());
   Windows& w = windows_;
   // Of unsigned bytes levels in their order, without a residual, that cannot leave int32 before they are bounded.
-  w.image = std::strcmp(row_->family, "depthwise8") == 0 && slides() && !in_.storage.is_signed() && small_ && !out_.storage.is_float() &&
-            s.residual == kNone && s.out_channels.empty() && s.rows > 16;
+  w.image = std::strcmp(row_->family, "depthwise8") == 0 && slides() && !in_.storage.is_signed() && small_ &&
+            !out_.storage.is_float() && s.residual == kNone && s.out_channels.empty() && s.rows > 16;
   if (w.image) {
     w.copy = false;
     w.row_bytes = in_.w * in_.c;

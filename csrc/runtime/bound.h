@@ -36,8 +36,8 @@ struct Place {
 // Rounded windows of a convolution, one group: see gemm::Conv.
 struct Windows {
   bool image = false;  // depthwise8 reads the image itself, whose borders it knows
-  bool flat = false;  // output pixels of all images form one line, and each window is one contiguous run
-  bool copy = false;  // through scratch memory, where borders are written and levels shifted or widened
+  bool flat = false;   // output pixels of all images form one line, and each window is one contiguous run
+  bool copy = false;   // through scratch memory, where borders are written and levels shifted or widened
   uint32_t element = 1;
   uint8_t zero = 0;       // byte of level 0 in scratch memory
   uint32_t channels = 0;  // of the group
@@ -58,9 +58,9 @@ struct Slices {
   bool shifted = false;
   uint32_t vector = 0, columns = 1, pitch = 0, vectors = 0, tall = 0;
   size_t line = 0;
-  const Slices* next = nullptr;  // of the step that reads this one's lines
-  uint32_t top = 0;              // its border
-  bool linked = false;           // reads lines
+  size_t next_line = 0;   // of the step that reads this one's lines, 0: none
+  uint32_t next_top = 0;  // its border
+  bool linked = false;    // reads lines
   uint32_t levels = 0, digits = 1, stored_bits = 0;
   bool odd = false;
   std::vector<uint32_t> starts, thresholds, falling;  // of one group after another

@@ -244,10 +244,10 @@ void Bound::run_convolution(const Place& place, size_t begin, size_t end, uint32
         c.in = from + static_cast<size_t>(first) * w.row_bytes;
       }
       if (place.lines && slices_.linked) c.in_lines = from;
-      if (place.lines && slices_.next) {
+      if (place.lines && slices_.next_line) {
         c.out_lines = place.output + image * out_.elements();
-        c.out_top = slices_.top;
-        c.out_line = slices_.next->line;
+        c.out_top = slices_.next_top;
+        c.out_line = slices_.next_line;
       }
       c.weights = weights_.data() + g * group_bytes_;
       c.out.first_channel = size_t{g} * c.rows;

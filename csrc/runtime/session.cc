@@ -210,25 +210,28 @@ std::vector<Value> Session::values(const float* x, size_t n) {
                    std::vector<float>(floats ? size : 0)});
   }
   // Copied behind each step: another value may take the place in the arena later. Channels that no step writes are 0.
-  state_->run(x, n, [&](size_t number, const Chunk& chunk) {
-    const Step& s = program.steps[number];
-    const Buffer& b = program.buffers[s.output];
-    Value& v = out[place[s.output]];
-    const size_t pixels = b.h * b.w;
-    for (size_t i = 0; i < chunk.images; ++i) {
-      const uint8_t* from = state_->at(s.output, chunk) + i * b.bytes;
-      for (uint32_t r = 0; r < s.rows; ++r) {
-        const size_t c = s.out_channels.empty() ? r : static_cast<size_t>(s.out_channels[r]);
-        const size_t to = (chunk.first + i) * b.elements() + c * pixels;
-        if (v.is_float)
-          copy_plane<float>(from, pixels, b.c, c, v.floats.data() + to);
-        else if (b.storage.is_signed())
-          copy_plane<int8_t>(from, pixels, b.c, c, v.levels.data() + to);
-        else
-          copy_plane<uint8_t>(from, pixels, b.c, c, v.levels.data() + to);
-      }
-    }
-  }, true);
+  state_->run(
+      x, n,
+      [&](size_t number, const Chunk& chunk) {
+        const Step& s = program.steps[number];
+        const Buffer& b = program.buffers[s.output];
+        Value& v = out[place[s.output]];
+        const size_t pixels = b.h * b.w;
+        for (size_t i = 0; i < chunk.images; ++i) {
+          const uint8_t* from = state_->at(s.output, chunk) + i * b.bytes;
+          for (uint32_t r = 0; r < s.rows; ++r) {
+            const size_t c = s.out_channels.empty() ? r : static_cast<size_t>(s.out_channels[r]);
+            const size_t to = (chunk.first + i) * b.elements() + c * pixels;
+            if (v.is_float)
+              copy_plane<float>(from, pixels, b.c, c, v.floats.data() + to);
+            else if (b.storage.is_signed())
+              copy_plane<int8_t>(from, pixels, b.c, c, v.levels.data() + to);
+            else
+              copy_plane<uint8_t>(from, pixels, b.c, c, v.levels.data() + to);
+          }
+        }
+      },
+      true);
   return out;
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitpress.benchmarks import demo, peers, report, roofline
+from bitpress.benchmarks import demo, peers, report
 from bitpress.benchmarks.bench import bench
 from bitpress.compiler import artifact
 from bitpress.core.encoding import parse
@@ -62,7 +62,7 @@ def test_digits_are_as_few_as_can_be() -> None:
     for name in ("i4", "u4", "o4", "o2", "t2", "b1"):
         levels = np.unique(parse(name).levels())
         v = levels if 0 in levels else (levels - 1) // 2
-        assert roofline.digits(pack(levels[None], parse(name))) == sum(fewest[int(x)] for x in v)
+        assert pack(levels[None], parse(name)).digits == sum(fewest[int(x)] for x in v)
 
 
 def test_a_default_peer_that_is_not_installed_is_left_out_by_name(

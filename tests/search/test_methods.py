@@ -416,8 +416,9 @@ search(**options)
     ("method", "phase"),
     [
         (UNIFORM, "finetune"), (TWO | {"epochs_search": 4}, "prune"), (TWO | {"epochs_search": 4}, "bits"),
-        (DJPQ, "search"), (DJPQ, "finetune"), (BITS, "search"), (TWO_DJPQ | {"epochs_search": 4}, "prune"),
-        (TWO_DJPQ | {"epochs_search": 4}, "bits"), (AJPQ, "search"), (AJPQ, "finetune"),
+        (DJPQ, "search"), (DJPQ | {"epochs_finetune": 2}, "finetune"), (BITS, "search"),
+        (TWO_DJPQ | {"epochs_search": 4}, "prune"),
+        (TWO_DJPQ | {"epochs_search": 4}, "bits"), (AJPQ, "search"), (AJPQ | {"epochs_finetune": 2}, "finetune"),
     ],
 )  # fmt: skip
 def test_killed_in_any_phase_and_started_again_it_ends_as_an_unbroken_run(

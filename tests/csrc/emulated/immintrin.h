@@ -140,10 +140,12 @@ inline void tile_dot(int sums, int in, int w) {
 #define _mm512_mulhi_epu16(a, b) bitpress::emulated::high_products(a, b)
 #define _mm512_cvtps_epi32(a) bitpress::emulated::rounded(a)
 #define _mm512_maskz_loadu_epi8(mask, p) bitpress::emulated::load_some<uint8_t, 64, __m512i>(mask, p)
+#define _mm512_maskz_loadu_epi32(mask, p) bitpress::emulated::load_some<uint32_t, 16, __m512i>(mask, p)
 #define _mm_maskz_loadu_epi8(mask, p) bitpress::emulated::load_some<uint8_t, 16, __m128i>(mask, p)
 #define _mm512_maskz_loadu_ps(mask, p) bitpress::emulated::load_some<float, 16, __m512>(mask, p)
 #define _mm512_mask_storeu_ps(p, mask, a) bitpress::emulated::store_some<float, 16>(p, mask, a)
 #define _mm_mask_storeu_epi8(p, mask, a) bitpress::emulated::store_some<uint8_t, 16>(p, mask, a)
+#define _mm512_mask_storeu_epi8(p, mask, a) bitpress::emulated::store_some<uint8_t, 64>(p, mask, a)
 #define _mm512_reduce_add_epi64(a) static_cast<int64_t>(bitpress::emulated::sum<uint64_t, 8>(a))
 #define _mm512_reduce_add_epi32(a) static_cast<int32_t>(bitpress::emulated::sum<uint32_t, 16>(a))
 #undef _mm512_madd_epi16  // SIMDe names the masked one so
