@@ -41,7 +41,7 @@ constexpr uint32_t kMaxLanes = 16;  // constants of rows are padded with zeros t
 
 // bitsliced: elements that are added together, or half as many; channels of input that become planes, and of output
 // that are summed at once; unit of places, in bytes; counters that are held in registers, for 1, 2 or 4 planes, which a
-// record leaves as one carry.
+// block leaves as one carry.
 constexpr uint32_t kSliceBlock = 16;
 constexpr uint32_t kSliceChannels = 16;
 constexpr size_t kSlicePlace = 8;
@@ -141,10 +141,9 @@ struct Conv {
 // of a tile, [blocks][16][run / group][lanes][group]. Weights of lut rows: codes of groups [blocks][taps][ceil(valid /
 // group)][lanes]; lane 2i is channel i of the block, lane 2i + 1 is channel lanes / 2 + i. Weights of gemv rows:
 // [blocks][lanes][chunks] vectors of fields, as csrc/gemm/gemv.inl cuts them; the rest is zero. Lists of bitsliced
-// rows, of uint16, one for each block of a chunk: numbers of records of kSliceBlock elements to be added, and taken
-// away, then of half as many; the records: where among the block's sums [16][levels], from the digit's counter on; how
-// many counters above the low ones it can reach; places of elements in the chunk. Padded with elements that are nothing
-// there. The block behind the last has every element of the window.
+// rows, of uint16, one for each digit of each row, chunk by chunk: how many times kSliceBlock elements are added, and
+// taken away, then half as many; how many counters above the low ones the digit's can reach; places of elements in the
+// chunk. Padded with elements that are nothing there. The row behind the last has one list, of every element.
 
 // Row r reads channel r of `in` (channels already chosen and bordered with zeros) and weights[tap][r].
 struct Depthwise {

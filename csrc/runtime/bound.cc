@@ -470,7 +470,7 @@ void Bound::bind_slices(const Step& s) {
 }
 
 void Bound::link(Bound& from, Bound& to) {
-  if (!from.row_ || !from.row_->sliced() || !to.row_->sliced()) return;
+  if (!from.row_->sliced() || !to.row_->sliced()) return;
   Slices &a = from.slices_, &b = to.slices_;
   const Step& s = to.step_;
   const bool whole = from.windows_.band == from.out_.h && to.windows_.band == to.out_.h && from.step_.groups == 1 &&
