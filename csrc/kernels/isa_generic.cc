@@ -129,15 +129,14 @@ struct Bits {
   }
 };
 
-// One bit of 128 pixels.
+// One bit of 128 pixels, in whatever the compiler has for two words.
 struct Slices {
   static constexpr size_t kBytes = 16;
   static constexpr bool kFlips = true;
-  struct Vec {
-    uint64_t a, b;
-  };
-  static Vec zero() { return {0, 0}; }
-  static Vec set(uint32_t word) { return {word * 0x100000001u, word * 0x100000001u}; }
+  typedef uint64_t Vec __attribute__((vector_size(16)));
+  typedef uint8_t Bytes __attribute__((vector_size(16)));
+  static Vec zero() { return Vec{}; }
+  static Vec set(uint32_t word) { return Vec{} + word * 0x100000001u; }
   static Vec broadcast(const uint32_t* p) { return set(*p); }
   static Vec load(const uint8_t* p) {
     Vec v;
@@ -148,58 +147,61 @@ struct Slices {
   static Vec load_any(const uint8_t* p) { return load(p); }
   static void store(uint8_t* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
   static void store_any(uint8_t* p, Vec v) { store(p, v); }
-  static Vec both(Vec x, Vec y) { return {x.a & y.a, x.b & y.b}; }
-  static Vec either(Vec x, Vec y) { return {x.a | y.a, x.b | y.b}; }
-  static Vec differ(Vec x, Vec y) { return {x.a ^ y.a, x.b ^ y.b}; }
-  static Vec flip(Vec x) { return {~x.a, ~x.b}; }
+  static Vec both(Vec a, Vec b) { return a & b; }
+  static Vec either(Vec a, Vec b) { return a | b; }
+  static Vec differ(Vec a, Vec b) { return a ^ b; }
+  static Vec flip(Vec a) { return ~a; }
   template <int n>
-  static Vec shl(Vec x) {
-    return {x.a << n, x.b << n};
+  static Vec shl(Vec a) {
+    return a << n;
   }
   template <int n>
-  static Vec shr(Vec x) {
-    return {x.a >> n, x.b >> n};
+  static Vec shr(Vec a) {
+    return a >> n;
   }
-  static Vec full_add(Vec& sum, Vec x, Vec y) {
-    const Vec t = differ(x, y), out = either(both(sum, t), both(x, y));
-    sum = differ(sum, t);
+  static BITPRESS_INLINE Vec full_add(Vec& sum, Vec x, Vec y) {
+    const Vec t = x ^ y, out = (sum & t) | (x & y);
+    sum ^= t;
     return out;
   }
-  static Vec full_add_less(Vec& sum, Vec x, Vec y) {
-    const Vec t = differ(x, y), out = either(both(flip(sum), t), both(x, y));
-    sum = differ(sum, t);
+  static BITPRESS_INLINE Vec full_add_less(Vec& sum, Vec x, Vec y) {
+    const Vec t = x ^ y, out = (~sum & t) | (x & y);
+    sum ^= t;
     return out;
   }
-  static Vec half_add(Vec& sum, Vec x) {
-    const Vec out = both(sum, x);
-    sum = differ(sum, x);
+  static BITPRESS_INLINE Vec half_add(Vec& sum, Vec x) {
+    const Vec out = sum & x;
+    sum ^= x;
     return out;
   }
-  static Vec at_least(Vec bit, Vec so_far, Vec threshold) {
-    return either(both(bit, so_far), both(either(bit, so_far), flip(threshold)));
-  }
-  static Vec add_bytes(Vec x, Vec y) {
-    const Vec top = set(0x80808080u);
-    const auto add = [](uint64_t u, uint64_t v, uint64_t t) { return ((u & ~t) + (v & ~t)) ^ ((u ^ v) & t); };
-    return {add(x.a, y.a, top.a), add(x.b, y.b, top.b)};
+  static Vec at_least(Vec bit, Vec so_far, Vec threshold) { return (bit & so_far) | ((bit | so_far) & ~threshold); }
+  static Vec add_bytes(Vec a, Vec b) {
+    return reinterpret_cast<Vec>(reinterpret_cast<Bytes>(a) + reinterpret_cast<Bytes>(b));
   }
   template <int word>
-  static Vec moved(Vec x, int n) {
-    uint8_t from[kBytes], to[kBytes];
-    store(from, x);
-    for (size_t at = 0; at < kBytes; at += word) {
-      uint64_t v = 0;
-      for (size_t i = word; i-- > 0;) v = v << 8 | from[at + i];
-      const int by = n < 0 ? -n : n;
-      v = by >= 64 ? 0 : n < 0 ? v << by : v >> by;
-      for (size_t i = 0; i < word; ++i, v >>= 8) to[at + i] = static_cast<uint8_t>(v);
-    }
-    return load(to);
+  static Vec moved(Vec a, int n) {
+    if (word == 8) return n <= -64 || n >= 64 ? zero() : n < 0 ? a << -n : a >> n;
+    const uint64_t ones = word == 2 ? 0x0001000100010001u : 0x0000000100000001u;
+    const uint64_t whole = word == 2 ? 0xFFFF : 0xFFFFFFFF;
+    const int by = n < 0 ? -n : n;
+    if (by >= 8 * word) return zero();
+    const uint64_t kept = n < 0 ? whole >> by : whole >> by << by;  // what stays within its word
+    const Vec v = a & (Vec{} + ones * kept);
+    return n < 0 ? v << by : v >> by;
   }
   static Vec pieces(const uint8_t* const (&p)[1]) { return load(p[0]); }
   static void put(Vec v, uint8_t* const (&p)[1], size_t at) { store(p[0] + at, v); }
-  static Vec unpack_low(Vec x, Vec y) { return unpack(x, y, 0); }
-  static Vec unpack_high(Vec x, Vec y) { return unpack(x, y, 8); }
+  static Vec unpack_low(Vec a, Vec b) { return unpack(a, b, 0); }
+  static Vec unpack_high(Vec a, Vec b) { return unpack(a, b, 8); }
+  static void turn(Vec (&v)[16]) {
+    uint8_t square[16][kBytes], turned[16][kBytes];
+    __builtin_memcpy(square, v, sizeof square);
+    for (size_t i = 0; i < 16; ++i)
+      for (size_t j = 0; j < 16; ++j) turned[i][j] = square[j][i];
+    __builtin_memcpy(v, turned, sizeof turned);
+  }
+
+ private:
   static Vec unpack(Vec x, Vec y, size_t at) {
     uint8_t a[kBytes], b[kBytes], to[kBytes];
     store(a, x);
@@ -209,13 +211,6 @@ struct Slices {
       to[2 * i + 1] = b[at + i];
     }
     return load(to);
-  }
-  static void turn(Vec (&v)[16]) {
-    uint8_t square[16][kBytes], turned[16][kBytes];
-    __builtin_memcpy(square, v, sizeof square);
-    for (size_t i = 0; i < 16; ++i)
-      for (size_t j = 0; j < 16; ++j) turned[i][j] = square[j][i];
-    __builtin_memcpy(v, turned, sizeof turned);
   }
 };
 
