@@ -16,6 +16,7 @@ pytestmark = pytest.mark.native
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "NETWORKS": {"digits_cnn": ("w8a8", "w2a2")}, "LAYERED": "digits_cnn", "SETTINGS": ((1, 1),),
+        "BESIDE": {"digits_cnn": "w2a2"},
         "SECONDS": {"bench": 0.01, "gemm": 0.001}, "SHAPES": "16x36x16", "BITS": "w2a2,w8a8",
         "SPARSE_SHAPES": "16x36x16", "SPARSE_BITS": "w2a2,w8a8", "LOWER": {"generic": None},
         "PEERS": ("onnxruntime",), "SLOW_PEERS": (),
@@ -40,6 +41,8 @@ def test_the_page_is_made_of_commands_that_are_run_once(tmp_path: Path, monkeypa
     own = [line.split("|")[3].strip() for line in rows[-2:]]
     assert own[0] == "-" and float(own[1]) > 0
     assert "## Kernels of generic" in first and "_avx" not in first.split("## Kernels of generic")[1].split("##")[0]
+    beside = first.split("## Layers held to generic")[1].split("##")[0]
+    assert beside.count("| digits_cnn:") == 7 and "| w2a2 |" in beside
     kernels = [line for line in first.splitlines() if line.startswith("| 16x36x16 |")]
     assert len(kernels) == 5 and kernels[1].rstrip(" |").endswith("1.00")
 
