@@ -260,6 +260,7 @@ std::string number(double x) {
 
 bool Row::lut() const { return std::strcmp(family, "lut") == 0; }
 bool Row::sliced() const { return std::strcmp(family, "bitsliced") == 0; }
+bool Row::woven() const { return std::strcmp(family, "depthwise8") == 0; }
 bool Row::packed() const { return std::strcmp(family, "gemv") == 0; }
 bool Row::delayed() const { return std::strcmp(family, "i8dot16") == 0; }
 bool Row::winograd() const { return std::strncmp(family, "winograd", 8) == 0; }

@@ -38,6 +38,7 @@ struct Row {
   bool winograd() const;  // makes four pixels of 3x3 windows at once
   bool flips() const;     // multiplies bytes less 128
   bool tiled() const;     // multiplies tiles of bytes
+  bool woven() const;     // weaves rows of 64 channels, of depthwise windows
 };
 
 // What the choice depends on. `weight` has no bits where there are none; `rows`, `depth` and `pixels` of one image.

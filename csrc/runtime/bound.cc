@@ -530,8 +530,8 @@ void Bound::bind_depthwise(const Step& s) {
   plan_windows(!s.out_channels.empty());
   Windows& w = windows_;
   // Of unsigned bytes levels in their order, without a residual, that cannot leave int32 before they are bounded.
-  w.image = std::strcmp(row_->family, "depthwise8") == 0 && slides() && !in_.storage.is_signed() && small_ &&
-            !out_.storage.is_float() && s.residual == kNone && s.out_channels.empty() && s.rows > 16;
+  w.image = row_->woven() && slides() && !in_.storage.is_signed() && small_ && !out_.storage.is_float() &&
+            s.residual == kNone && s.out_channels.empty() && s.rows > 16;
   if (w.image) {
     w.copy = false;
     w.row_bytes = in_.w * in_.c;
