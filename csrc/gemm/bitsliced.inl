@@ -162,36 +162,60 @@ void slice_lines(const Conv& c, const SliceLayout<V>& l, const uint8_t* in, type
   }
 }
 
+// Vectors of the lines of one plane from `from` on: each(v, place of the v-th).
+template <class V, class Each>
+BITPRESS_INLINE inline void over_lines(const Conv& c, const SliceLayout<V>& l, const uint8_t* from, const Each& each) {
+  for (size_t v = 0, rest = 0, row = 0; v < l.vectors; ++v) {
+    each(v, from + rest * c.line + row);
+    if (++rest == l.apart) {
+      rest = 0;
+      row += c.pitch;
+    }
+  }
+}
+
+// What a vector holds of rows that take `word` bytes, n pixels to the right, or -n to the left.
+template <class V>
+BITPRESS_INLINE inline typename V::Vec moved(uint32_t word, typename V::Vec x, int n) {
+  return word == 2 ? V::template moved<2>(x, n) : word == 4 ? V::template moved<4>(x, n) : V::template moved<8>(x, n);
+}
+
+// Planes of three columns one pixel apart, the first of which begins one before the image: `column` bytes apart.
+template <class V, uint32_t word>
+void slice_three(const Conv& c, const SliceLayout<V>& l, const uint8_t* lines, uint8_t* to) {
+  for (size_t q = 0; q < c.a_bits; ++q, lines += l.apart * c.line, to += V::kBytes)
+    over_lines<V>(c, l, lines, [&](size_t v, const uint8_t* from) BITPRESS_INLINE {
+      const typename V::Vec x = V::load_any(from);
+      V::store(to + v * l.plain, moved<V>(word, x, -1));
+      V::store(to + v * l.plain + l.column, x);
+      V::store(to + v * l.plain + 2 * l.column, moved<V>(word, x, 1));
+    });
+}
+
 // Lines of channels [channel, channel + count), of which `lines` has the first's, -> their planes of columns [begin,
 // end) of the kernel, each of which lies column_bytes pixels further to the right if `shifted`.
 template <class V>
 void slice_columns(const Conv& c, const SliceLayout<V>& l, const uint8_t* lines, uint32_t channel, uint32_t count,
                    uint32_t begin, uint32_t end) {
+  const auto place = [&](uint32_t i, uint32_t column) {
+    const size_t at = static_cast<size_t>(channel + i) * c.columns + column;
+    return l.planes + at / c.run * l.chunk + (2 + at % c.run) * l.column;
+  };
+  if (c.shifted && c.columns == 3 && c.column_bytes == 1 && c.left == 1 && c.run % 3 == 0) {
+    const auto three = c.pitch == 2 ? slice_three<V, 2> : c.pitch == 4 ? slice_three<V, 4> : slice_three<V, 8>;
+    for (uint32_t i = 0; i < count; ++i) three(c, l, lines + i * c.a_bits * l.apart * c.line, place(i, 0));
+    return;
+  }
   for (uint32_t i = 0; i < count; ++i)
     for (uint32_t column = begin; column < end; ++column) {
-      const size_t place = static_cast<size_t>(channel + i) * c.columns + column;
-      uint8_t* to = l.planes + place / c.run * l.chunk + (2 + place % c.run) * l.column;
       const int shift = c.shifted ? static_cast<int>(column * c.column_bytes) - static_cast<int>(c.left) : 0;
-      for (size_t q = 0; q < c.a_bits; ++q, to += V::kBytes) {
-        const uint8_t* from = lines + (i * c.a_bits + q) * l.apart * c.line;
-        const auto move = [&](const auto& moved) BITPRESS_INLINE {
-          for (size_t v = 0, rest = 0, row = 0; v < l.vectors; ++v) {
-            V::store(to + v * l.plain, moved(V::load_any(from + rest * c.line + row)));
-            if (++rest == l.apart) {
-              rest = 0;
-              row += c.pitch;
-            }
-          }
-        };
-        if (shift == 0)
-          move([](typename V::Vec x) BITPRESS_INLINE { return x; });
-        else if (c.pitch == 2)
-          move([&](typename V::Vec x) BITPRESS_INLINE { return V::template moved<2>(x, shift); });
-        else if (c.pitch == 4)
-          move([&](typename V::Vec x) BITPRESS_INLINE { return V::template moved<4>(x, shift); });
-        else
-          move([&](typename V::Vec x) BITPRESS_INLINE { return V::template moved<8>(x, shift); });
-      }
+      uint8_t* to = place(i, column);
+      for (size_t q = 0; q < c.a_bits; ++q, to += V::kBytes)
+        over_lines<V>(c, l, lines + (i * c.a_bits + q) * l.apart * c.line, [&](size_t v, const uint8_t* from)
+                                                                               BITPRESS_INLINE {
+          const typename V::Vec x = V::load_any(from);
+          V::store(to + v * l.plain, shift ? moved<V>(c.pitch, x, shift) : x);
+        });
     }
 }
 

@@ -26,10 +26,9 @@ struct HalfSlices {
   static Vec add_bytes(Vec a, Vec b) { return _mm256_add_epi8(a, b); }
   template <int word>
   static Vec moved(Vec a, int n) {
-    const __m128i by = _mm_cvtsi32_si128(n < 0 ? -n : n);
-    if (word == 2) return n < 0 ? _mm256_sll_epi16(a, by) : _mm256_srl_epi16(a, by);
-    if (word == 4) return n < 0 ? _mm256_sll_epi32(a, by) : _mm256_srl_epi32(a, by);
-    return n < 0 ? _mm256_sll_epi64(a, by) : _mm256_srl_epi64(a, by);
+    if (word == 2) return n < 0 ? _mm256_slli_epi16(a, -n) : _mm256_srli_epi16(a, n);
+    if (word == 4) return n < 0 ? _mm256_slli_epi32(a, -n) : _mm256_srli_epi32(a, n);
+    return n < 0 ? _mm256_slli_epi64(a, -n) : _mm256_srli_epi64(a, n);
   }
   static BITPRESS_INLINE Vec pieces(const uint8_t* const (&p)[2]) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p[0]))),

@@ -109,10 +109,9 @@ struct Slices {
   static Vec add_bytes(Vec a, Vec b) { return _mm512_add_epi8(a, b); }
   template <int word>
   static Vec moved(Vec a, int n) {
-    const __m128i by = _mm_cvtsi32_si128(n < 0 ? -n : n);
-    if (word == 2) return n < 0 ? _mm512_sll_epi16(a, by) : _mm512_srl_epi16(a, by);
-    if (word == 4) return n < 0 ? _mm512_sll_epi32(a, by) : _mm512_srl_epi32(a, by);
-    return n < 0 ? _mm512_sll_epi64(a, by) : _mm512_srl_epi64(a, by);
+    if (word == 2) return n < 0 ? _mm512_slli_epi16(a, static_cast<unsigned>(-n)) : _mm512_srli_epi16(a, static_cast<unsigned>(n));
+    if (word == 4) return n < 0 ? _mm512_slli_epi32(a, static_cast<unsigned>(-n)) : _mm512_srli_epi32(a, static_cast<unsigned>(n));
+    return n < 0 ? _mm512_slli_epi64(a, static_cast<unsigned>(-n)) : _mm512_srli_epi64(a, static_cast<unsigned>(n));
   }
   static BITPRESS_INLINE Vec pieces(const uint8_t* const (&p)[4]) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(pair(p[0], p[1])), pair(p[2], p[3]), 1);

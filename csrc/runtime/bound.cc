@@ -11,7 +11,12 @@ namespace {
 
 // Bytes of scratch memory of a thread. No network needs a hundredth; a small file that claims huge borders would.
 constexpr size_t kMostScratch = size_t{1} << 30;
-constexpr uint32_t kSliceElements = 24 << 10;  // bytes of a chunk's planes: most of a first-level cache
+// Bytes of a chunk's planes. A longer list costs less for each of its elements, while rows find most of the planes in
+// the first-level cache: all of 48 KiB, or more where a row takes few of them, or each has many (Xeon 6/167, 2026-11-29:
+// 24, 48, 72, 96 KiB at 64x576x3136: w2a2 of 62 % 218, 207, 218, 220 us, of 20 % 121, 109, 108, 107, w2a4 of 62 % 403,
+// 367, 357, 360).
+constexpr uint32_t kSliceElements = 48 << 10, kSliceFewer = 72 << 10;
+constexpr double kFewDigits = 0.4;
 constexpr size_t kSliceBand = 256 << 10;       // of input that becomes planes at once, which stay in the second
 
 // The level that is stored for a sum or a level, docs/numerics.md 5.
@@ -66,7 +71,9 @@ Bound::Bound(const Step& step, const Program& program, const Choice& choice)
     residual_ = program.buffers[step.residual].storage;
     residual_elements_ = program.buffers[step.residual].elements();
   }
-  const Choice::Verdict verdict = choice.find(problem_of(step, program));
+  const Problem problem = problem_of(step, program);
+  const Choice::Verdict verdict = choice.find(problem);
+  slices_.digits_of_weight = problem.digits;
   row_ = verdict.row;
   why_ = verdict.why;
   bind_epilogue(step, step.op == Op::kConv2d ? step.rows / step.groups : step.rows);
@@ -367,7 +374,8 @@ void Bound::plan_slices(const Step& s) {
   };
   for (stand(); places(1) > kMostPlaces && w.band > 1; stand()) w.band = (w.band + 1) / 2;
   const uint32_t all = w.valid * z.columns;
-  z.chunk = std::max(kSliceElements / (height * plain), 1u);
+  const uint32_t bytes = bits == 4 || z.digits_of_weight < kFewDigits ? kSliceFewer : kSliceElements;
+  z.chunk = std::max(bytes / (height * plain), 1u);
   while (places(z.chunk) > kMostPlaces && z.chunk > 1) z.chunk /= 2;  // one fits, or the row would not: kMostReach
   if (z.chunk > z.columns) z.chunk = z.chunk / z.columns * z.columns;
   z.chunks = (all + z.chunk - 1) / z.chunk;

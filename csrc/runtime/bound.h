@@ -61,6 +61,7 @@ struct Slices {
   size_t next_line = 0;   // of the step that reads this one's lines, 0: none
   uint32_t next_top = 0;  // its border
   bool linked = false;    // reads lines
+  double digits_of_weight = 0;  // on average
   uint32_t levels = 0, digits = 1, stored_bits = 0;
   bool odd = false;
   std::vector<uint32_t> starts, thresholds, falling;  // of one group after another
