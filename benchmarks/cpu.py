@@ -14,10 +14,13 @@ import datetime
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..cli.tables import Column, Table, to_markdown
 from ..compiler.model import native_module
@@ -32,7 +35,7 @@ NETWORKS: Mapping[str, tuple[str, ...]] = {
     "resnet18": ("w8a8", "w4a4", "w2a2"), "mobilenet_v1": ("w8a8",), "mobilenet_v2": ("w8a8",),
 }  # fmt: skip
 LAYERED = "resnet20"  # the network whose layers the page shows
-BESIDE: Mapping[str, str] = {"resnet20": "w2a2", "resnet18": "w2a2"}  # where it holds 8 and few bits beside each other
+BESIDE, BESIDE_BITS = ("resnet20", "resnet18"), ("w2a2", "w2a4")  # networks whose layers stand beside those of 8 bits
 SETTINGS = ((1, 1), (2, 1), (1, 16))  # threads, batch
 SECONDS = {"bench": 2.0, "gemm": 0.05}  # of each run; of each kernel on a shape
 SHAPES, BITS = "resnet20,resnet18,mobilenet_v1,4096x4096x1", "w1a1,w1a2,w2a2,w2a4,w4a4,w2a8,w4a8,w8a8"
@@ -55,6 +58,7 @@ class Job:
     name: str
     commands: tuple[tuple[str, ...], ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    prepare: Callable[[], None] | None = None
 
 
 def jobs(folder: Path, searched: Mapping[str, str]) -> Iterator[Job]:
@@ -74,6 +78,7 @@ def jobs(folder: Path, searched: Mapping[str, str]) -> Iterator[Job]:
     for isa in lower():
         for name, file, dense in held(folder, searched):
             yield _held_job(name, file, dense, isa)
+        yield from _drawn_jobs(folder, isa, make=isa == lower()[0])
     for name, shapes, bits, share in (
         ("gemm", SHAPES, BITS, TRAINED), ("gemm-sparse", SPARSE_SHAPES, SPARSE_BITS, SPARSE),
     ):  # fmt: skip
@@ -98,6 +103,44 @@ def held(folder: Path, searched: Mapping[str, str]) -> Iterator[tuple[str, str, 
         yield name, file, dense[LAYERED]
 
 
+def drawn() -> Iterator[tuple[str, str, str, float]]:
+    """Name, network, bits and share of weights that are not 0, of networks with drawn weights."""
+    for network in BESIDE:
+        for bits in BESIDE_BITS:
+            for share in (TRAINED, SPARSE):
+                yield f"{network}-{bits}-{share:.0%}", network, bits, share
+
+
+def _drawn_jobs(folder: Path, isa: str, *, make: bool) -> Iterator[Job]:
+    timed = ("--threads", "1", "--batch", "1", "--seconds", str(SECONDS["bench"]))
+    for name, network, bits, share in drawn():
+        file, weights = str(folder / f"{name}.bpk"), folder / f"{name}.safetensors"
+        terms = ("--weights", str(weights), "--quantize", bits, "--calibrate", "random:16")
+        made = (("compile", network, *terms, "-o", file),) if make else ()
+        prepare = partial(draw, network, share, weights) if make else None
+        yield Job(f"{name}{AT}{isa}", (*made, ("bench", file, *timed)), {"BITPRESS_FORCE_ISA": isa}, prepare)
+
+
+def draw(network: str, share: float, path: Path, seed: int = 0) -> None:
+    """The network's weights, but of all layers between its ends drawn from {-1, 0, 1} times one number of each layer,
+    `share` of them not 0: what 2 bits hold exactly.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from ..core.models.loading import load
+
+    rng = np.random.default_rng(seed)
+    module = load(network).module
+    state = {key: value.clone().contiguous() for key, value in module.state_dict().items()}
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+    for name in layers[1:-1]:
+        weight = state[f"{name}.weight"]
+        signs = rng.choice([-1.0, 1.0], weight.shape) * (rng.random(weight.shape) < share)
+        state[f"{name}.weight"] = torch.from_numpy((signs * float(weight.std()) / share**0.5).astype(np.float32))
+    save_file(state, path)
+
+
 def _held_job(name: str, file: str, dense: str, isa: str) -> Job:
     limit = LOWER[isa]
     few = () if limit is None else at_hand(PEERS)[0]
@@ -117,6 +160,8 @@ def measure(folder: Path, searched: Mapping[str, str]) -> dict[str, Any]:
             continue
         print(f"cpu: {job.name}, {number} of {len(todo)}", file=sys.stderr)
         part = path.with_suffix(".part")
+        if job.prepare is not None:
+            job.prepare()
         for command in job.commands:
             last = ("--json", str(part)) if command is job.commands[-1] else ()
             _run((*command, "-q", *last), job.environment)
@@ -188,7 +233,8 @@ HELD_SAY = (
 )
 BESIDE_SAY = (
     "Where layers stand in their network, and bit slices hand planes to each other, as a layer alone does not show: "
-    "microseconds of the runs above, at 8 bits and at few. The runs are not in turns with each other."
+    "microseconds, at 8 bits and at few. The runs are not in turns with each other. Weights are drawn as those above, "
+    "for layers between the ends."
 )
 SPARSE_SAY = "The same with 20 % of the weights not 0."
 FASTEST_SAY = (
@@ -315,7 +361,7 @@ def _kernels(document: Mapping[str, Any]) -> Table:
 def _held(documents: Mapping[str, Any], isa: str) -> Table:
     rows = []
     for name, document in documents.items():
-        if name.endswith(AT + isa):
+        if name.endswith(AT + isa) and "%" not in name:
             run = _at(document, SETTINGS[0])
             peer, own = _int8(run), next((p for p in run["peers"] if p["name"].endswith(f"{DENSE}.bpk")), None)
             rows.append({
@@ -333,22 +379,29 @@ def _held(documents: Mapping[str, Any], isa: str) -> Table:
 
 
 def _beside(documents: Mapping[str, Any], isa: str) -> Table:
-    """Layers of the networks of BESIDE at 8 bits and at their fewest."""
-    rows = []
-    for network, few in BESIDE.items():
-        dense, low = (
-            {layer["name"]: layer for layer in _products(_at(documents[f"{network}-{bits}{AT}{isa}"], SETTINGS[0]))}
-            for bits in (DENSE, few)
-        )
-        for name, one in dense.items():
-            if other := low.get(name):
-                rows.append({
-                    "layer": f"{network}:{name}", "dense": one["median"], "low": other["median"], "bits": few,
-                    "kernel": other["kernel"], "faster": f"{one['median'] / other['median']:.2f}",
-                })  # fmt: skip
+    """Layers between the ends of the networks of BESIDE at 8 bits and at few."""
+
+    def layers(name: str) -> dict[str, Mapping[str, Any]]:
+        return {layer["name"]: layer for layer in _products(_at(documents[f"{name}{AT}{isa}"], SETTINGS[0]))}
+
+    rows: list[dict[str, Any]] = []
+    kinds: dict[str, str] = {}
+    for network in BESIDE:
+        dense = layers(f"{network}-{DENSE}")
+        of = {layer: {"layer": f"{network}:{layer}", DENSE: one["median"]} for layer, one in list(dense.items())[1:-1]}
+        for name, of_network, bits, share in drawn():
+            if of_network != network:
+                continue
+            key = f"{bits}-{share}"
+            kinds[key] = f"{bits} {share:.0%}"
+            for layer, one in layers(name).items():
+                if layer in of:
+                    kernel = one["kernel"].rpartition("_")[0]
+                    of[layer][key] = f"{one['median'] * 1e3:.1f} {kernel} {dense[layer]['median'] / one['median']:.2f}"
+        rows += of.values()
     columns = (
-        Column("layer", "layer"), Column("dense", f"{DENSE} us", "us"), Column("bits", "bits"),
-        Column("low", "us", "us"), Column("kernel", "kernel"), Column("faster", "faster"),
+        Column("layer", "layer"), Column(DENSE, f"{DENSE} us", "us"),
+        *(Column(key, f"{kind}: us, kernel, faster") for key, kind in kinds.items()),
     )  # fmt: skip
     return Table("", columns, rows)
 

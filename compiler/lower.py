@@ -16,7 +16,7 @@ import numpy as np
 from ..core.encoding import parse
 from ..core.errors import UnsupportedError
 from ..core.graph import Graph, Node
-from ..kernels.kernel import Kernel, Problem, tiles
+from ..kernels.kernel import FEW_LEVELS, Kernel, Problem, tiles
 from ..kernels.registry import baseline
 from .container import aligned
 from .pack import Packed, unflattened
@@ -57,7 +57,15 @@ def problem_of(step: Step, buffers: Sequence[Buffer]) -> Problem:
         largest=step.weight.largest if step.weight is not None and step.weight.encoding.bits == 8 else 0,
         reach=(step.kernel[0] - 1) * step.dilation[0] + 1,
         digits=step.weight.digits / math.prod(step.weight.shape) if few and step.weight is not None else 0.0,
+        by_law=step.op == "conv2d" and not _few_levels(step, buffers[step.output].storage),
     )
+
+
+def _few_levels(step: Step, storage: str) -> bool:
+    """Levels so few that comparing with where they step is faster than the law (csrc/kernels/dispatch.cc)."""
+    bounds = step.epilogue
+    near = bounds is not None and bounds.hi - bounds.lo <= FEW_LEVELS
+    return near and storage != "f32" and len(step.inputs) == 1 and step.out_channels is None
 
 
 def plan_memory(buffers: Sequence[Buffer], steps: Sequence[Step], output: int) -> tuple[tuple[Buffer, ...], int]:

@@ -145,7 +145,8 @@ Encoding encoding_named(const std::string& name, bool as_weight) {
 }
 
 py::list explain(const std::string& op, const std::string& w, const std::string& a, uint64_t rows, uint64_t depth,
-                 uint64_t pixels, uint64_t groups, uint64_t tiles, int32_t largest, uint64_t reach, double digits) {
+                 uint64_t pixels, uint64_t groups, uint64_t tiles, int32_t largest, uint64_t reach, double digits,
+                 bool by_law) {
   Problem problem;
   for (uint8_t i = 0; i < kOps; ++i)
     if (op == op_name(static_cast<Op>(i))) problem.op = static_cast<Op>(i);
@@ -160,6 +161,7 @@ py::list explain(const std::string& op, const std::string& w, const std::string&
   problem.largest = largest;
   problem.reach = reach;
   problem.digits = digits;
+  problem.by_law = by_law;
   py::list out;
   for (const Choice::Verdict& v : Choice::from_environment().explain(problem))
     out.append(
@@ -213,7 +215,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("kernels", &kernels, "The one list of rows: name, op, isa, w_bits, a_bits, lanes, usable, why (not).");
   m.def("explain", &explain, py::arg("op"), py::arg("w"), py::arg("a"), py::arg("rows") = 1, py::arg("depth") = 1,
         py::arg("pixels") = 1, py::arg("groups") = 1, py::arg("tiles") = 0, py::arg("largest") = 0,
-        py::arg("reach") = 1, py::arg("digits") = 0.0,
+        py::arg("reach") = 1, py::arg("digits") = 0.0, py::arg("by_law") = false,
         "[(kernel, estimated microseconds or None, why)] for a problem.");
   m.def("peak_rate", &bench::peak_rate, py::arg("family"), py::arg("isa"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(), "Operations per second that the instructions can do at most.");

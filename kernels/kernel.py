@@ -9,6 +9,9 @@ from ..core.encoding import FIELD_BITS, Encoding
 F32 = "f32"
 
 
+FEW_LEVELS = 15  # that bit slices compare with (few_levels of csrc/kernels/dispatch.cc)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One operation of the flat program, as far as the choice of a kernel depends on it.
@@ -17,7 +20,8 @@ class Problem:
     encoding or "f32"; `rows`: output channels; `depth`: K of one row (a pool: its window); `pixels`: output pixels;
     `tiles`: of 2 x 2 of them, where windows are 3 x 3 and one pixel apart, else 0; `largest`: |level| of 8-bit weights
     at hand, 0: as `w` has; `reach`: rows of the input that a window spans; `digits`: signed powers of two of a weight
-    of at most 4 bits, on average, 0: all codes being as common.
+    of at most 4 bits, on average, 0: all codes being as common; `by_law`: outputs are more than `FEW_LEVELS`, or
+    residuals come in.
     """
 
     op: str
@@ -31,6 +35,7 @@ class Problem:
     largest: int = 0
     reach: int = 1
     digits: float = 0.0
+    by_law: bool = False
 
     @property
     def w_bits(self) -> int:

@@ -53,7 +53,7 @@ def explain(problem: Problem) -> tuple[Verdict, ...]:
         w, a = "" if problem.w is None else problem.w.name, str(problem.a)
         for name, cost, why in module.explain(
             problem.op, w, a, problem.rows, problem.depth, problem.pixels, problem.groups, problem.tiles,
-            problem.largest, problem.reach, problem.digits,
+            problem.largest, problem.reach, problem.digits, problem.by_law,
         ):  # fmt: skip
             out.append(Verdict(by_name[name], cost, why))
     for row in reference.ROWS:

@@ -9,6 +9,7 @@
 //   moved<bytes>(v, n)  of words of so many bytes, -n to the left
 //   pieces(pointers), put(v, pointers): a vector from and to where its pieces lie
 //   unpack_low, unpack_high: bytes of two pieces in turns
+//   zip(a, b, to)       bytes of two vectors in turns
 //   turn(&v[16])        the 16 x 16 bytes of each piece
 // A row of output pixels takes `pitch` bytes, and a vector holds kBytes / pitch rows that lie `tall` rows apart: rows
 // tall * k + i for all k. What a tap sees `ky` rows below is then the vector i + ky, so that a weight is a place in
@@ -129,8 +130,18 @@ template <class V>
 void slice_lines(const Conv& c, const SliceLayout<V>& l, const uint8_t* in, typename V::Vec inside) {
   const size_t bits = c.a_bits;
   for (size_t rest = 0; rest < l.apart && rest < l.vectors; ++rest) {
-    const size_t octets = (l.groups + (l.vectors - 1 - rest) / l.apart) * c.pitch;
-    for (size_t first = 0; first < octets; first += V::kBytes) {
+    const size_t all = l.groups + (l.vectors - 1 - rest) / l.apart;
+    // Rows outside the image are zeros: of few rows they can take a vector more.
+    const size_t above = rest < c.above ? (c.above - rest + l.apart - 1) / l.apart : 0;
+    const size_t in_reach = c.above + c.in_rows > rest ? (c.above + c.in_rows - rest + l.apart - 1) / l.apart : 0;
+    const size_t octets = (in_reach < all ? in_reach : all) * c.pitch;
+    size_t begin = (above < in_reach ? above : in_reach) * c.pitch;
+    if (begin > octets) begin = octets;
+    if (begin + (octets - begin + V::kBytes - 1) / V::kBytes * V::kBytes > c.line) begin = 0;  // whole vectors
+    for (size_t line = 0; line < kSliceChannels * bits && (begin || octets < all * c.pitch); ++line)
+      for (size_t at = 0; at < all * c.pitch; at += V::kBytes)
+        V::store(l.lines + (line * l.apart + rest) * c.line + at, V::zero());
+    for (size_t first = begin; first < octets; first += V::kBytes) {
       const OctetSources<V> from(c, l, in, rest, first, octets);
       typename V::Vec made[4][16];
       for (size_t j = 0; j < 16; ++j) {
@@ -155,7 +166,7 @@ void slice_lines(const Conv& c, const SliceLayout<V>& l, const uint8_t* in, type
         V::turn(made[q]);
         uint8_t* to = l.lines + (q * l.apart + rest) * c.line + first;
         unroll<16>([&](auto i) BITPRESS_INLINE {
-          V::store(to + static_cast<size_t>(i) * bits * l.apart * c.line, V::both(made[q][i], inside));
+          V::store_any(to + static_cast<size_t>(i) * bits * l.apart * c.line, V::both(made[q][i], inside));
         });
       }
     }
@@ -229,7 +240,8 @@ void slice_input(const Conv& c, const SliceLayout<V>& l) {
   alignas(64) uint8_t inside[V::kBytes];
   for (size_t i = 0; i < V::kBytes; ++i) {
     const size_t x = 8 * (i % c.pitch);
-    inside[i] = static_cast<uint8_t>(x + 8 <= c.in_cols ? 0xFF : x < c.in_cols ? (1u << (c.in_cols - x)) - 1 : 0);
+    const bool whole = !c.shifted || x + 8 <= c.in_cols;  // what is not moved stays beside the image
+    inside[i] = static_cast<uint8_t>(whole ? 0xFF : x < c.in_cols ? (1u << (c.in_cols - x)) - 1 : 0);
   }
   const typename V::Vec mask = V::load(inside);
   for (uint32_t channel = 0; channel < c.valid; channel += kSliceChannels) {
@@ -462,24 +474,39 @@ void find_octets(const Conv& c, const SliceLayout<V>& l, size_t i, Octet (&to)[V
   for (; at < V::kBytes; ++at) to[at] = {0, 0};
 }
 
-// Sums of 16 rows of a block on their way to the law: octets that follow one another in the output go together.
-template <class F, class From>
+// Sums of 16 rows of a block on their way to the law, [pixel][pieces of a vector][16]: octets that follow one another in
+// the output go together, those of every piece side by side.
+template <class V, class F, class From>
 struct Finisher {
+  static constexpr size_t kPieces = V::kBytes / 16, kPiece = kSliceChannels * From::kBytes;
   static constexpr uint32_t kMost = 32;
-  size_t first = 0;
-  uint32_t held = 0;
-  alignas(64) uint8_t sums[(kMost + 8) * kSliceChannels * From::kBytes + 64];
+  size_t first[kPieces];
+  uint32_t pixels[kPieces], held = 0;
+  alignas(64) uint8_t sums[kMost * kPieces * kPiece + 64];
 
-  // Where the sums of an octet's pixels go.
-  uint8_t* place(const Conv& c, uint32_t row, uint32_t rows, Octet o) {
-    if (held && o.pixels && (o.pixel != first + held || held + o.pixels > kMost)) finish_held(c, row, rows);
-    if (!held) first = o.pixel;
-    uint8_t* const to = sums + held * kSliceChannels * From::kBytes;
-    held += o.pixels;
+  // Where the sums of the j-th octet of each piece go; null if it has no pixels.
+  uint8_t* place(const Conv& c, uint32_t row, uint32_t rows, const Octet (&octets)[V::kBytes], size_t j) {
+    bool any = false, follows = held > 0 && held + 8 <= kMost;
+    for (size_t k = 0; k < kPieces; ++k) {
+      const Octet& o = octets[16 * k + j];
+      any = any || o.pixels;
+      follows = follows && pixels[k] == (o.pixels ? held : 0) && (!o.pixels || o.pixel == first[k] + held);
+    }
+    if (!any) return nullptr;
+    if (!follows) finish_held(c, row, rows);
+    for (size_t k = 0; k < kPieces; ++k) {
+      const Octet& o = octets[16 * k + j];
+      if (!held) first[k] = o.pixel;
+      pixels[k] = o.pixels ? held + o.pixels : 0;
+    }
+    uint8_t* const to = sums + held * kPieces * kPiece;
+    held += 8;
     return to;
   }
   void finish_held(const Conv& c, uint32_t row, uint32_t rows) {
-    if (held) finish<F, From>(c.out, sums, kSliceChannels, row, rows, first, held, nullptr);
+    for (size_t k = 0; held && k < kPieces; ++k)
+      if (pixels[k])
+        finish<F, From>(c.out, sums + k * kPiece, kPieces * kSliceChannels, row, rows, first[k], pixels[k], nullptr);
     held = 0;
   }
 };
@@ -502,21 +529,17 @@ void join(const uint8_t* turned, uint32_t planes, uint32_t byte, typename V::Vec
 // Sums of a vector's octets, turned -> values by the law.
 template <class V, class F, class From>
 void store_sums(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octet (&octets)[V::kBytes]) {
-  constexpr size_t kPieces = V::kBytes / 16;
   const uint32_t rows = c.rows - row < kSliceChannels ? c.rows - row : kSliceChannels;
-  Finisher<F, From> to_law[kPieces];
+  Finisher<V, F, From> to_law;
   for (size_t j = 0; j < 16; ++j) {
+    uint8_t* const to = to_law.place(c, row, rows, octets, j);
+    if (!to) continue;
     typename V::Vec low[8], high[8];
     const uint8_t* turned = l.sums + j * c.levels * V::kBytes;
     join<V>(turned, c.levels, 0, low);
     join<V>(turned, c.levels, 1, high);
-    uint8_t* to[kPieces];
-    for (size_t k = 0; k < kPieces; ++k) to[k] = to_law[k].place(c, row, rows, octets[16 * k + j]);
     if constexpr (From::kBytes == 2) {
-      unroll<8>([&](auto t) BITPRESS_INLINE {
-        V::put(V::unpack_low(low[t], high[t]), to, 32 * static_cast<size_t>(t));
-        V::put(V::unpack_high(low[t], high[t]), to, 32 * static_cast<size_t>(t) + 16);
-      });
+      unroll<8>([&](auto t) BITPRESS_INLINE { V::zip(low[t], high[t], to + 2 * V::kBytes * static_cast<size_t>(t)); });
     } else {
       typename V::Vec higher[8], highest[8];
       join<V>(turned, c.levels, 2, higher);
@@ -527,16 +550,15 @@ void store_sums(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octe
         V::store(bytes[1], high[t]);
         V::store(bytes[2], higher[t]);
         V::store(bytes[3], highest[t]);
-        for (size_t k = 0; k < kPieces; ++k)
-          for (size_t i = 16 * k; i < 16 * k + 16; ++i) {
-            const uint32_t sum =
-                bytes[0][i] | bytes[1][i] << 8 | bytes[2][i] << 16 | static_cast<uint32_t>(bytes[3][i]) << 24;
-            __builtin_memcpy(to[k] + (16 * t + i % 16) * sizeof sum, &sum, sizeof sum);
-          }
+        for (size_t i = 0; i < V::kBytes; ++i) {
+          const uint32_t sum =
+              bytes[0][i] | bytes[1][i] << 8 | bytes[2][i] << 16 | static_cast<uint32_t>(bytes[3][i]) << 24;
+          __builtin_memcpy(to + (V::kBytes * t + i) * sizeof sum, &sum, sizeof sum);
+        }
       }
     }
   }
-  for (size_t k = 0; k < kPieces; ++k) to_law[k].finish_held(c, row, rows);
+  to_law.finish_held(c, row, rows);
 }
 
 // Levels of a vector's octets, turned -> where they are stored.

@@ -41,4 +41,9 @@ struct HalfSlices {
   static BITPRESS_INLINE void turn(Vec (&v)[16]) { turn_pieces<HalfSlices>(v); }
   static Vec unpack_low(Vec a, Vec b) { return _mm256_unpacklo_epi8(a, b); }
   static Vec unpack_high(Vec a, Vec b) { return _mm256_unpackhi_epi8(a, b); }
+  static BITPRESS_INLINE void zip(Vec a, Vec b, uint8_t* to) {
+    const Vec low = unpack_low(a, b), high = unpack_high(a, b);
+    store(to, _mm256_permute2x128_si256(low, high, 0x20));
+    store(to + kBytes, _mm256_permute2x128_si256(low, high, 0x31));
+  }
 };

@@ -188,14 +188,16 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // machine of kernels.def to within a quarter over w1a1 .. w4a4 of ResNet-20 and ResNet-18 (lut: and 1x1). bitsliced
 // makes planes of every element of a window, kSlice a bit of one, kApart where columns of the kernel are not moved from
 // one another; its last vector is full whatever is in it, and a lane of 256 bits takes kHalf of one of 512. Its
-// outputs cost kLevel.
+// outputs cost kLevel, and kTurn where they become
+// sums first (its constants: Intel Xeon (family 6, model 167), 2026-11-29, layers alone, to within a fifth).
 // winograd transforms each channel of a tile, kInput, and 16 products of each row into four sums, kFold with 8 lanes.
+// Of i8dot, one block of 16 channels takes kAlone: each product reads an operand that no other block shares.
 // i8dot16 takes kAtOnce as long where it widens every step. gemv adds the lanes of each output up, kAcross. Tiles begin
 // and end in kGroup for each 2 x 2 of them, and one of few pixels takes half as long as a full one; runs, filled up,
 // are a third of windows of 3 x 3.
 double arithmetic(const Row& r, const Problem& p) {
-  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6, kApart = 18,
-                   kAtOnce = 1.5, kHalf = 1.5, kLevel = 150;
+  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 9, kApart = 26,
+                   kAtOnce = 1.5, kHalf = 1.35, kLevel = 60, kTurn = 60, kAlone = 1.35;
   constexpr double kFold = 2300, kInput = 100, kGroup = 32000, kAcross = 2000;
   const double pixels = static_cast<double>(p.pixels), groups = static_cast<double>(p.groups);
   if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
@@ -208,7 +210,8 @@ double arithmetic(const Row& r, const Problem& p) {
     double lanes = static_cast<double>(padded(p.pixels, r.group));
     if (r.group == 512) lanes = std::min(lanes, kHalf * static_cast<double>(padded(p.pixels, r.group / 2)));
     const double slices = groups * (p.tiles ? kSlice : kApart) * bits;
-    return ((r.cost * digits * bits + kLevel) * filters + slices) * lanes * 1e-6;
+    const double output = kLevel + (p.by_law ? kTurn : 0);
+    return ((r.cost * digits * bits + output) * filters + slices) * lanes * 1e-6;
   }
   if (r.winograd()) {
     const double fold = kFold * 8 / r.lanes;
@@ -225,7 +228,8 @@ double arithmetic(const Row& r, const Problem& p) {
   if (r.packed()) return (r.cost * depth + kOutput + kAcross) * rows * pixels * 1e-6;
   if (!r.bitserial()) {
     const bool at_once = r.delayed() && delay_of(p.weight, p.act, p.largest) < gemm::kLeastDelay;
-    return (r.cost * (at_once ? kAtOnce : 1) * depth + kOutput) * rows * pixels * 1e-6;
+    const bool alone = rows == r.lanes && r.lanes == 16;
+    return (r.cost * (at_once ? kAtOnce : 1) * (alone ? kAlone : 1) * depth + kOutput) * rows * pixels * 1e-6;
   }
   const double planes = p.weight.bits * p.act.bits;
   const double pack = groups * (kPixel + kPack * p.act.bits * depth);
@@ -351,7 +355,13 @@ Problem problem_of(const Step& s, const Program& p) {
           near ? (out.h + 1) / 2 * ((out.w + 1) / 2) : 0,
           largest,
           (s.kernel_h - 1) * uint64_t{s.dilation_h} + 1,
-          s.has_weights && s.weight.bits <= 4 ? digits_of(s.weight, s.fields) : 0};
+          s.has_weights && s.weight.bits <= 4 ? digits_of(s.weight, s.fields) : 0,
+          s.op == Op::kConv2d && !few_levels(s, p.buffers[s.output].storage)};
+}
+
+bool few_levels(const Step& s, const Encoding& out) {
+  constexpr float kMostLevels = 15;
+  return !out.is_float() && s.residual == kNone && s.out_channels.empty() && s.hi - s.lo <= kMostLevels;
 }
 
 int32_t magnitude(const Encoding& w) { return std::max(std::abs(w.lo()), std::abs(w.hi())); }

@@ -50,7 +50,10 @@ struct Problem {
   int32_t largest = 0;  // |level| of 8-bit weights at hand; 0: as their encoding has
   uint64_t reach = 1;   // rows of the input that a window spans
   double digits = 0;    // signed powers of two of a weight of at most 4 bits, on average; 0: all codes being as common
+  bool by_law = false;  // outputs are more than a few levels, or residuals come in: bit slices must become sums
 };
+// Levels so few that comparing with where they step is faster than the law.
+bool few_levels(const Step& step, const Encoding& out);
 Problem problem_of(const Step& step, const Program& program);
 
 // Bytes of weights that stay in the second cache beside what else a layer touches.

@@ -124,6 +124,11 @@ struct Slices {
   static BITPRESS_INLINE void turn(Vec (&v)[16]) { turn_pieces<Slices>(v); }
   static Vec unpack_low(Vec a, Vec b) { return _mm512_unpacklo_epi8(a, b); }
   static Vec unpack_high(Vec a, Vec b) { return _mm512_unpackhi_epi8(a, b); }
+  static BITPRESS_INLINE void zip(Vec a, Vec b, uint8_t* to) {
+    const Vec low = unpack_low(a, b), high = unpack_high(a, b);
+    store(to, _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high));
+    store(to + kBytes, _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high));
+  }
 
  private:
   static __m256i pair(const uint8_t* low, const uint8_t* high) {

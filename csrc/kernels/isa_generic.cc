@@ -193,6 +193,10 @@ struct Slices {
   static void put(Vec v, uint8_t* const (&p)[1], size_t at) { store(p[0] + at, v); }
   static Vec unpack_low(Vec a, Vec b) { return unpack(a, b, 0); }
   static Vec unpack_high(Vec a, Vec b) { return unpack(a, b, 8); }
+  static void zip(Vec a, Vec b, uint8_t* to) {
+    store(to, unpack_low(a, b));
+    store(to + kBytes, unpack_high(a, b));
+  }
   static void turn(Vec (&v)[16]) {
     uint8_t square[16][kBytes], turned[16][kBytes];
     __builtin_memcpy(square, v, sizeof square);

@@ -494,16 +494,10 @@ void Bound::link(Bound& from, Bound& to) {
   to.why_ += "; reads bit planes";
 }
 
-// Whether what is stored is one of so few levels that comparing with where they step is faster than the law.
-bool Bound::few_levels(const Step& s) const {
-  constexpr float kMostLevels = 15;
-  return !out_.storage.is_float() && s.residual == kNone && s.out_channels.empty() && s.hi - s.lo <= kMostLevels;
-}
-
 // Where the stored level steps, found in the law itself; none where a residual comes in, or the levels are many.
 void Bound::bind_thresholds(const Step& s, int64_t most) {
   constexpr int64_t kMostSum = int64_t{1} << 30;
-  if (!few_levels(s) || most >= kMostSum) return;
+  if (!few_levels(s, out_.storage) || most >= kMostSum) return;
   Slices& z = slices_;
   const uint32_t steps = static_cast<uint32_t>(s.hi - s.lo), per_group = s.rows / s.groups;
   for (z.stored_bits = 1; (1u << z.stored_bits) <= steps;) ++z.stored_bits;
@@ -599,7 +593,7 @@ void Bound::bind_gather(const Step& s) {
 
 // Where the level of a byte rises, found in the law itself; nothing where channels differ, levels fall or are many.
 void Bound::bind_rises(const Step& s) {
-  if (in_.storage.is_float() || !few_levels(s)) return;
+  if (in_.storage.is_float() || !few_levels(s, out_.storage)) return;
   const auto all_as_first = [](const std::vector<float>& v) {
     return std::all_of(v.begin(), v.end(), [&](float x) { return x == v.front(); });
   };

@@ -115,7 +115,6 @@ class Bound {
   void bind_gather(const Step& step);
   void bind_rises(const Step& step);
   void find_scale(float m);
-  bool few_levels(const Step& step) const;
   void bind_lookup(const Step& step);
   void plan_windows(bool channels_chosen);
   void plan_bands(size_t weight_bytes);

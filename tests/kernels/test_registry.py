@@ -110,11 +110,11 @@ def test_look_ups_are_for_two_bits_and_many_channels(monkeypatch: pytest.MonkeyP
 @pytest.mark.native
 def test_pairs_are_looked_up_where_maps_are_too_small_for_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITPRESS_FORCE_ISA", "avx2")
-    for rows, depth, pixels, a, name in (
-        (64, 576, 64, "u2", "lut"), (16, 144, 1024, "u2", "bitsliced"), (64, 576, 64, "u4", "i8dot16"),
+    for rows, depth, pixels, tiles, a, name in (
+        (64, 576, 64, 0, "u2", "lut"), (16, 144, 1024, 256, "u2", "bitsliced"), (64, 576, 64, 0, "u4", "i8dot16"),
     ):  # fmt: skip
         try:
-            found = registry.find(Problem("conv2d", parse("o2"), parse(a), rows, depth, pixels))
+            found = registry.find(Problem("conv2d", parse("o2"), parse(a), rows, depth, pixels, tiles=tiles))
         except EnvironmentMissing:
             pytest.skip("this host has no AVX2")
         assert found.name == f"{name}_avx2"
