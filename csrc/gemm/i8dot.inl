@@ -121,21 +121,21 @@ void window_sums(const Conv& c, const uint8_t* in, uint32_t pixels, int32_t* win
 // finished at once: an epilogue for each took a quarter of a layer of 16 channels.
 template <class V, class F, int MB, int NB>
 void i8dot_blocks(const Conv& c, uint32_t block) {
-  constexpr uint32_t kHeld = NB < 32 ? 32 / NB * NB : NB;
+  constexpr uint32_t kHeld = NB < 32 ? 32 : NB;
   alignas(64) int32_t acc[kHeld * MB * V::kLanes + 16];
   int32_t window[kHeld];
   const uint8_t* w = static_cast<const uint8_t*>(c.weights) + block * c.block_stride;
   const uint32_t row = block * V::kLanes, end = row + MB * V::kLanes;
   const uint32_t rows = (end < c.rows ? end : c.rows) - row;
+  const uint64_t parts = (c.out_cols + NB - 1) / NB;  // of a row
+  const auto start = [&](uint64_t part) { return static_cast<uint32_t>(c.out_cols * part / parts); };
   for (uint32_t y = 0; y < c.out_rows; ++y) {
-    for (uint32_t x = 0, pixels; x < c.out_cols; x += pixels) {
-      pixels = c.out_cols - x < kHeld ? c.out_cols - x : kHeld;
+    for (uint64_t part = 0; part < parts;) {
+      const uint32_t x = start(part);
       const uint8_t* in = c.in + y * c.row_stride + x * c.pixel_stride;
-      const uint32_t parts = (pixels + NB - 1) / NB;
-      for (uint32_t part = 0; part < parts; ++part) {
-        const uint32_t at = pixels * part / parts, some = pixels * (part + 1) / parts - at;
-        i8dot_tiles<V, MB, NB>(some, c, in + at * c.pixel_stride, w, acc + at * MB * V::kLanes);
-      }
+      uint32_t pixels = 0;
+      for (uint32_t next; part < parts && (next = start(part + 1) - x) <= kHeld; ++part, pixels = next)
+        i8dot_tiles<V, MB, NB>(next - pixels, c, in + pixels * c.pixel_stride, w, acc + pixels * MB * V::kLanes);
       if constexpr (V::kElementBytes == 1)  // int16 holds every level, and needs no factor
         if (c.out.factor) window_sums<V>(c, in, pixels, window);
       finish<F, FromSums>(c.out, acc, MB * V::kLanes, row, rows, c.first_pixel + y * c.out_row_pixels + x, pixels,
