@@ -222,11 +222,11 @@ void slice_columns(const Conv& c, const SliceLayout<V>& l, const uint8_t* lines,
       const int shift = c.shifted ? static_cast<int>(column * c.column_bytes) - static_cast<int>(c.left) : 0;
       uint8_t* to = place(i, column);
       for (size_t q = 0; q < c.a_bits; ++q, to += V::kBytes)
-        over_lines<V>(c, l, lines + (i * c.a_bits + q) * l.apart * c.line, [&](size_t v, const uint8_t* from)
-                                                                               BITPRESS_INLINE {
-          const typename V::Vec x = V::load_any(from);
-          V::store(to + v * l.plain, shift ? moved<V>(c.pitch, x, shift) : x);
-        });
+        over_lines<V>(c, l, lines + (i * c.a_bits + q) * l.apart * c.line,
+                      [&](size_t v, const uint8_t* from) BITPRESS_INLINE {
+                        const typename V::Vec x = V::load_any(from);
+                        V::store(to + v * l.plain, shift ? moved<V>(c.pitch, x, shift) : x);
+                      });
     }
 }
 
@@ -474,8 +474,8 @@ void find_octets(const Conv& c, const SliceLayout<V>& l, size_t i, Octet (&to)[V
   for (; at < V::kBytes; ++at) to[at] = {0, 0};
 }
 
-// Sums of 16 rows of a block on their way to the law, [pixel][pieces of a vector][16]: octets that follow one another in
-// the output go together, those of every piece side by side.
+// Sums of 16 rows of a block on their way to the law, [pixel][pieces of a vector][16]: octets that follow one another
+// in the output go together, those of every piece side by side.
 template <class V, class F, class From>
 struct Finisher {
   static constexpr size_t kPieces = V::kBytes / 16, kPiece = kSliceChannels * From::kBytes;

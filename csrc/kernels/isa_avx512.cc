@@ -109,8 +109,10 @@ struct Slices {
   static Vec add_bytes(Vec a, Vec b) { return _mm512_add_epi8(a, b); }
   template <int word>
   static Vec moved(Vec a, int n) {
-    if (word == 2) return n < 0 ? _mm512_slli_epi16(a, static_cast<unsigned>(-n)) : _mm512_srli_epi16(a, static_cast<unsigned>(n));
-    if (word == 4) return n < 0 ? _mm512_slli_epi32(a, static_cast<unsigned>(-n)) : _mm512_srli_epi32(a, static_cast<unsigned>(n));
+    if (word == 2)
+      return n < 0 ? _mm512_slli_epi16(a, static_cast<unsigned>(-n)) : _mm512_srli_epi16(a, static_cast<unsigned>(n));
+    if (word == 4)
+      return n < 0 ? _mm512_slli_epi32(a, static_cast<unsigned>(-n)) : _mm512_srli_epi32(a, static_cast<unsigned>(n));
     return n < 0 ? _mm512_slli_epi64(a, static_cast<unsigned>(-n)) : _mm512_srli_epi64(a, static_cast<unsigned>(n));
   }
   static BITPRESS_INLINE Vec pieces(const uint8_t* const (&p)[4]) {

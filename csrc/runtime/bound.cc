@@ -12,12 +12,12 @@ namespace {
 // Bytes of scratch memory of a thread. No network needs a hundredth; a small file that claims huge borders would.
 constexpr size_t kMostScratch = size_t{1} << 30;
 // Bytes of a chunk's planes. A longer list costs less for each of its elements, while rows find most of the planes in
-// the first-level cache: all of 48 KiB, or more where a row takes few of them, or each has many (Xeon 6/167, 2026-11-29:
-// 24, 48, 72, 96 KiB at 64x576x3136: w2a2 of 62 % 218, 207, 218, 220 us, of 20 % 121, 109, 108, 107, w2a4 of 62 % 403,
-// 367, 357, 360).
+// the first-level cache: all of 48 KiB, or more where a row takes few of them, or each has many (Xeon 6/167,
+// 2026-11-29: 24, 48, 72, 96 KiB at 64x576x3136: w2a2 of 62 % 218, 207, 218, 220 us, of 20 % 121, 109, 108, 107, w2a4
+// of 62 % 403, 367, 357, 360).
 constexpr uint32_t kSliceElements = 48 << 10, kSliceFewer = 72 << 10;
 constexpr double kFewDigits = 0.4;
-constexpr size_t kSliceBand = 256 << 10;       // of input that becomes planes at once, which stay in the second
+constexpr size_t kSliceBand = 256 << 10;  // of input that becomes planes at once, which stay in the second
 
 // The level that is stored for a sum or a level, docs/numerics.md 5.
 float level_of(const Step& s, uint32_t row, float value) {

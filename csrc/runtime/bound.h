@@ -58,9 +58,9 @@ struct Slices {
   bool shifted = false;
   uint32_t vector = 0, columns = 1, pitch = 0, vectors = 0, tall = 0;
   size_t line = 0;
-  size_t next_line = 0;   // of the step that reads this one's lines, 0: none
-  uint32_t next_top = 0;  // its border
-  bool linked = false;    // reads lines
+  size_t next_line = 0;         // of the step that reads this one's lines, 0: none
+  uint32_t next_top = 0;        // its border
+  bool linked = false;          // reads lines
   double digits_of_weight = 0;  // on average
   uint32_t levels = 0, digits = 1, stored_bits = 0;
   bool odd = false;
