@@ -125,19 +125,16 @@ def draw(network: str, share: float, path: Path, seed: int = 0) -> None:
     """The network's weights, but of all layers between its ends drawn from {-1, 0, 1} times one number of each layer,
     `share` of them not 0: what 2 bits hold exactly.
     """
-    import torch
-    from safetensors.torch import save_file
+    from safetensors.numpy import save_file
 
     from ..core.models.loading import load
 
     rng = np.random.default_rng(seed)
-    module = load(network).module
-    state = {key: value.clone().contiguous() for key, value in module.state_dict().items()}
-    layers = [name for name, layer in module.named_modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
-    for name in layers[1:-1]:
-        weight = state[f"{name}.weight"]
+    state = {key: value.numpy().copy() for key, value in load(network).module.state_dict().items()}
+    for key in [key for key, value in state.items() if value.ndim > 1][1:-1]:  # of convolutions and linear layers
+        weight = state[key]
         signs = rng.choice([-1.0, 1.0], weight.shape) * (rng.random(weight.shape) < share)
-        state[f"{name}.weight"] = torch.from_numpy((signs * float(weight.std()) / share**0.5).astype(np.float32))
+        state[key] = (signs * float(weight.std()) / share**0.5).astype(np.float32)
     save_file(state, path)
 
 
