@@ -112,13 +112,12 @@ def drawn() -> Iterator[tuple[str, str, str, float]]:
 
 
 def _drawn_jobs(folder: Path, isa: str, *, make: bool) -> Iterator[Job]:
-    timed = ("--threads", "1", "--batch", "1", "--seconds", str(SECONDS["bench"]))
     for name, network, bits, share in drawn():
         file, weights = str(folder / f"{name}.bpk"), folder / f"{name}.safetensors"
         terms = ("--weights", str(weights), "--quantize", bits, "--calibrate", "random:16")
         made = (("compile", network, *terms, "-o", file),) if make else ()
         prepare = partial(draw, network, share, weights) if make else None
-        yield Job(f"{name}{AT}{isa}", (*made, ("bench", file, *timed)), {"BITPRESS_FORCE_ISA": isa}, prepare)
+        yield Job(f"{name}{AT}{isa}", (*made, ("bench", file, *_one())), {"BITPRESS_FORCE_ISA": isa}, prepare)
 
 
 def draw(network: str, share: float, path: Path, seed: int = 0) -> None:
@@ -142,9 +141,13 @@ def _held_job(name: str, file: str, dense: str, isa: str) -> Job:
     limit = LOWER[isa]
     few = () if limit is None else at_hand(PEERS)[0]
     vs = (*few, *(() if file == dense else (dense,)))
-    timed = ("--threads", "1", "--batch", "1", "--seconds", str(SECONDS["bench"]))
     variables = {"BITPRESS_FORCE_ISA": isa, **({} if limit is None else {"ONEDNN_MAX_CPU_ISA": limit})}
-    return Job(f"{name}{AT}{isa}", (("bench", file, *timed, "--vs", ",".join(vs)),), variables)
+    return Job(f"{name}{AT}{isa}", (("bench", file, *_one(), "--vs", ",".join(vs)),), variables)
+
+
+def _one() -> tuple[str, ...]:
+    """How a network is timed with a lower instruction set."""
+    return ("--threads", "1", "--batch", "1", "--seconds", str(SECONDS["bench"]))
 
 
 def measure(folder: Path, searched: Mapping[str, str]) -> dict[str, Any]:

@@ -135,8 +135,7 @@ void slice_lines(const Conv& c, const SliceLayout<V>& l, const uint8_t* in, type
     const size_t above = rest < c.above ? (c.above - rest + l.apart - 1) / l.apart : 0;
     const size_t in_reach = c.above + c.in_rows > rest ? (c.above + c.in_rows - rest + l.apart - 1) / l.apart : 0;
     const size_t octets = (in_reach < all ? in_reach : all) * c.pitch;
-    size_t begin = (above < in_reach ? above : in_reach) * c.pitch;
-    if (begin > octets) begin = octets;
+    size_t begin = above * c.pitch < octets ? above * c.pitch : octets;
     if (begin + (octets - begin + V::kBytes - 1) / V::kBytes * V::kBytes > c.line) begin = 0;  // whole vectors
     for (size_t line = 0; line < kSliceChannels * bits && (begin || octets < all * c.pitch); ++line)
       for (size_t at = 0; at < all * c.pitch; at += V::kBytes)
