@@ -72,55 +72,74 @@ BITPRESS_INLINE inline void slice_octet(typename V::Vec (&p)[8]) {
   }
 }
 
-// Where the octets of a vector lie: piece i has those from 16 * i on. `step` bytes from one pixel to the next, of which
-// the last counts again where there are fewer; nothing where there are none.
+// Bits of a vector's octets that are the j-th of their pieces.
+template <class V>
+constexpr uint64_t kEachPiece = (V::kBytes == 64   ? 0x0001000100010001u
+                                 : V::kBytes == 32 ? 0x00010001u
+                                                   : 1u);
+
+// The lowest n bits.
+inline uint64_t low_bits(size_t n) { return n < 64 ? (uint64_t{1} << n) - 1 : ~uint64_t{0}; }
+
+// body(pitch) with the usual ones as constants: what they bound is then unrolled, not guessed at by the processor.
+template <class Body>
+BITPRESS_INLINE inline void with_pitch(uint32_t pitch, const Body& body) {
+  if (pitch == 2) return body(Index<2>{});
+  if (pitch == 4) return body(Index<4>{});
+  if (pitch == 8) return body(Index<8>{});
+  body(static_cast<size_t>(pitch));
+}
+
+// Where the octets of a vector lie: piece i has those from 16 * i on. Nothing where there are none; of an octet that
+// has fewer pixels the last counts again.
 template <class V>
 struct OctetSources {
   const uint8_t* at[V::kBytes];
-  size_t step[V::kBytes];
-  uint8_t last[V::kBytes];
+  uint64_t some = 0, whole = 0;  // bits: which have pixels, and which have eight
+  size_t step, fewer;            // bytes to the next pixel; pixels of those that have not eight
 
   // Octets [first, end) of the line of rows `rest`, `apart` apart, of 16 channels from `in` on.
-  OctetSources(const Conv& c, const SliceLayout<V>& l, const uint8_t* in, size_t rest, size_t first, size_t end) {
+  OctetSources(const Conv& c, const SliceLayout<V>& l, const uint8_t* in, size_t rest, size_t first, size_t end)
+      : step(c.pixel_stride), fewer(c.in_cols % 8) {
     alignas(16) static constexpr uint8_t kNothing[16] = {};
-    size_t k = first / c.pitch, octet = first % c.pitch;
     const size_t filled = end - first < V::kBytes ? end - first : V::kBytes;
-    for (size_t i = filled; i < V::kBytes; ++i) {
-      at[i] = kNothing;
-      step[i] = 0;
-      last[i] = 7;
-    }
-    for (size_t i = 0; i < filled; ++k, octet = 0) {
-      const size_t row = k * l.apart + rest - c.above;  // wraps where there is no row
-      const uint8_t* from = in + row * c.in_row_bytes + 8 * octet * c.pixel_stride;
-      for (; octet < c.pitch && i < filled; ++octet, ++i, from += 8 * c.pixel_stride) {
-        const bool some = row < c.in_rows && 8 * octet < c.in_cols;
-        const size_t left = c.in_cols - 8 * octet;
-        at[i] = some ? from : kNothing;
-        step[i] = some ? c.pixel_stride : 0;
-        last[i] = some && left < 8 ? static_cast<uint8_t>(left - 1) : 7;
+    const size_t octets = (c.in_cols + 7) / 8, reach = 8 * step;
+    size_t row = first / c.pitch * l.apart + rest - c.above, i = 0;  // wraps where there is no row
+    with_pitch(c.pitch, [&](auto given) BITPRESS_INLINE {
+      const size_t pitch = given;
+      for (size_t octet = first % pitch; i < filled; octet = 0, row += l.apart) {
+        const bool inside = row < c.in_rows;
+        some |= inside ? low_bits(octets) >> octet << i : 0;
+        whole |= inside ? low_bits(c.in_cols / 8) >> octet << i : 0;
+        const uint8_t* from = inside ? c.in_row_bytes * row + octet * reach + in : kNothing;
+        for (const size_t by = inside ? reach : 0; octet < pitch && i < filled; ++octet, ++i, from += by)
+          at[i] = octet < octets ? from : kNothing;
       }
-    }
+    });
+    some &= low_bits(filled);
+    whole &= low_bits(filled);
+    for (; i < V::kBytes; ++i) at[i] = kNothing;
   }
-  // Eight pixels of vector j.
+  bool any(size_t j) const { return some >> j & kEachPiece<V>; }
+  // Eight pixels of the j-th octet of each piece.
   BITPRESS_INLINE void read(size_t j, typename V::Vec (&p)[8]) const {
     constexpr size_t kPieces = V::kBytes / 16;
     const uint8_t* from[kPieces];
-    bool full = true;
-    for (size_t i = 0; i < kPieces; ++i) {
-      from[i] = at[16 * i + j];
-      full = full && last[16 * i + j] == 7;
-    }
-    if (full) {
+    unroll<kPieces>([&](auto i) BITPRESS_INLINE { from[i] = at[16 * i + j]; });
+    if ((whole >> j & kEachPiece<V>) == kEachPiece<V>) {
       unroll<8>([&](auto t) BITPRESS_INLINE {
-        p[t] = V::pieces(from);
-        unroll<kPieces>([&](auto i) BITPRESS_INLINE { from[i] += step[16 * i + j]; });
+        const uint8_t* pixel[kPieces];
+        unroll<kPieces>([&](auto i) BITPRESS_INLINE { pixel[i] = from[i] + static_cast<size_t>(t) * step; });
+        p[t] = V::pieces(pixel);
       });
       return;
     }
+    size_t last[kPieces];
+    for (size_t i = 0; i < kPieces; ++i)
+      last[i] = whole >> (16 * i + j) & 1 ? 7 : some >> (16 * i + j) & 1 ? fewer - 1 : 0;
     for (size_t t = 0; t < 8; ++t) {
       p[t] = V::pieces(from);
-      for (size_t i = 0; i < kPieces; ++i) from[i] += t < last[16 * i + j] ? step[16 * i + j] : 0;
+      for (size_t i = 0; i < kPieces; ++i) from[i] += t < last[i] ? step : 0;
     }
   }
 };
@@ -137,14 +156,16 @@ void slice_lines(const Conv& c, const SliceLayout<V>& l, const uint8_t* in, type
     const size_t octets = (in_reach < all ? in_reach : all) * c.pitch;
     size_t begin = above * c.pitch < octets ? above * c.pitch : octets;
     if (begin + (octets - begin + V::kBytes - 1) / V::kBytes * V::kBytes > c.line) begin = 0;  // whole vectors
-    for (size_t line = 0; line < kSliceChannels * bits && (begin || octets < all * c.pitch); ++line)
-      for (size_t at = 0; at < all * c.pitch; at += V::kBytes)
-        V::store(l.lines + (line * l.apart + rest) * c.line + at, V::zero());
+    const size_t made_end = begin + (octets - begin + V::kBytes - 1) / V::kBytes * V::kBytes;
+    for (size_t at = 0; at < all * c.pitch; at += V::kBytes)
+      if (at < begin || (at + V::kBytes > made_end && all * c.pitch > made_end))
+        for (size_t line = 0; line < kSliceChannels * bits; ++line)
+          V::store(l.lines + (line * l.apart + rest) * c.line + at, V::zero());
     for (size_t first = begin; first < octets; first += V::kBytes) {
       const OctetSources<V> from(c, l, in, rest, first, octets);
       typename V::Vec made[4][16];
       for (size_t j = 0; j < 16; ++j) {
-        if (first + j >= octets) {
+        if (!from.any(j)) {
           unroll<4>([&](auto q) BITPRESS_INLINE { made[q][j] = V::zero(); });
           continue;
         }
@@ -229,6 +250,17 @@ void slice_columns(const Conv& c, const SliceLayout<V>& l, const uint8_t* lines,
     }
 }
 
+// The first `pixels` bits of each of so many rows of `pitch` bytes.
+template <class V>
+typename V::Vec row_bits(size_t pitch, size_t pixels, size_t rows) {
+  alignas(64) uint8_t bits[V::kBytes] = {};
+  for (size_t row = 0; rows && row + pitch <= V::kBytes; row += pitch, --rows) {
+    for (size_t x = 0; x < pixels / 8; ++x) bits[row + x] = 0xFF;
+    if (pixels % 8) bits[row + pixels / 8] = static_cast<uint8_t>((1u << pixels % 8) - 1);
+  }
+  return V::load(bits);
+}
+
 // Input rows -> planes [chunks][2 + columns of channels][vectors][a_bits]; the first two are of zeros and of ones.
 template <class V>
 void slice_input(const Conv& c, const SliceLayout<V>& l) {
@@ -236,13 +268,8 @@ void slice_input(const Conv& c, const SliceLayout<V>& l) {
     for (size_t at = 0; at < 2 * l.column; at += V::kBytes)
       V::store(l.planes + chunk * l.chunk + at, at < l.column ? V::zero() : V::flip(V::zero()));
   if (c.in_lines) return slice_columns<V>(c, l, c.in_lines, 0, c.valid, 0, c.columns);
-  alignas(64) uint8_t inside[V::kBytes];
-  for (size_t i = 0; i < V::kBytes; ++i) {
-    const size_t x = 8 * (i % c.pitch);
-    const bool whole = !c.shifted || x + 8 <= c.in_cols;  // what is not moved stays beside the image
-    inside[i] = static_cast<uint8_t>(whole ? 0xFF : x < c.in_cols ? (1u << (c.in_cols - x)) - 1 : 0);
-  }
-  const typename V::Vec mask = V::load(inside);
+  // What is moved must not bring pixels that are beside the image; what is not moved stays there.
+  const typename V::Vec mask = c.shifted ? row_bits<V>(c.pitch, c.in_cols, l.groups) : V::flip(V::zero());
   for (uint32_t channel = 0; channel < c.valid; channel += kSliceChannels) {
     const uint32_t count = c.valid - channel < kSliceChannels ? c.valid - channel : kSliceChannels;
     const uint32_t together = c.shifted ? c.columns : 1;  // of the same lines
@@ -455,23 +482,32 @@ BITPRESS_INLINE inline void join_four(typename V::Vec (&p)[8]) {
   });
 }
 
-// Where eight neighbouring bits of a vector belong; no pixels where there are none.
-struct Octet {
-  size_t pixel;
-  uint32_t pixels;
-};
-
+// Where the bytes of a vector, bits of eight neighbouring pixels each, belong in the output.
 template <class V>
-void find_octets(const Conv& c, const SliceLayout<V>& l, size_t i, Octet (&to)[V::kBytes]) {
-  size_t at = 0;
-  for (size_t y = i; at + c.pitch <= V::kBytes; y += l.tall)
-    for (size_t x = 0; x < 8 * c.pitch; x += 8, ++at) {
-      const bool some = y < c.out_rows && x < c.out_cols;
-      const size_t left = c.out_cols - x;
-      to[at] = {c.first_pixel + y * c.out_row_pixels + x, some ? left < 8 ? static_cast<uint32_t>(left) : 8 : 0};
-    }
-  for (; at < V::kBytes; ++at) to[at] = {0, 0};
-}
+struct Octets {
+  size_t pixel[V::kBytes];
+  uint64_t some = 0, whole = 0, follow = 0;  // bits: which have pixels, have eight, go on where the one before ends
+  uint32_t fewer;                            // pixels of those that have not eight
+
+  Octets(const Conv& c, const SliceLayout<V>& l, size_t i) : fewer(c.out_cols % 8) {
+    const size_t octets = (c.out_cols + 7) / 8, whole_octets = c.out_cols / 8;
+    const bool joins = l.tall == 1 && whole_octets == c.pitch && c.out_row_pixels == c.out_cols;
+    size_t at = 0;
+    with_pitch(c.pitch, [&](auto given) BITPRESS_INLINE {
+      const size_t pitch = given;
+      for (size_t y = i; at + pitch <= V::kBytes; y += l.tall) {
+        const uint64_t row = y < c.out_rows ? low_bits(octets) << at : 0;
+        some |= row;
+        whole |= row & low_bits(whole_octets) << at;
+        follow |= joins && at ? row : row & (row - 1);
+        size_t first = c.first_pixel + y * c.out_row_pixels;
+        for (size_t x = 0; x < pitch; ++x, ++at, first += 8) pixel[at] = first;
+      }
+    });
+    for (; at < V::kBytes; ++at) pixel[at] = 0;
+  }
+  uint32_t pixels(size_t at) const { return whole >> at & 1 ? 8 : some >> at & 1 ? fewer : 0; }
+};
 
 // Sums of 16 rows of a block on their way to the law, [pixel][pieces of a vector][16]: octets that follow one another
 // in the output go together, those of every piece side by side.
@@ -481,23 +517,19 @@ struct Finisher {
   static constexpr uint32_t kMost = 32;
   size_t first[kPieces];
   uint32_t pixels[kPieces], held = 0;
+  uint64_t pieces = 0;  // which have pixels: the places of the bits of kEachPiece
   alignas(64) uint8_t sums[kMost * kPieces * kPiece + 64];
 
   // Where the sums of the j-th octet of each piece go; null if it has no pixels.
-  uint8_t* place(const Conv& c, uint32_t row, uint32_t rows, const Octet (&octets)[V::kBytes], size_t j) {
-    bool any = false, follows = held > 0 && held + 8 <= kMost;
-    for (size_t k = 0; k < kPieces; ++k) {
-      const Octet& o = octets[16 * k + j];
-      any = any || o.pixels;
-      follows = follows && pixels[k] == (o.pixels ? held : 0) && (!o.pixels || o.pixel == first[k] + held);
+  uint8_t* place(const Conv& c, uint32_t row, uint32_t rows, const Octets<V>& o, size_t j) {
+    const uint64_t some = o.some >> j & kEachPiece<V>;
+    if (!some) return nullptr;
+    if (held == kMost || some != pieces || (o.follow >> j & some) != some) {
+      finish_held(c, row, rows);
+      pieces = some;
+      for (size_t k = 0; k < kPieces; ++k) first[k] = o.pixel[16 * k + j];
     }
-    if (!any) return nullptr;
-    if (!follows) finish_held(c, row, rows);
-    for (size_t k = 0; k < kPieces; ++k) {
-      const Octet& o = octets[16 * k + j];
-      if (!held) first[k] = o.pixel;
-      pixels[k] = o.pixels ? held + o.pixels : 0;
-    }
+    for (size_t k = 0; k < kPieces; ++k) pixels[k] = some >> 16 * k & 1 ? held + o.pixels(16 * k + j) : 0;
     uint8_t* const to = sums + held * kPieces * kPiece;
     held += 8;
     return to;
@@ -527,7 +559,7 @@ void join(const uint8_t* turned, uint32_t planes, uint32_t byte, typename V::Vec
 
 // Sums of a vector's octets, turned -> values by the law.
 template <class V, class F, class From>
-void store_sums(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octet (&octets)[V::kBytes]) {
+void store_sums(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octets<V>& octets) {
   const uint32_t rows = c.rows - row < kSliceChannels ? c.rows - row : kSliceChannels;
   Finisher<V, F, From> to_law;
   for (size_t j = 0; j < 16; ++j) {
@@ -562,20 +594,16 @@ void store_sums(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octe
 
 // Levels of a vector's octets, turned -> where they are stored.
 template <class V>
-void store_levels(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octet (&octets)[V::kBytes]) {
+void store_levels(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octets<V>& octets) {
   constexpr size_t kPieces = V::kBytes / 16;
   const uint32_t rows = c.rows - row < kSliceChannels ? c.rows - row : kSliceChannels;
   const uint32_t low = static_cast<uint8_t>(static_cast<int32_t>(c.out.lo)) * 0x01010101u;
   for (size_t j = 0; j < 16; ++j) {
+    if (!(octets.some >> j & kEachPiece<V>)) continue;
     uint8_t* out[kPieces];
-    bool full = rows == kSliceChannels, any = false;
-    for (size_t k = 0; k < kPieces; ++k) {
-      const Octet& o = octets[16 * k + j];
-      any = any || o.pixels;
-      full = full && o.pixels == 8;
-      out[k] = static_cast<uint8_t*>(c.out.data) + o.pixel * c.out.channels + c.out.first_channel + row;
-    }
-    if (!any) continue;
+    const bool full = rows == kSliceChannels && (octets.whole >> j & kEachPiece<V>) == kEachPiece<V>;
+    for (size_t k = 0; k < kPieces; ++k)
+      out[k] = static_cast<uint8_t*>(c.out.data) + octets.pixel[16 * k + j] * c.out.channels + c.out.first_channel + row;
     typename V::Vec p[8];
     join<V>(l.sums + j * c.levels * V::kBytes, c.stored_bits, 0, p);
     if (low) unroll<8>([&](auto t) BITPRESS_INLINE { p[t] = V::add_bytes(p[t], V::set(low)); });
@@ -586,7 +614,7 @@ void store_levels(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Oc
     alignas(64) uint8_t bytes[8][V::kBytes];
     unroll<8>([&](auto t) BITPRESS_INLINE { V::store(bytes[t], p[t]); });
     for (size_t k = 0; k < kPieces; ++k)
-      for (uint32_t t = 0; t < octets[16 * k + j].pixels; ++t, out[k] += c.out.channels)
+      for (uint32_t t = 0; t < octets.pixels(16 * k + j); ++t, out[k] += c.out.channels)
         __builtin_memcpy(out[k], bytes[t] + 16 * k, rows);
   }
 }
@@ -594,7 +622,7 @@ void store_levels(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Oc
 // A vector of the planes [16][levels] of a block's sums, or of stored levels -> values. Each plane is turned where it
 // lies; its vector j has the bytes of 16 rows of octet j of each 16.
 template <class V, class F>
-void store_rows(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octet (&octets)[V::kBytes]) {
+void store_rows(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octets<V>& octets) {
   const size_t apart = c.levels * V::kBytes;
   for (uint32_t p = 0; p < (c.stored_bits ? c.stored_bits : c.levels); ++p) {
     uint8_t* const plane = l.sums + p * V::kBytes;
@@ -614,17 +642,14 @@ void store_rows(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octe
 // A vector of the planes of a block's levels, its i-th -> the lines that the next convolution reads. Its rows are as
 // far apart there, behind out_top rows of zeros.
 template <class V>
-void store_lines(const Conv& c, const SliceLayout<V>& l, uint32_t row, size_t i, const Octet (&octets)[V::kBytes]) {
-  alignas(64) uint8_t inside[V::kBytes];
-  for (size_t k = 0; k < V::kBytes; ++k) inside[k] = static_cast<uint8_t>((1u << octets[k].pixels) - 1);
-  const typename V::Vec mask = V::load(inside);
+void store_lines(const Conv& c, const SliceLayout<V>& l, uint32_t row, size_t i, typename V::Vec inside) {
   const size_t at = i + c.out_top, first = at % l.tall * c.out_line, behind = at / l.tall * c.pitch;
   const uint32_t rows = c.rows - row < kSliceChannels ? c.rows - row : kSliceChannels;
   uint8_t* line = c.out_lines + size_t{row} * c.stored_bits * l.tall * c.out_line + first;
   for (uint32_t k = 0; k < rows; ++k)
     for (uint32_t q = 0; q < c.stored_bits; ++q, line += l.tall * c.out_line) {
       for (size_t b = 0; b < c.out_line; b += V::kBytes) V::store_any(line + b, V::zero());
-      V::store_any(line + behind, V::both(V::load(l.sums + (k * c.levels + q) * V::kBytes), mask));
+      V::store_any(line + behind, V::both(V::load(l.sums + (k * c.levels + q) * V::kBytes), inside));
     }
 }
 
@@ -647,8 +672,8 @@ void bitsliced(const Conv& c) {
   const uint32_t blocks = (c.rows + kSliceChannels - 1) / kSliceChannels;
   for (size_t i = 0; i < l.tall; ++i) {
     const uint8_t* planes = l.planes + i * c.stride_h * l.plain;
-    Octet octets[V::kBytes];
-    find_octets(c, l, i, octets);
+    const Octets<V> octets(c, l, i);
+    const typename V::Vec inside = row_bits<V>(c.pitch, c.out_cols, (c.out_rows - i + l.tall - 1) / l.tall);
     const auto add = [&](uint32_t block, uint8_t* sums) {
       const uint32_t digits = block == blocks ? 1 : c.digits;
       const uint32_t rows = block == blocks ? 1 : c.rows - block * kSliceChannels;
@@ -673,7 +698,7 @@ void bitsliced(const Conv& c) {
         if (c.stored_bits) compare<V>(c, row + k, sum);
       }
       if (c.out_lines)
-        store_lines<V>(c, l, row, i, octets);
+        store_lines<V>(c, l, row, i, inside);
       else
         store_rows<V, F>(c, l, row, octets);
     }
