@@ -1,7 +1,7 @@
 // bitsliced: convolution by full adders on bit planes of pixels. One template; the leaf is the vocabulary V:
 //   kBytes              of a vector: a bit a pixel; it consists of kBytes / 16 pieces
 //   zero, load, store (aligned), load_any, store_any, load_once (into a register), broadcast(uint32*)
-//   both, either, differ, flip
+//   both, either, differ, flip, select(mask, where it is 1, where it is 0)
 //   full_add(&sum, x, y), half_add(&sum, x): the carry
 //   full_add_less       adds what x and y lack; the carry comes flipped if kFlips
 //   at_least(bit, so_far, threshold): majority of the first two and ~threshold
@@ -11,6 +11,9 @@
 //   unpack_low, unpack_high: bytes of two pieces in turns
 //   zip(a, b, to)       bytes of two vectors in turns
 //   turn(&v[16])        the 16 x 16 bytes of each piece
+//   kWidens             whether there are also Floats, four for each piece: spread(pointer to 4), add, mul, and
+//     widen(low, high, &to[4])          2^23 + low + 256 * high, of the bytes of two vectors
+//     narrow(of[4], is_signed, lo, hi)  the other way: rounded half to even, bounded
 // A row of output pixels takes `pitch` bytes, and a vector holds kBytes / pitch rows that lie `tall` rows apart: rows
 // tall * k + i for all k. What a tap sees `ky` rows below is then the vector i + ky, so that a weight is a place in
 // memory: planes are made once, of every channel and column of the kernel, and nothing is copied again. Elements are in
@@ -47,9 +50,9 @@ struct SliceLayout {
 template <class V, int n>
 BITPRESS_INLINE inline void weave(typename V::Vec& a, typename V::Vec& b) {
   constexpr uint32_t kEven = n == 1 ? 0x55555555u : n == 2 ? 0x33333333u : 0x0F0F0F0Fu;
-  const typename V::Vec even = V::set(kEven), odd = V::set(~kEven);
-  const typename V::Vec low = V::either(V::both(a, even), V::template shl<n>(V::both(b, even)));
-  b = V::either(V::both(V::template shr<n>(a), even), V::both(b, odd));
+  const typename V::Vec even = V::set(kEven);
+  const typename V::Vec low = V::select(even, a, V::template shl<n>(b));
+  b = V::select(even, V::template shr<n>(a), b);
   a = low;
 }
 
@@ -592,6 +595,83 @@ void store_sums(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octe
   to_law.finish_held(c, row, rows);
 }
 
+// The common case of store_sums by itself, half its time otherwise: whole blocks of rows into levels, in registers. Sums
+// become floats by the bits of 2^23 above theirs; the bias is added less 2^23, which is exact as long as it is smaller.
+template <class V, class F>
+bool store_levels_of_sums(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octets<V>& octets) {
+  constexpr size_t kPieces = V::kBytes / 16;
+  constexpr float kAbove = 1 << 23;
+  const Output o = c.out;
+  const bool has_residual = o.residual != nullptr;
+  bool common = o.small && o.shift == 0 && o.factor == 0 && o.storage != Storage::kF32 && !o.out_channels &&
+                c.rows - row >= kSliceChannels && !(has_residual && o.residual_storage == Storage::kF32);
+  float biases[kSliceChannels];
+  for (uint32_t i = 0; i < kSliceChannels && common; ++i) {
+    common = o.bias[row + i] > -(1 << 23) && o.bias[row + i] < 1 << 23;
+    biases[i] = static_cast<float>(o.bias[row + i]) - kAbove;
+  }
+  if (!common) return false;
+  typename V::Floats m[4], b[4], bias[4];
+  unroll<4>([&](auto i) BITPRESS_INLINE {
+    m[i] = V::spread(o.m + row + 4 * i);
+    b[i] = V::spread(o.b + row + 4 * i);
+    bias[i] = V::spread(biases + 4 * i);
+  });
+  // Signed levels are unsigned ones less 128 once their upper bit is flipped.
+  const bool flips = o.residual_storage == Storage::kI8;
+  const typename V::Vec flip = V::set(flips ? 0x80808080u : 0);
+  const typename V::Floats less = V::set_float(flips ? -kAbove - 128 : -kAbove), m_r = V::set_float(o.m_r);
+  const bool is_signed = o.storage == Storage::kI8;
+  const auto lo = static_cast<int32_t>(o.lo), hi = static_cast<int32_t>(o.hi);
+  alignas(64) static constexpr uint8_t kNothing[16] = {};
+  for (size_t j = 0; j < 16; ++j) {
+    if (!(octets.some >> j & kEachPiece<V>)) continue;
+    typename V::Vec low[8], high[8];
+    const uint8_t* turned = l.sums + j * c.levels * V::kBytes;
+    join<V>(turned, c.levels, 0, low);
+    join<V>(turned, c.levels, 1, high);
+    uint8_t* to[kPieces];
+    const uint8_t* from[kPieces];
+    uint32_t pixels[kPieces];
+    for (size_t k = 0; k < kPieces; ++k) {
+      const size_t at = octets.pixel[16 * k + j] * o.channels + o.first_channel + row;
+      pixels[k] = octets.pixels(16 * k + j);
+      to[k] = static_cast<uint8_t*>(o.data) + at;
+      from[k] = has_residual && pixels[k] ? static_cast<const uint8_t*>(o.residual) + at : kNothing;
+    }
+    const auto levels = [&](size_t t, const uint8_t* const(&residual)[kPieces]) BITPRESS_INLINE {
+      typename V::Floats x[4];
+      V::widen(low[t], high[t], x);
+      unroll<4>([&](auto i) BITPRESS_INLINE { x[i] = V::add(V::mul(V::add(x[i], bias[i]), m[i]), b[i]); });
+      if (has_residual) {
+        typename V::Floats y[4];
+        V::widen(V::differ(V::pieces(residual), flip), V::zero(), y);
+        unroll<4>([&](auto i) BITPRESS_INLINE { x[i] = V::add(x[i], V::mul(V::add(y[i], less), m_r)); });
+      }
+      return V::narrow(x, is_signed, lo, hi);
+    };
+    if ((octets.whole >> j & kEachPiece<V>) == kEachPiece<V>) {
+      for (size_t t = 0, at = 0; t < 8; ++t, at += o.channels) {
+        const uint8_t* residual[kPieces];
+        unroll<kPieces>([&](auto k) BITPRESS_INLINE { residual[k] = from[k] + at; });
+        V::put(levels(t, residual), to, at);
+      }
+      continue;
+    }
+    for (size_t t = 0; t < 8; ++t) {
+      alignas(64) uint8_t bytes[V::kBytes];
+      V::store(bytes, levels(t, from));
+      for (size_t k = 0; k < kPieces; ++k) {
+        if (t >= pixels[k]) continue;
+        __builtin_memcpy(to[k], bytes + 16 * k, 16);
+        to[k] += o.channels;
+        if (t + 1 < pixels[k]) from[k] += o.channels;
+      }
+    }
+  }
+  return true;
+}
+
 // Levels of a vector's octets, turned -> where they are stored.
 template <class V>
 void store_levels(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octets<V>& octets) {
@@ -633,8 +713,11 @@ void store_rows(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octe
   }
   if (c.stored_bits)
     store_levels<V>(c, l, row, octets);
-  else if (c.levels <= 16)
+  else if (c.levels <= 16) {
+    if constexpr (V::kWidens)
+      if (store_levels_of_sums<V, F>(c, l, row, octets)) return;
     store_sums<V, F, FromU16>(c, l, row, octets);
+  }
   else
     store_sums<V, F, FromSums>(c, l, row, octets);
 }

@@ -46,4 +46,27 @@ struct HalfSlices {
     store(to, _mm256_permute2x128_si256(low, high, 0x20));
     store(to + kBytes, _mm256_permute2x128_si256(low, high, 0x31));
   }
+  static Vec select(Vec mask, Vec a, Vec b) {
+    return _mm256_or_si256(_mm256_and_si256(mask, a), _mm256_andnot_si256(mask, b));
+  }
+  static constexpr bool kWidens = true;
+  using Floats = __m256;
+  static Floats spread(const float* p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
+  static Floats set_float(float x) { return _mm256_set1_ps(x); }
+  static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+  static Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+  static BITPRESS_INLINE void widen(Vec low, Vec high, Floats (&to)[4]) {
+    const Vec above = _mm256_set1_epi16(0x4B00), first = unpack_low(low, high), last = unpack_high(low, high);
+    to[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(first, above));
+    to[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(first, above));
+    to[2] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(last, above));
+    to[3] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(last, above));
+  }
+  static BITPRESS_INLINE Vec narrow(const Floats (&of)[4], bool is_signed, int32_t lo, int32_t hi) {
+    const Vec low = _mm256_set1_epi8(static_cast<char>(lo)), high = _mm256_set1_epi8(static_cast<char>(hi));
+    const Vec first = _mm256_packs_epi32(_mm256_cvtps_epi32(of[0]), _mm256_cvtps_epi32(of[1]));
+    const Vec last = _mm256_packs_epi32(_mm256_cvtps_epi32(of[2]), _mm256_cvtps_epi32(of[3]));
+    return is_signed ? _mm256_min_epi8(_mm256_max_epi8(_mm256_packs_epi16(first, last), low), high)
+                     : _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(first, last), low), high);
+  }
 };

@@ -61,8 +61,8 @@ struct Slices {
   static constexpr size_t kBytes = 64;
   static constexpr bool kFlips = false;
   // Functions of three bits: one where an odd number are; the carry of what was added to a sum, of x, the new sum and
-  // y, and of what x and y lack, which leaves the sum as it is; the majority of a, b and ~c.
-  static constexpr int kOdd = 0x96, kCarry = 0xB2, kCarryLess = 0x17, kMost = 0xD4;
+  // y, and of what x and y lack, which leaves the sum as it is; the majority of a, b and ~c; a's choice of b or c.
+  static constexpr int kOdd = 0x96, kCarry = 0xB2, kCarryLess = 0x17, kMost = 0xD4, kSelect = 0xCA;
   using Vec = __m512i;
   static Vec zero() { return _mm512_setzero_si512(); }
   static Vec set(uint32_t word) { return _mm512_set1_epi32(static_cast<int32_t>(word)); }
@@ -131,6 +131,27 @@ struct Slices {
     store(to, _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high));
     store(to + kBytes, _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high));
   }
+  static Vec select(Vec mask, Vec a, Vec b) { return _mm512_ternarylogic_epi32(mask, a, b, kSelect); }
+  static constexpr bool kWidens = true;
+  using Floats = __m512;
+  static Floats spread(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+  static Floats set_float(float x) { return _mm512_set1_ps(x); }
+  static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+  static Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+  static BITPRESS_INLINE void widen(Vec low, Vec high, Floats (&to)[4]) {
+    const Vec above = _mm512_set1_epi16(0x4B00), first = unpack_low(low, high), last = unpack_high(low, high);
+    to[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(first, above));
+    to[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(first, above));
+    to[2] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(last, above));
+    to[3] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(last, above));
+  }
+  static BITPRESS_INLINE Vec narrow(const Floats (&of)[4], bool is_signed, int32_t lo, int32_t hi) {
+    const Vec low = _mm512_set1_epi8(static_cast<char>(lo)), high = _mm512_set1_epi8(static_cast<char>(hi));
+    const Vec first = _mm512_packs_epi32(_mm512_cvtps_epi32(of[0]), _mm512_cvtps_epi32(of[1]));
+    const Vec last = _mm512_packs_epi32(_mm512_cvtps_epi32(of[2]), _mm512_cvtps_epi32(of[3]));
+    return is_signed ? _mm512_min_epi8(_mm512_max_epi8(_mm512_packs_epi16(first, last), low), high)
+                     : _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(first, last), low), high);
+  }
 
  private:
   static __m256i pair(const uint8_t* low, const uint8_t* high) {
@@ -163,6 +184,7 @@ struct FewSlices : HalfSlices {
   static BITPRESS_INLINE Vec at_least(Vec bit, Vec so_far, Vec threshold) {
     return _mm256_ternarylogic_epi32(bit, so_far, threshold, Slices::kMost);
   }
+  static Vec select(Vec mask, Vec a, Vec b) { return _mm256_ternarylogic_epi32(mask, a, b, Slices::kSelect); }
 };
 
 struct Dots : Pairs {

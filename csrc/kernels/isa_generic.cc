@@ -151,6 +151,8 @@ struct Slices {
   static Vec either(Vec a, Vec b) { return a | b; }
   static Vec differ(Vec a, Vec b) { return a ^ b; }
   static Vec flip(Vec a) { return ~a; }
+  static Vec select(Vec mask, Vec a, Vec b) { return (mask & a) | (~mask & b); }
+  static constexpr bool kWidens = false;
   template <int n>
   static Vec shl(Vec a) {
     return a << n;
