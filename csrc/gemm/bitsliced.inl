@@ -455,33 +455,27 @@ BITPRESS_INLINE inline void reach(const uint8_t* sum, const uint32_t* masks, uin
   }
 }
 
-// One more threshold, the j-th, to a count of up to four bits: thresholds ascend, so bit b is that of 2^b, less that of
-// 2 * 2^b, more that of 3 * 2^b, ..
-template <class V>
-BITPRESS_INLINE inline void count(typename V::Vec (&planes)[4], uint32_t j, typename V::Vec reached) {
-  planes[0] = V::differ(planes[0], reached);
-  if (j % 2 == 0) planes[1] = V::differ(planes[1], reached);
-  if (j % 4 == 0) planes[2] = V::differ(planes[2], reached);
-  if (j % 8 == 0) planes[3] = V::differ(planes[3], reached);
-}
-
-// Planes of a sum -> planes of the stored level, in their place: how many thresholds it reaches.
-template <class V>
-void compare(const Conv& c, uint32_t row, uint8_t* sum) {
-  const uint32_t last = (1u << c.stored_bits) - 1, levels = c.levels;
-  const uint32_t* masks = c.thresholds + static_cast<size_t>(row) * last * levels;
-  typename V::Vec planes[4], one[1], three[3];
-  unroll<4>([&](auto q) BITPRESS_INLINE { planes[q] = V::broadcast(c.falling + row); });
-  uint32_t j = 1;
-  for (; j + 2 <= last; j += 3, masks += 3 * levels) {
-    reach<V, 3>(sum, masks, levels, three);
-    unroll<3>([&](auto k) BITPRESS_INLINE { count<V>(planes, j + static_cast<uint32_t>(k), three[k]); });
-  }
-  for (; j <= last; ++j, masks += levels) {
-    reach<V, 1>(sum, masks, levels, one);
-    count<V>(planes, j, one[0]);
-  }
-  for (uint32_t q = 0; q < c.stored_bits; ++q) V::store(sum + q * V::kBytes, planes[q]);
+// Planes of a sum -> planes of the stored level, in their place: how many thresholds it reaches. They ascend, so bit b is
+// that of the 2^b-th, less that of the 2 * 2^b-th, more that of the 3 * 2^b-th, ..
+template <class V, int kBits>
+BITPRESS_INLINE inline void compare(const Conv& c, uint32_t row, uint8_t* sum) {
+  constexpr int kLast = (1 << kBits) - 1;
+  const uint32_t levels = c.levels;
+  const uint32_t* masks = c.thresholds + size_t{row} * kLast * levels;
+  typename V::Vec planes[kBits];
+  unroll<kBits>([&](auto q) BITPRESS_INLINE { planes[q] = V::broadcast(c.falling + row); });
+  const auto some = [&](auto before, auto together) BITPRESS_INLINE {
+    typename V::Vec reached[together];
+    reach<V, together>(sum, masks + before * levels, levels, reached);
+    unroll<together>([&](auto k) BITPRESS_INLINE {
+      unroll<kBits>([&](auto q) BITPRESS_INLINE {
+        if constexpr ((before + k + 1) % (1 << q) == 0) planes[q] = V::differ(planes[q], reached[k]);
+      });
+    });
+  };
+  unroll<kLast / 3>([&](auto i) BITPRESS_INLINE { some(Index<3 * i>{}, Index<3>{}); });
+  if constexpr (kLast % 3) some(Index<kLast - kLast % 3>{}, Index<kLast % 3>{});
+  unroll<kBits>([&](auto q) BITPRESS_INLINE { V::store(sum + q * V::kBytes, planes[q]); });
 }
 
 // Bits of eight pixels, one vector a plane -> bytes, one vector a pixel.
@@ -812,7 +806,10 @@ void bitsliced(const Conv& c) {
       for (uint32_t k = 0; k < (rest < kSliceChannels ? rest : kSliceChannels); ++k) {
         uint8_t* sum = l.sums + k * c.levels * V::kBytes;
         if (c.odd) add_shared<V>(sum, l.shared, c.levels);
-        if (c.stored_bits) compare<V>(c, row + k, sum);
+        if (c.stored_bits == 1) compare<V, 1>(c, row + k, sum);
+        if (c.stored_bits == 2) compare<V, 2>(c, row + k, sum);
+        if (c.stored_bits == 3) compare<V, 3>(c, row + k, sum);
+        if (c.stored_bits == 4) compare<V, 4>(c, row + k, sum);
       }
       if (c.out_lines)
         store_lines<V>(c, l, row, i, inside);
