@@ -196,15 +196,15 @@ void slice_lines(const Conv& c, const SliceLayout<V>& l, const uint8_t* in, type
   }
 }
 
-// Vectors of the lines of one plane from `from` on: each(v, place of the v-th).
+// Vectors of the lines of one plane from `from` on: each(place of a vector, where its first plane goes from `to` on). What
+// is constant is read once: stores of bytes could change it, for all that the compiler knows.
 template <class V, class Each>
-BITPRESS_INLINE inline void over_lines(const Conv& c, const SliceLayout<V>& l, const uint8_t* from, const Each& each) {
-  for (size_t v = 0, rest = 0, row = 0; v < l.vectors; ++v) {
-    each(v, from + rest * c.line + row);
-    if (++rest == l.apart) {
-      rest = 0;
-      row += c.pitch;
-    }
+BITPRESS_INLINE inline void over_lines(const Conv& c, const SliceLayout<V>& l, const uint8_t* from, uint8_t* to,
+                                       const Each& each) {
+  const size_t vectors = l.vectors, apart = l.apart, line = c.line, pitch = c.pitch, plain = l.plain;
+  for (size_t v = 0; v < vectors; v += apart, from += pitch) {
+    const uint8_t* place = from;
+    for (size_t rest = 0; rest < apart && v + rest < vectors; ++rest, place += line, to += plain) each(place, to);
   }
 }
 
@@ -217,12 +217,13 @@ BITPRESS_INLINE inline typename V::Vec moved(uint32_t word, typename V::Vec x, i
 // Planes of three columns one pixel apart, the first of which begins one before the image: `column` bytes apart.
 template <class V, uint32_t word>
 void slice_three(const Conv& c, const SliceLayout<V>& l, const uint8_t* lines, uint8_t* to) {
-  for (size_t q = 0; q < c.a_bits; ++q, lines += l.apart * c.line, to += V::kBytes)
-    over_lines<V>(c, l, lines, [&](size_t v, const uint8_t* from) BITPRESS_INLINE {
+  const size_t column = l.column, bits = c.a_bits, apart = l.apart * c.line;
+  for (size_t q = 0; q < bits; ++q, lines += apart, to += V::kBytes)
+    over_lines<V>(c, l, lines, to, [column](const uint8_t* from, uint8_t* place) BITPRESS_INLINE {
       const typename V::Vec x = V::load_any(from);
-      V::store(to + v * l.plain, moved<V>(word, x, -1));
-      V::store(to + v * l.plain + l.column, x);
-      V::store(to + v * l.plain + 2 * l.column, moved<V>(word, x, 1));
+      V::store(place, moved<V>(word, x, -1));
+      V::store(place + column, x);
+      V::store(place + 2 * column, moved<V>(word, x, 1));
     });
 }
 
@@ -231,24 +232,29 @@ void slice_three(const Conv& c, const SliceLayout<V>& l, const uint8_t* lines, u
 template <class V>
 void slice_columns(const Conv& c, const SliceLayout<V>& l, const uint8_t* lines, uint32_t channel, uint32_t count,
                    uint32_t begin, uint32_t end) {
-  const auto place = [&](uint32_t i, uint32_t column) {
-    const size_t at = static_cast<size_t>(channel + i) * c.columns + column;
-    return l.planes + at / c.run * l.chunk + (2 + at % c.run) * l.column;
+  // Elements by channels, then by columns, in chunks: divided once, because division is slow.
+  size_t at = static_cast<size_t>(channel) * c.columns + begin;
+  uint8_t* chunk = l.planes + at / c.run * l.chunk;
+  at %= c.run;
+  const auto next = [&](uint32_t n) {
+    for (at += n; at >= c.run; at -= c.run) chunk += l.chunk;
   };
   if (c.shifted && c.columns == 3 && c.column_bytes == 1 && c.left == 1 && c.run % 3 == 0) {
     const auto three = c.pitch == 2 ? slice_three<V, 2> : c.pitch == 4 ? slice_three<V, 4> : slice_three<V, 8>;
-    for (uint32_t i = 0; i < count; ++i) three(c, l, lines + i * c.a_bits * l.apart * c.line, place(i, 0));
+    for (uint32_t i = 0; i < count; ++i, next(3))
+      three(c, l, lines + i * c.a_bits * l.apart * c.line, chunk + (2 + at) * l.column);
     return;
   }
-  for (uint32_t i = 0; i < count; ++i)
-    for (uint32_t column = begin; column < end; ++column) {
+  const uint32_t pitch = c.pitch;
+  for (uint32_t i = 0; i < count; ++i, next(c.columns - (end - begin)))
+    for (uint32_t column = begin; column < end; ++column, next(1)) {
       const int shift = c.shifted ? static_cast<int>(column * c.column_bytes) - static_cast<int>(c.left) : 0;
-      uint8_t* to = place(i, column);
+      uint8_t* to = chunk + (2 + at) * l.column;
       for (size_t q = 0; q < c.a_bits; ++q, to += V::kBytes)
-        over_lines<V>(c, l, lines + (i * c.a_bits + q) * l.apart * c.line,
-                      [&](size_t v, const uint8_t* from) BITPRESS_INLINE {
+        over_lines<V>(c, l, lines + (i * c.a_bits + q) * l.apart * c.line, to,
+                      [shift, pitch](const uint8_t* from, uint8_t* place) BITPRESS_INLINE {
                         const typename V::Vec x = V::load_any(from);
-                        V::store(to + v * l.plain, shift ? moved<V>(c.pitch, x, shift) : x);
+                        V::store(place, shift ? moved<V>(pitch, x, shift) : x);
                       });
     }
 }
