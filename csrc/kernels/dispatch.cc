@@ -196,8 +196,8 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // and end in kGroup for each 2 x 2 of them, and one of few pixels takes half as long as a full one; runs, filled up,
 // are a third of windows of 3 x 3.
 double arithmetic(const Row& r, const Problem& p) {
-  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 9, kApart = 26,
-                   kAtOnce = 1.5, kHalf = 1.35, kLevel = 60, kTurn = 60, kAlone = 1.35;
+  constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6.5, kApart = 36,
+                   kAtOnce = 1.5, kHalf = 1.27, kLevel = 60, kTurn = 40, kAlone = 1.35;
   constexpr double kFold = 2300, kInput = 100, kGroup = 32000, kAcross = 2000;
   const double pixels = static_cast<double>(p.pixels), groups = static_cast<double>(p.groups);
   if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
