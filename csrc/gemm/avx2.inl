@@ -106,7 +106,7 @@ inline uint32_t sum_bytes(const uint8_t* p, uint32_t n, uint8_t flip) {
 // have beyond int16 in steps of their own, which a quarter to a half of the steps of trained 1x1 layers would need.
 struct Words {
   static constexpr uint32_t kLanes = 8;
-  static constexpr int kMax1 = 10, kMax2 = 5, kMax4 = 2;
+  static constexpr int kMax1 = 10, kMax2 = 5, kMax4 = 2, kSlide1 = 0;
   static constexpr bool kDelayed = false;
   static constexpr size_t kElementBytes = 2;
   using Vec = __m256i;
@@ -127,7 +127,7 @@ struct Words {
 
 // Products of bytes, summed in int16 as long as the ranges allow it (Conv::delay), widened then.
 struct Delayed : Words {
-  static constexpr int kMax1 = 10, kMax2 = 5, kMax4 = 2;
+  static constexpr int kMax1 = 10, kMax2 = 5, kMax4 = 2, kSlide1 = 0;
   static constexpr bool kDelayed = true;
   static constexpr size_t kElementBytes = 1;
   static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) {

@@ -92,7 +92,7 @@ inline uint32_t sum_bytes(const uint8_t* p, uint32_t n, uint8_t flip) {
 // What all rows on bytes or int16 share.
 struct Block {
   static constexpr uint32_t kLanes = 16;
-  static constexpr int kMax1 = 14, kMax2 = 14, kMax4 = 6;
+  static constexpr int kMax1 = 14, kMax2 = 14, kMax4 = 6, kSlide1 = 0;
   static constexpr bool kDelayed = false;
   using Vec = __m512i;
   using Operand = Vec;

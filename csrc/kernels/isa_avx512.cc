@@ -32,7 +32,7 @@ struct Delayed : Block {
 
 // The same, widened at once: where the sum of two steps could leave int16, but no pair does. Smaller tiles, and fewer.
 struct Widened : Block {
-  static constexpr int kMax1 = 8, kMax2 = 8, kMax4 = 4;
+  static constexpr int kMax1 = 8, kMax2 = 8, kMax4 = 4, kSlide1 = 0;
   static constexpr bool kDelayed = false;
   static constexpr size_t kElementBytes = 1;
   static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) {

@@ -11,6 +11,7 @@ namespace {
 
 struct Dot : Block {
   static constexpr size_t kElementBytes = 1;
+  static constexpr int kSlide1 = 16, kSlide2 = 12;
   // Tied: with _mm512_dpbusd_epi32 gcc 12 copies and spills accumulators, at half the speed.
   static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) {
     BITPRESS_TIED(("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(w)), acc = _mm512_dpbusd_epi32(acc, a, w));

@@ -10,7 +10,7 @@ namespace {
 #include "../gemm/avx2.inl"
 
 struct Dot : Delayed {
-  static constexpr int kMax1 = 12, kMax2 = 6, kMax4 = 2;
+  static constexpr int kMax1 = 12, kMax2 = 6, kMax4 = 2, kSlide1 = 0;
   static constexpr bool kDelayed = false;
   static BITPRESS_INLINE void dot(Vec& acc, Vec a, Vec w) {
     BITPRESS_TIED(("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(a), "x"(w)), acc = _mm256_dpbusd_epi32(acc, a, w));

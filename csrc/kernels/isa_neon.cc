@@ -13,7 +13,7 @@ namespace {
 // two sums, of its even and odd pairs, which store() adds.
 struct Bytes {
   static constexpr uint32_t kLanes = 4;
-  static constexpr int kMax1 = 9, kMax2 = 4, kMax4 = 2;
+  static constexpr int kMax1 = 9, kMax2 = 4, kMax4 = 2, kSlide1 = 0;
   static constexpr bool kDelayed = false;
   static constexpr size_t kElementBytes = 1;
   struct Vec {

@@ -11,7 +11,7 @@ namespace {
 
 struct Dot {
   static constexpr uint32_t kLanes = 8;
-  static constexpr int kMax1 = 10, kMax2 = 5, kMax4 = 2;
+  static constexpr int kMax1 = 10, kMax2 = 5, kMax4 = 2, kSlide1 = 0;
   static constexpr bool kDelayed = false;
   static constexpr size_t kElementBytes = 1;
   struct Vec {
