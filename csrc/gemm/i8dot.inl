@@ -167,31 +167,40 @@ void window_sums(const Conv& c, const uint8_t* in, uint32_t pixels, int32_t* win
   }
 }
 
-// MB blocks from `block` on, all pixels. Rows of pixels are cut into tiles of nearly equal width, several of which are
-// finished at once: an epilogue for each took a quarter of a layer of 16 channels.
+// MB blocks from `block` on, all pixels. Rows of pixels are cut into tiles of nearly equal width. Tiles that follow one
+// another in the output are finished together, as many as 8 KiB of sums: an epilogue of its own for each took a quarter
+// of a layer of 16 channels, one for each row a tenth.
 template <class V, class F, int MB, int NB, bool slides = false>
 void i8dot_blocks(const Conv& c, uint32_t block) {
-  constexpr uint32_t kHeld = NB < 32 ? 32 : NB;
-  alignas(64) int32_t acc[kHeld * MB * V::kLanes + 16];
+  constexpr uint32_t kPixel = MB * V::kLanes, kMost = 8192 / (kPixel * sizeof(int32_t)), kHeld = kMost < NB ? NB : kMost;
+  alignas(64) int32_t acc[kHeld * kPixel + 16];
   int32_t window[kHeld];
   const uint8_t* w = static_cast<const uint8_t*>(c.weights) + block * c.block_stride;
-  const uint32_t row = block * V::kLanes, end = row + MB * V::kLanes;
+  const uint32_t row = block * V::kLanes, end = row + kPixel;
   const uint32_t rows = (end < c.rows ? end : c.rows) - row;
-  const uint64_t parts = (c.out_cols + NB - 1) / NB;  // of a row
-  const auto start = [&](uint64_t part) { return static_cast<uint32_t>(c.out_cols * part / parts); };
+  const uint32_t parts = (c.out_cols + NB - 1) / NB;  // of a row: of so many pixels, or one more
+  const uint32_t least = c.out_cols / parts, more = c.out_cols % parts;
+  uint32_t held = 0;
+  size_t first = 0;
+  const auto finish_held = [&] {
+    if (held) finish<F, FromSums>(c.out, acc, kPixel, row, rows, first, held, c.out.factor ? window : nullptr);
+    held = 0;
+  };
   for (uint32_t y = 0; y < c.out_rows; ++y) {
-    for (uint64_t part = 0; part < parts;) {
-      const uint32_t x = start(part);
+    for (uint32_t x = 0, left = parts - more, pixels; x < c.out_cols; x += pixels) {
+      pixels = least + (left == 0);
+      left -= left > 0;
+      const size_t pixel = c.first_pixel + y * c.out_row_pixels + x;
+      if (held + pixels > kHeld || pixel != first + held) finish_held();
+      if (!held) first = pixel;
       const uint8_t* in = c.in + y * c.row_stride + x * c.pixel_stride;
-      uint32_t pixels = 0;
-      for (uint32_t next; part < parts && (next = start(part + 1) - x) <= kHeld; ++part, pixels = next)
-        i8dot_tiles<V, MB, NB, slides>(next - pixels, c, in + pixels * c.pixel_stride, w, acc + pixels * MB * V::kLanes);
+      i8dot_tiles<V, MB, NB, slides>(pixels, c, in, w, acc + held * kPixel);
       if constexpr (V::kElementBytes == 1)  // int16 holds every level, and needs no factor
-        if (c.out.factor) window_sums<V>(c, in, pixels, window);
-      finish<F, FromSums>(c.out, acc, MB * V::kLanes, row, rows, c.first_pixel + y * c.out_row_pixels + x, pixels,
-                          c.out.factor ? window : nullptr);
+        if (c.out.factor) window_sums<V>(c, in, pixels, window + held);
+      held += pixels;
     }
   }
+  finish_held();
 }
 
 template <class V, class F>
