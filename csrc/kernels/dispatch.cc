@@ -191,7 +191,8 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // outputs cost kLevel, and kTurn where they become
 // sums first (its constants: Intel Xeon (family 6, model 167), 2026-11-29, layers alone, to within a fifth).
 // winograd transforms each channel of a tile, kInput, and 16 products of each row into four sums, kFold with 8 lanes.
-// Of i8dot, one block of 16 channels takes kAlone: each product reads an operand that no other block shares.
+// Of i8dot, one block of 16 channels takes kAlone: each product reads an operand that no other block shares, but for
+// windows that slide.
 // i8dot16 takes kAtOnce as long where it widens every step. gemv adds the lanes of each output up, kAcross. Tiles begin
 // and end in kGroup for each 2 x 2 of them, and one of few pixels takes half as long as a full one; runs, filled up,
 // are a third of windows of 3 x 3.
@@ -228,7 +229,7 @@ double arithmetic(const Row& r, const Problem& p) {
   if (r.packed()) return (r.cost * depth + kOutput + kAcross) * rows * pixels * 1e-6;
   if (!r.bitserial()) {
     const bool at_once = r.delayed() && delay_of(p.weight, p.act, p.largest) < gemm::kLeastDelay;
-    const bool alone = rows == r.lanes && r.lanes == 16;
+    const bool slides = p.tiles && r.group == 4, alone = rows == r.lanes && r.lanes == 16 && !slides;
     return (r.cost * (at_once ? kAtOnce : 1) * (alone ? kAlone : 1) * depth + kOutput) * rows * pixels * 1e-6;
   }
   const double planes = p.weight.bits * p.act.bits;
