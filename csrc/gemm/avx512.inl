@@ -71,6 +71,7 @@ struct F {
                                        : _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(ab, cd), low), high);
     const __m512i all =
         _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), quarters);
+    if (apart == 16) return _mm512_storeu_si512(p, all);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_castsi512_si128(all));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + apart), _mm512_extracti32x4_epi32(all, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 2 * apart), _mm512_extracti32x4_epi32(all, 2));
