@@ -13,10 +13,12 @@ import pytest
 
 from bitpress.compiler import artifact
 from bitpress.compiler.execute import execute, values
+from bitpress.compiler.lower import problem_of
 from bitpress.compiler.program import Epilogue, Program
 from bitpress.core.encoding import parse
 from bitpress.core.errors import CorruptError, EnvironmentMissing, UnsupportedError, UsageError
 from bitpress.core.quant import act_bounds
+from bitpress.kernels.registry import explain
 
 from . import samples
 
@@ -91,6 +93,24 @@ def test_planes_are_handed_over(
         np.testing.assert_array_equal(value, want[key], key)
     np.testing.assert_array_equal(session.run(some), out)
     np.testing.assert_array_equal(_native.Session(artifact.encode(program), threads=2).run(some), out)
+
+
+def test_bit_slices_cost_more_where_sums_come_out_in_both_languages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session's own view of its steps, and the compiler's, give the same costs: levels, few and many, a residual."""
+    monkeypatch.setenv("BITPRESS_FORCE_ISA", "generic")
+    m = samples.Maker((16, 12, 12), seed=1)
+    one = {"kernel": (1, 1), "padding": (0, 0, 0, 0)}
+    few = m.conv("few", m.quantize("u2"), (16, "u2"), "i2", **one)
+    m.conv("many", few, (16, "u8"), "i2", **one)
+    x = m.conv("added", few, (16, "u2"), "i2", residual=few, **one)
+    program = m.program(m.requantize("out", x, "f32"))
+    costs = {}
+    for step, row in zip(program.steps, _native.Session(artifact.encode(program)).steps(), strict=True):
+        if step.op == "conv2d":
+            found = {verdict.kernel.name: verdict.cost for verdict in explain(problem_of(step, program.buffers))}
+            costs[step.name] = found[row["kernel"]]
+            assert row["kernel"] == "bitsliced_generic" and row["why"].startswith(f"about {costs[step.name]:.2g} us")
+    assert costs["few"] < 0.95 * min(costs["many"], costs["added"])
 
 
 @pytest.mark.parametrize("isa", ISAS)
