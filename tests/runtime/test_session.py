@@ -96,7 +96,7 @@ def test_planes_are_handed_over(
 
 
 def test_bit_slices_cost_more_where_sums_come_out_in_both_languages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The session's own view of its steps, and the compiler's, give the same costs: levels, few and many, a residual."""
+    """The session's view of its steps and the compiler's give the same costs: levels, few and many, a residual."""
     monkeypatch.setenv("BITPRESS_FORCE_ISA", "generic")
     m = samples.Maker((16, 12, 12), seed=1)
     one = {"kernel": (1, 1), "padding": (0, 0, 0, 0)}
