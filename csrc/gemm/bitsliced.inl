@@ -196,8 +196,8 @@ void slice_lines(const Conv& c, const SliceLayout<V>& l, const uint8_t* in, type
   }
 }
 
-// Vectors of the lines of one plane from `from` on: each(place of a vector, where its first plane goes from `to` on). What
-// is constant is read once: stores of bytes could change it, for all that the compiler knows.
+// Vectors of the lines of one plane from `from` on: each(place of a vector, where its first plane goes from `to` on).
+// What is constant is read once: stores of bytes could change it, for all that the compiler knows.
 template <class V, class Each>
 BITPRESS_INLINE inline void over_lines(const Conv& c, const SliceLayout<V>& l, const uint8_t* from, uint8_t* to,
                                        const Each& each) {
@@ -402,8 +402,8 @@ template <class V>
 // `count` times so many elements; what they carry waits at `carried`.
 template <class V, int kBits, int entries, bool less>
 BITPRESS_INLINE inline const uint16_t* add_blocks(Counters<V, kBits>& n, const uint8_t* planes, const uint16_t* places,
-                                                  uint32_t count, uint8_t*& carried, const uint8_t* most, uint8_t* upper,
-                                                  const uint8_t* end) {
+                                                  uint32_t count, uint8_t*& carried, const uint8_t* most,
+                                                  uint8_t* upper, const uint8_t* end) {
   for (uint32_t i = 0; i < count; ++i, places += entries) {
     flush<V, kBits, less && V::kFlips, 0>(n, add_pairs<V, kBits, less, entries / 2>(n, planes, places, Index<0>{}));
     if (carried == most) carried = add_waiting<V>(carried, upper, end);
@@ -461,8 +461,8 @@ BITPRESS_INLINE inline void reach(const uint8_t* sum, const uint32_t* masks, uin
   }
 }
 
-// Planes of a sum -> planes of the stored level, in their place: how many thresholds it reaches. They ascend, so bit b is
-// that of the 2^b-th, less that of the 2 * 2^b-th, more that of the 3 * 2^b-th, ..
+// Planes of a sum -> planes of the stored level, in their place: how many thresholds it reaches. They ascend, so bit b
+// is that of the 2^b-th, less that of the 2 * 2^b-th, more that of the 3 * 2^b-th, ..
 template <class V, int kBits>
 BITPRESS_INLINE inline void compare(const Conv& c, uint32_t row, uint8_t* sum) {
   constexpr int kLast = (1 << kBits) - 1;
@@ -629,8 +629,9 @@ void store_sums(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octe
   to_law.finish_held(c, row, rows);
 }
 
-// The common case of store_sums by itself, half its time otherwise: whole blocks of rows into levels, in registers. Sums
-// become floats by the bits of 2^23 above theirs; the bias is added less 2^23, which is exact as long as it is smaller.
+// The common case of store_sums by itself, half its time otherwise: whole blocks of rows into levels, in registers.
+// Sums become floats by the bits of 2^23 above theirs; the bias is added less 2^23, which is exact as long as it is
+// smaller.
 template <class V, class F>
 bool store_levels_of_sums(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octets<V>& octets) {
   constexpr size_t kPieces = V::kBytes / 16;
@@ -717,7 +718,8 @@ void store_levels(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Oc
     uint8_t* out[kPieces];
     const bool full = rows == kSliceChannels && (octets.whole >> j & kEachPiece<V>) == kEachPiece<V>;
     for (size_t k = 0; k < kPieces; ++k)
-      out[k] = static_cast<uint8_t*>(c.out.data) + octets.pixel[16 * k + j] * c.out.channels + c.out.first_channel + row;
+      out[k] =
+          static_cast<uint8_t*>(c.out.data) + octets.pixel[16 * k + j] * c.out.channels + c.out.first_channel + row;
     typename V::Vec p[8];
     join<V>(l.sums + j * c.levels * V::kBytes, c.stored_bits, 0, p);
     if (low) unroll<8>([&](auto t) BITPRESS_INLINE { p[t] = V::add_bytes(p[t], V::set(low)); });
@@ -751,8 +753,7 @@ void store_rows(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Octe
     if constexpr (V::kWidens)
       if (store_levels_of_sums<V, F>(c, l, row, octets)) return;
     store_sums<V, F, FromU16>(c, l, row, octets);
-  }
-  else
+  } else
     store_sums<V, F, FromSums>(c, l, row, octets);
 }
 

@@ -136,7 +136,7 @@ void i8dot_tiles(uint32_t pixels, const Conv& c, const uint8_t* in, const uint8_
   if constexpr (NB < widest && !has_tile(NB + 1, widest))
     if (pixels > NB)
       i8dot_tiles<V, MB, narrower(NB, widest), slides, widest>(pixels - NB, c, in + NB * c.pixel_stride, w,
-                                                       out + NB * MB * static_cast<int>(V::kLanes));
+                                                               out + NB * MB * static_cast<int>(V::kLanes));
 }
 
 // factor * sum of the bytes of each pixel's window. Where runs are short, those of a pixel are added as they are: first
@@ -172,7 +172,8 @@ void window_sums(const Conv& c, const uint8_t* in, uint32_t pixels, int32_t* win
 // of a layer of 16 channels, one for each row a tenth.
 template <class V, class F, int MB, int NB, bool slides = false>
 void i8dot_blocks(const Conv& c, uint32_t block) {
-  constexpr uint32_t kPixel = MB * V::kLanes, kMost = 8192 / (kPixel * sizeof(int32_t)), kHeld = kMost < NB ? NB : kMost;
+  constexpr uint32_t kPixel = MB * V::kLanes, kMost = 8192 / (kPixel * sizeof(int32_t)),
+                     kHeld = kMost < NB ? NB : kMost;
   alignas(64) int32_t acc[kHeld * kPixel + 16];
   int32_t window[kHeld];
   const uint8_t* w = static_cast<const uint8_t*>(c.weights) + block * c.block_stride;
@@ -207,7 +208,8 @@ template <class V, class F>
 void i8dot(const Conv& c) {
   uint32_t block = c.block_begin;
   if constexpr (V::kSlide1 > 0) {
-    // Narrower tiles read weights more often: with levels of 8 bits, two blocks of 37 KB took 2 % longer so, of 74 KB 4 %.
+    // Narrower tiles read weights more often: with levels of 8 bits, two blocks of 37 KB took 2 % longer so, of 74 KB 4
+    // %.
     constexpr size_t kNear = 24 << 10;
     const auto tiles = [&](uint32_t most) { return (c.out_cols + most - 1) / most; };
     if (c.run * V::kElementBytes == 3 * c.pixel_stride &&
