@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +43,11 @@ SHAPES, BITS = "resnet20,resnet18,mobilenet_v1,4096x4096x1", "w1a1,w1a2,w2a2,w2a
 DENSE, FEW = "w8a8", ("w2a2", "w2a4", "w4a4")
 TRAINED, SPARSE = 0.62, 0.2  # shares of weights that are not 0: as training leaves them, and where it is led to zeros
 SPARSE_SHAPES, SPARSE_BITS = "resnet20,resnet18", "w2a2,w2a4,w8a8"
+STACKS: Mapping[str, tuple[str, str]] = {
+    "depthwise-512x14x14": ("depthwise_512", "3,14,14"),
+    "depthwise-256x28x28": ("depthwise_256", "3,28,28"),
+    "depthwise-128x56x56": ("depthwise_128", "3,56,56"),
+}  # factory of stacks.py and shape of its input
 AT = "@"  # between a network and the instruction set that it was held to
 LOWER: Mapping[str, str | None] = {"avx512vbmi": "AVX512_CORE_BF16", "avx512vnni": "AVX512_CORE_VNNI", "avx2": None}
 """Sets below the best one, to which we are held by BITPRESS_FORCE_ISA, OpenVINO by what oneDNN calls the same. None: no
@@ -75,7 +81,14 @@ def jobs(folder: Path, searched: Mapping[str, str]) -> Iterator[Job]:
             yield Job(name, (make, ("bench", file, *timed, every if bits == DENSE else few)))
     for name, file in searched.items():
         yield Job(name, (("bench", file, *timed, few),))
+    for name, (factory, shape) in STACKS.items():
+        file = str(folder / f"{name}.bpk")
+        source = (f"{Path(__file__).with_name('stacks.py')}:{factory}", "--in-shape", shape, "--classes", "10")
+        make = ("compile", *source, "--quantize", DENSE, "--calibrate", "random:16", "-o", file)
+        yield Job(name, (make, ("bench", file, *_one(), "--vs", few)))
     for isa in lower():
+        for name in STACKS:
+            yield _held_job(name, str(folder / f"{name}.bpk"), None, isa)
         for name, file, dense in held(folder, searched):
             yield _held_job(name, file, dense, isa)
         yield from _drawn_jobs(folder, isa, make=isa == lower()[0])
@@ -137,10 +150,10 @@ def draw(network: str, share: float, path: Path, seed: int = 0) -> None:
     save_file(state, path)
 
 
-def _held_job(name: str, file: str, dense: str, isa: str) -> Job:
+def _held_job(name: str, file: str, dense: str | None, isa: str) -> Job:
     limit = LOWER[isa]
     few = () if limit is None else at_hand(PEERS)[0]
-    vs = (*few, *(() if file == dense else (dense,)))
+    vs = (*few, *(() if dense is None or file == dense else (dense,)))
     variables = {"BITPRESS_FORCE_ISA": isa, **({} if limit is None else {"ONEDNN_MAX_CPU_ISA": limit})}
     return Job(f"{name}{AT}{isa}", (("bench", file, *_one(), "--vs", ",".join(vs)),), variables)
 
@@ -181,7 +194,10 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
 def page(documents: Mapping[str, Any], words: str) -> str:
     """The page of all documents; `words`: how it was asked for."""
     gemm, sparse = documents["gemm"], documents["gemm-sparse"]
-    networks = {name: one for name, one in documents.items() if not name.startswith("gemm") and AT not in name}
+    networks = {
+        name: one for name, one in documents.items()
+        if not name.startswith("gemm") and AT not in name and name not in STACKS
+    }  # fmt: skip
     best = gemm["isas"][-1]
     below = [isa for isa in LOWER if any(name.endswith(AT + isa) for name in documents)]
     shown = [name for name in networks if name.split("-")[0] == LAYERED or "-w" not in name]
@@ -190,6 +206,7 @@ def page(documents: Mapping[str, Any], words: str) -> str:
         ("Each peer", PEERS_SAY, _peers({f"{name}-{DENSE}": networks[f"{name}-{DENSE}"] for name in NETWORKS})),
         ("BOPs and time", RANKS_SAY, _ranks(networks)),
         (f"Layers of {LAYERED}", LAYERS_SAY, _layers({name: networks[name] for name in shown})),
+        ("Depthwise layers", STACKS_SAY, _stacks(documents, best)),
         ("Kernels", KERNELS_SAY, _kernels(gemm)),
         *((f"Held to {isa}", HELD_SAY, _held(documents, isa)) for isa in below),
         *((f"Layers held to {isa}", BESIDE_SAY, _beside(documents, isa)) for isa in below),
@@ -219,6 +236,11 @@ NETWORKS_SAY = (
 PEERS_SAY = "8 bits, one thread, one image: a peer's time over ours."
 RANKS_SAY = "Spearman's rank correlation of the layers' BOPs and times in one network, one thread, one image."
 LAYERS_SAY = "Microseconds, one thread, one image; below BOPs of the layer at that pair of bits."
+STACKS_SAY = (
+    "Networks of twelve depthwise layers of 3x3, stride 1, 8 bits: C x H x W. *layer*: the median of ours; *peak*: its "
+    "products at the rate of the widest instructions, over its time; *best*: the least of the peers' whole times over "
+    "ours. One thread, one image; OpenVINO is held to the same instructions, onnxruntime is not."
+)
 KERNELS_SAY = (
     "The row that a compiled network gets, one thread, rounding to 8 bits or fewer included; *peak*: share of the "
     "family's innermost instructions; *by cycles*: the same at one clock, for a CPU lowers its clock under wide "
@@ -336,6 +358,32 @@ def _layers(documents: Mapping[str, Any]) -> Table:
     return Table("", (Column("layer", "layer"), Column("macs", "MACs", "count"), *timed), list(rows.values()))
 
 
+def _stacks(documents: Mapping[str, Any], best: str) -> Table:
+    rows = []
+    for name, document in documents.items():
+        stack, _, isa = name.partition(AT)
+        if stack not in STACKS:
+            continue
+        run = _at(document, SETTINGS[0])
+        layers = [layer for layer in run["layers"] if layer["op"] == "depthwise_conv2d"]
+        shares = [layer["bound"] / layer["median"] for layer in layers if layer["bound"]]
+        rows.append({
+            "stack": stack.removeprefix("depthwise-"), "isa": isa or best,
+            "layer": statistics.median(layer["median"] for layer in layers),
+            "peak": statistics.median(shares) if shares else None, "ms": run["total"]["median"],
+            "best": f"{min(p['ratio'] for p in run['peers']):.2f}" if run["peers"] else None,
+            **{p["name"]: f"{p['ratio']:.2f}" for p in run["peers"]},
+        })  # fmt: skip
+    fixed = {"stack", "isa", "layer", "peak", "ms", "best"}
+    peers = dict.fromkeys(key for row in rows for key in row if key not in fixed)
+    columns = (
+        Column("stack", "layers"), Column("isa", "ISA"), Column("layer", "layer us", "us"),
+        Column("peak", "peak", "percent"), Column("ms", "network ms", "ms"), Column("best", "best"),
+        *(Column(name, name) for name in peers),
+    )  # fmt: skip
+    return Table("", columns, rows)
+
+
 def _kernels(document: Mapping[str, Any]) -> Table:
     rows, dense = [], {}
     for row in document["rows"]:
@@ -361,7 +409,7 @@ def _kernels(document: Mapping[str, Any]) -> Table:
 def _held(documents: Mapping[str, Any], isa: str) -> Table:
     rows = []
     for name, document in documents.items():
-        if name.endswith(AT + isa) and "%" not in name:
+        if name.endswith(AT + isa) and "%" not in name and name.split(AT)[0] not in STACKS:
             run = _at(document, SETTINGS[0])
             peer, own = _int8(run), next((p for p in run["peers"] if p["name"].endswith(f"{DENSE}.bpk")), None)
             rows.append({

@@ -35,7 +35,8 @@ TORCH = (
     "core/capture.py", "core/parallel.py", "core/supernet*.py", "core/train*.py", "core/semantics.py",
     "core/calibrate.py", "core/magnitudes.py", "core/equalize.py", "core/sensitivity.py", "core/torch_*.py",
     "core/models/*.py", "core/search/*.py", "kernels/gpu/*.py", "benchmarks/gpu_*.py",
-    "benchmarks/peers_litert.py", "benchmarks/peers_torch.py", "benchmarks/separate_paths.py", "benchmarks/training.py",
+    "benchmarks/peers_litert.py", "benchmarks/peers_torch.py", "benchmarks/separate_paths.py", "benchmarks/stacks.py",
+    "benchmarks/training.py",
     "core/agents.py", "compiler/gpu_*.py",
 )  # fmt: skip
 TORCH_INSIDE = (

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.native
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "NETWORKS": {"digits_cnn": ("w8a8", "w2a2")}, "LAYERED": "digits_cnn", "SETTINGS": ((1, 1),),
+        "STACKS": {"depthwise-128x7x7": ("depthwise_128", "3,7,7")},
         "BESIDE": ("digits_cnn",), "BESIDE_BITS": ("w2a2",),
         "SECONDS": {"bench": 0.01, "gemm": 0.001}, "SHAPES": "16x36x16", "BITS": "w2a2,w8a8",
         "SPARSE_SHAPES": "16x36x16", "SPARSE_BITS": "w2a2,w8a8", "LOWER": {"generic": None},
@@ -44,6 +45,8 @@ def test_the_page_is_made_of_commands_that_are_run_once(tmp_path: Path, monkeypa
     assert all("onnxruntime-int8" in line for line in rows[:3])
     own = [line.split("|")[3].strip() for line in rows[-2:]]
     assert own[0] == "-" and float(own[1]) > 0
+    stacks = first.split("## Depthwise layers")[1].split("##")[0]
+    assert stacks.count("| 128x7x7 | ") == 2 and "| 128x7x7 | generic |" in stacks and "onnxruntime-int8" in stacks
     assert "## Kernels of generic" in first and "_avx" not in first.split("## Kernels of generic")[1].split("##")[0]
     beside = first.split("## Layers held to generic")[1].split("##")[0]
     assert beside.count("| digits_cnn:") == 5 and "w2a2 62%: us" in beside and "w2a2 20%: us" in beside
