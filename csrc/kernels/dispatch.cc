@@ -192,13 +192,13 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // sums first (its constants: Intel Xeon (family 6, model 167), 2026-11-29, layers alone, to within a fifth).
 // winograd transforms each channel of a tile, kInput, and 16 products of each row into four sums, kFold with 8 lanes.
 // Of i8dot, one block of 16 channels takes kAlone: each product reads an operand that no other block shares. Windows
-// that slide do, and take kSlides.
+// that slide take kSlides; their columns share operands, so that one block takes kShared.
 // i8dot16 takes kAtOnce as long where it widens every step. gemv adds the lanes of each output up, kAcross. Tiles begin
 // and end in kGroup for each 2 x 2 of them, and one of few pixels takes half as long as a full one; runs, filled up,
 // are a third of windows of 3 x 3.
 double arithmetic(const Row& r, const Problem& p) {
   constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6.5, kApart = 36,
-                   kAtOnce = 1.5, kHalf = 1.27, kLevel = 60, kTurn = 40, kAlone = 1.35, kSlides = 0.93;
+                   kAtOnce = 1.5, kHalf = 1.27, kLevel = 60, kTurn = 40, kAlone = 1.35, kSlides = 0.93, kShared = 1.1;
   constexpr double kFold = 2300, kInput = 100, kGroup = 32000, kAcross = 2000;
   const double pixels = static_cast<double>(p.pixels), groups = static_cast<double>(p.groups);
   if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
@@ -231,7 +231,7 @@ double arithmetic(const Row& r, const Problem& p) {
     const bool at_once = r.delayed() && delay_of(p.weight, p.act, p.largest) < gemm::kLeastDelay;
     const bool wide = r.lanes == 16, slides = p.tiles && wide && r.group == 4 && !r.delayed();  // with VNNI
     const bool alone = rows == r.lanes && wide;
-    const double operands = (at_once ? kAtOnce : 1) * (slides ? kSlides : alone ? kAlone : 1);
+    const double operands = (at_once ? kAtOnce : 1) * (slides ? kSlides : 1) * (alone ? slides ? kShared : kAlone : 1);
     return (r.cost * operands * depth + kOutput) * rows * pixels * 1e-6;
   }
   const double planes = p.weight.bits * p.act.bits;
