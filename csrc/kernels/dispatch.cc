@@ -188,8 +188,8 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // machine of kernels.def to within a quarter over w1a1 .. w4a4 of ResNet-20 and ResNet-18 (lut: and 1x1). bitsliced
 // makes planes of every element of a window, kSlice a bit of one, kApart where columns of the kernel are not moved from
 // one another; its last vector is full whatever is in it, and a lane of 256 bits takes kHalf of one of 512. Its
-// outputs cost kLevel, and kTurn where they become
-// sums first (its constants: Intel Xeon (family 6, model 167), 2026-11-29, layers alone, to within a fifth).
+// outputs cost kLevel, and kTurn where they become sums first (its constants, and those of windows that slide: Intel
+// Xeon (family 6, model 167), 2026-11-29, layers alone, to within a fifth).
 // winograd transforms each channel of a tile, kInput, and 16 products of each row into four sums, kFold with 8 lanes.
 // Of i8dot, one block of 16 channels takes kAlone: each product reads an operand that no other block shares. Windows
 // that slide take kSlides; their columns share operands, so that one block takes kShared.
