@@ -188,17 +188,17 @@ uint64_t padded(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 // machine of kernels.def to within a quarter over w1a1 .. w4a4 of ResNet-20 and ResNet-18 (lut: and 1x1). bitsliced
 // makes planes of every element of a window, kSlice a bit of one, kApart where columns of the kernel are not moved from
 // one another; its last vector is full whatever is in it, and a lane of 256 bits takes kHalf of one of 512. Its
-// outputs cost kLevel, and kTurn where they become sums first (its constants, and those of windows that slide: Intel
-// Xeon (family 6, model 167), 2026-11-29, layers alone, to within a fifth).
-// winograd transforms each channel of a tile, kInput, and 16 products of each row into four sums, kFold with 8 lanes.
-// Of i8dot, one block of 16 channels takes kAlone: each product reads an operand that no other block shares. Windows
-// that slide take kSlides; their columns share operands, so that one block takes kShared.
-// i8dot16 takes kAtOnce as long where it widens every step. gemv adds the lanes of each output up, kAcross. Tiles begin
-// and end in kGroup for each 2 x 2 of them, and one of few pixels takes half as long as a full one; runs, filled up,
-// are a third of windows of 3 x 3.
+// outputs cost kLevel, and kTurn, or kTurnApart, where they become sums first (its constants, and those of windows that
+// slide: Intel Xeon (family 6, model 167), 2026-11-29, layers alone, to within a fifth). winograd transforms each
+// channel of a tile, kInput, and 16 products of each row into four sums, kFold with 8 lanes. Of i8dot, one block of 16
+// channels takes kAlone: each product reads an operand that no other block shares. Windows that slide take kSlides;
+// their columns share operands, so that one block takes kShared. i8dot16 takes kAtOnce as long where it widens every
+// step. gemv adds the lanes of each output up, kAcross. Tiles begin and end in kGroup for each 2 x 2 of them, and one
+// of few pixels takes half as long as a full one; runs, filled up, are a third of windows of 3 x 3.
 double arithmetic(const Row& r, const Problem& p) {
   constexpr double kOutput = 100, kPixel = 5000, kPack = 20, kPair = 20, kWiden = 40, kSlice = 6.5, kApart = 36,
-                   kAtOnce = 1.5, kHalf = 1.27, kLevel = 60, kTurn = 40, kAlone = 1.35, kSlides = 0.93, kShared = 1.1;
+                   kAtOnce = 1.5, kHalf = 1.27, kLevel = 60, kTurn = 40, kTurnApart = 140, kAlone = 1.35,
+                   kSlides = 0.93, kShared = 1.1;
   constexpr double kFold = 2300, kInput = 100, kGroup = 32000, kAcross = 2000;
   const double pixels = static_cast<double>(p.pixels), groups = static_cast<double>(p.groups);
   if (p.op != Op::kConv2d) return r.cost * pixels * static_cast<double>(p.rows * std::max<uint64_t>(p.depth, 1)) * 1e-6;
@@ -211,7 +211,7 @@ double arithmetic(const Row& r, const Problem& p) {
     double lanes = static_cast<double>(padded(p.pixels, r.group));
     if (r.group == 512) lanes = std::min(lanes, kHalf * static_cast<double>(padded(p.pixels, r.group / 2)));
     const double slices = groups * (p.tiles ? kSlice : kApart) * bits;
-    const double output = kLevel + (p.by_law ? kTurn : 0);
+    const double output = kLevel + (!p.by_law ? 0 : p.tiles ? kTurn : kTurnApart);
     return ((r.cost * digits * bits + output) * filters + slices) * lanes * 1e-6;
   }
   if (r.winograd()) {
