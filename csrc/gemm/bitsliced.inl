@@ -28,7 +28,7 @@ struct SliceLayout {
   size_t plain;          // bytes of the planes of an element
   size_t column, chunk;  // bytes from one to the next
   size_t chunks;
-  uint8_t *lines, *planes, *sums, *shared;
+  uint8_t *lines, *planes, *sums, *shared, *waiting;
 
   explicit SliceLayout(const Conv& c)
       : groups(V::kBytes / c.pitch),
@@ -43,6 +43,7 @@ struct SliceLayout {
     planes = lines + kSliceChannels * c.a_bits * apart * c.line;
     sums = planes + chunks * chunk;
     shared = sums + kSliceChannels * c.levels * V::kBytes;
+    waiting = shared + c.levels * V::kBytes;
   }
 };
 
@@ -371,8 +372,8 @@ BITPRESS_INLINE inline void flush(Counters<V, kBits>& n, Index<waiting> w) {
 // there is: loops over what there is cost more in branches that are guessed wrong.
 template <class V>
 BITPRESS_INLINE inline void add_carried(uint8_t* waiting, uint8_t* last, uint8_t* upper, const uint8_t* end) {
-  unroll<3>([&](auto i) BITPRESS_INLINE { V::store(last + i * V::kBytes, V::zero()); });
-  for (const uint8_t* p = waiting; p < last && upper != end; p += 4 * V::kBytes) {
+  unroll<kSliceTogether - 1>([&](auto i) BITPRESS_INLINE { V::store(last + i * V::kBytes, V::zero()); });
+  for (const uint8_t* p = waiting; p < last && upper != end; p += kSliceTogether * V::kBytes) {
     uint8_t* to = upper;
     typename V::Vec sum = V::load(to), x = V::full_add(sum, V::load(p), V::load(p + V::kBytes));
     const typename V::Vec y = V::full_add(sum, V::load(p + 2 * V::kBytes), V::load(p + 3 * V::kBytes));
@@ -389,43 +390,30 @@ BITPRESS_INLINE inline void add_carried(uint8_t* waiting, uint8_t* last, uint8_t
   }
 }
 
-constexpr size_t kMostWaiting = 16;
-
-// When there are so many: few lists are as long. Where the next waits then.
-template <class V>
-[[gnu::noinline]] uint8_t* add_waiting(uint8_t* last, uint8_t* upper, const uint8_t* end) {
-  uint8_t* const waiting = last - kMostWaiting * V::kBytes;
-  add_carried<V>(waiting, last, upper, end);
-  return waiting;
-}
-
 // `count` times so many elements; what they carry waits at `carried`.
 template <class V, int kBits, int entries, bool less>
 BITPRESS_INLINE inline const uint16_t* add_blocks(Counters<V, kBits>& n, const uint8_t* planes, const uint16_t* places,
-                                                  uint32_t count, uint8_t*& carried, const uint8_t* most,
-                                                  uint8_t* upper, const uint8_t* end) {
+                                                  uint32_t count, uint8_t*& carried) {
   for (uint32_t i = 0; i < count; ++i, places += entries) {
     flush<V, kBits, less && V::kFlips, 0>(n, add_pairs<V, kBits, less, entries / 2>(n, planes, places, Index<0>{}));
-    if (carried == most) carried = add_waiting<V>(carried, upper, end);
     V::store(carried, n.out);
     carried += V::kBytes;
   }
   return places;
 }
 
-// A list to the counters of a digit of a row.
+// A list to the counters of a digit of a row; room for a carry of each block at `waiting`, and three more.
 template <class V, int kBits>
-const uint16_t* add_list(const uint8_t* planes, const uint16_t* list, uint8_t* counters) {
-  alignas(64) uint8_t waiting[(kMostWaiting + 3) * V::kBytes];
+const uint16_t* add_list(const uint8_t* planes, const uint16_t* list, uint8_t* counters, uint8_t* waiting) {
   Counters<V, kBits> n;
   unroll<n.kLow>([&](auto k) BITPRESS_INLINE { n.sum[k] = V::load(counters + k * V::kBytes); });
   uint8_t *const upper = counters + n.kLow * V::kBytes, *const end = upper + list[4] * V::kBytes;
-  uint8_t *const most = waiting + kMostWaiting * V::kBytes, *last = waiting;
+  uint8_t* last = waiting;
   const uint16_t* places = list + 5;
-  places = add_blocks<V, kBits, kSliceBlock, false>(n, planes, places, list[0], last, most, upper, end);
-  places = add_blocks<V, kBits, kSliceBlock, true>(n, planes, places, list[1], last, most, upper, end);
-  places = add_blocks<V, kBits, kSliceBlock / 2, false>(n, planes, places, list[2], last, most, upper, end);
-  places = add_blocks<V, kBits, kSliceBlock / 2, true>(n, planes, places, list[3], last, most, upper, end);
+  places = add_blocks<V, kBits, kSliceBlock, false>(n, planes, places, list[0], last);
+  places = add_blocks<V, kBits, kSliceBlock, true>(n, planes, places, list[1], last);
+  places = add_blocks<V, kBits, kSliceBlock / 2, false>(n, planes, places, list[2], last);
+  places = add_blocks<V, kBits, kSliceBlock / 2, true>(n, planes, places, list[3], last);
   unroll<n.kLow>([&](auto k) BITPRESS_INLINE { V::store(counters + k * V::kBytes, n.sum[k]); });
   add_carried<V>(waiting, last, upper, end);
   return places;
@@ -799,7 +787,7 @@ void bitsliced(const Conv& c) {
         const uint16_t* list = lists + c.starts[chunk * (blocks + 1) + block];
         for (uint32_t k = 0; k < rows && k < kSliceChannels; ++k)
           for (uint32_t d = 0; d < digits; ++d)
-            list = add_lists(planes + chunk * l.chunk, list, sums + (k * c.levels + d) * V::kBytes);
+            list = add_lists(planes + chunk * l.chunk, list, sums + (k * c.levels + d) * V::kBytes, l.waiting);
       }
     };
     if (c.odd) {

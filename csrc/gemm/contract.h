@@ -41,11 +41,12 @@ constexpr uint32_t kMaxLanes = 16;  // constants of rows are padded with zeros t
 
 // bitsliced: elements that are added together, or half as many; channels of input that become planes, and of output
 // that are summed at once; unit of places, in bytes; counters that are held in registers, for 1, 2 or 4 planes, which a
-// block leaves as one carry.
+// block leaves as one carry; carries that go up together.
 constexpr uint32_t kSliceBlock = 16;
 constexpr uint32_t kSliceChannels = 16;
 constexpr size_t kSlicePlace = 8;
 constexpr uint32_t kSliceCarry[] = {0, 4, 6, 0, 8};
+constexpr size_t kSliceTogether = 4;
 
 constexpr uint32_t kWinogradBlocks = 2;  // of channels that share a strip's transformed levels at once, at most
 

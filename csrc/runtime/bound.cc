@@ -431,6 +431,7 @@ void Bound::bind_slices(const Step& s) {
   const uint32_t place = bits * vector / gemm::kSlicePlace;
   const auto nothing = [&](int less) { return static_cast<uint16_t>(less ? z.vectors * place : 0); };
   std::vector<uint16_t> lists;
+  size_t waiting = 0;  // carries of the longest list's blocks
   // Whole blocks first; what is left fills a block, or half of one, with what is nothing.
   const auto write_list = [&](std::vector<uint16_t>(&found)[2], uint32_t above) {
     constexpr size_t kBlock = gemm::kSliceBlock, kHalf = kBlock / 2;
@@ -441,6 +442,7 @@ void Bound::bind_slices(const Step& s) {
       blocks[less] = found[less].size() / kBlock + (rest > kHalf ? 1 : 0);
       found[less].resize(blocks[less] * kBlock + halves[less] * kHalf, nothing(less));
     }
+    waiting = std::max(waiting, blocks[0] + blocks[1] + halves[0] + halves[1]);
     for (const size_t count : {blocks[0], blocks[1], halves[0], halves[1], size_t{above}})
       lists.push_back(static_cast<uint16_t>(count));
     for (const int less : {0, 1})
@@ -474,7 +476,7 @@ void Bound::bind_slices(const Step& s) {
   weights_ = Memory(lists.size() * sizeof(uint16_t));
   std::memcpy(weights_.data(), lists.data(), weights_.size());
   bind_thresholds(s, most);
-  scratch_ += (size_t{gemm::kSliceChannels} + 1) * z.levels * vector;
+  scratch_ += ((size_t{gemm::kSliceChannels} + 1) * z.levels + waiting + gemm::kSliceTogether - 1) * vector;
 }
 
 void Bound::link(Bound& from, Bound& to) {
