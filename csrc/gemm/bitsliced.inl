@@ -82,6 +82,15 @@ constexpr uint64_t kEachPiece = (V::kBytes == 64   ? 0x0001000100010001u
                                  : V::kBytes == 32 ? 0x00010001u
                                                    : 1u);
 
+// A bit for each octet of a vector: which have pixels, and which have eight; of the j-th of each piece, any or all.
+template <class V>
+struct OctetBits {
+  uint64_t some = 0, whole = 0;
+
+  bool any(size_t j) const { return some >> j & kEachPiece<V>; }
+  bool full(size_t j) const { return (whole >> j & kEachPiece<V>) == kEachPiece<V>; }
+};
+
 // The lowest n bits.
 inline uint64_t low_bits(size_t n) { return n < 64 ? (uint64_t{1} << n) - 1 : ~uint64_t{0}; }
 
@@ -97,10 +106,11 @@ BITPRESS_INLINE inline void with_pitch(uint32_t pitch, const Body& body) {
 // Where the octets of a vector lie: piece i has those from 16 * i on. Nothing where there are none; of an octet that
 // has fewer pixels the last counts again.
 template <class V>
-struct OctetSources {
+struct OctetSources : OctetBits<V> {
+  using OctetBits<V>::some;
+  using OctetBits<V>::whole;
   const uint8_t* at[V::kBytes];
-  uint64_t some = 0, whole = 0;  // bits: which have pixels, and which have eight
-  size_t step, fewer;            // bytes to the next pixel; pixels of those that have not eight
+  size_t step, fewer;  // bytes to the next pixel; pixels of those that have not eight
 
   // Octets [first, end) of the line of rows `rest`, `apart` apart, of 16 channels from `in` on.
   OctetSources(const Conv& c, const SliceLayout<V>& l, const uint8_t* in, size_t rest, size_t first, size_t end)
@@ -124,13 +134,12 @@ struct OctetSources {
     whole &= low_bits(filled);
     for (; i < V::kBytes; ++i) at[i] = kNothing;
   }
-  bool any(size_t j) const { return some >> j & kEachPiece<V>; }
   // Eight pixels of the j-th octet of each piece.
   BITPRESS_INLINE void read(size_t j, typename V::Vec (&p)[8]) const {
     constexpr size_t kPieces = V::kBytes / 16;
     const uint8_t* from[kPieces];
     unroll<kPieces>([&](auto i) BITPRESS_INLINE { from[i] = at[16 * i + j]; });
-    if ((whole >> j & kEachPiece<V>) == kEachPiece<V>) {
+    if (this->full(j)) {
       unroll<8>([&](auto t) BITPRESS_INLINE {
         const uint8_t* pixel[kPieces];
         unroll<kPieces>([&](auto i) BITPRESS_INLINE { pixel[i] = from[i] + static_cast<size_t>(t) * step; });
@@ -452,7 +461,7 @@ BITPRESS_INLINE inline void reach(const uint8_t* sum, const uint32_t* masks, uin
 // Planes of a sum -> planes of the stored level, in their place: how many thresholds it reaches. They ascend, so bit b
 // is that of the 2^b-th, less that of the 2 * 2^b-th, more that of the 3 * 2^b-th, ..
 template <class V, int kBits>
-BITPRESS_INLINE inline void compare(const Conv& c, uint32_t row, uint8_t* sum) {
+void compare(const Conv& c, uint32_t row, uint8_t* sum) {
   constexpr int kLast = (1 << kBits) - 1;
   const uint32_t levels = c.levels;
   const uint32_t* masks = c.thresholds + size_t{row} * kLast * levels;
@@ -509,10 +518,12 @@ BITPRESS_INLINE inline void join_four(typename V::Vec (&p)[8]) {
 
 // Where the bytes of a vector, bits of eight neighbouring pixels each, belong in the output.
 template <class V>
-struct Octets {
+struct Octets : OctetBits<V> {
+  using OctetBits<V>::some;
+  using OctetBits<V>::whole;
   size_t pixel[V::kBytes];
-  uint64_t some = 0, whole = 0, follow = 0;  // bits: which have pixels, have eight, go on where the one before ends
-  uint32_t fewer;                            // pixels of those that have not eight
+  uint64_t follow = 0;  // bits: which go on where the one before ends
+  uint32_t fewer;       // pixels of those that have not eight
 
   Octets(const Conv& c, const SliceLayout<V>& l, size_t i) : fewer(c.out_cols % 8) {
     const size_t octets = (c.out_cols + 7) / 8, whole_octets = c.out_cols / 8;
@@ -648,7 +659,7 @@ bool store_levels_of_sums(const Conv& c, const SliceLayout<V>& l, uint32_t row, 
   const auto lo = static_cast<int32_t>(o.lo), hi = static_cast<int32_t>(o.hi);
   alignas(64) static constexpr uint8_t kNothing[16] = {};
   for (size_t j = 0; j < 16; ++j) {
-    if (!(octets.some >> j & kEachPiece<V>)) continue;
+    if (!octets.any(j)) continue;
     typename V::Vec low[8], high[8];
     const uint8_t* turned = l.sums + j * c.levels * V::kBytes;
     join<V>(turned, c.levels, 0, low);
@@ -673,7 +684,7 @@ bool store_levels_of_sums(const Conv& c, const SliceLayout<V>& l, uint32_t row, 
       }
       return V::narrow(x, is_signed, lo, hi);
     };
-    if ((octets.whole >> j & kEachPiece<V>) == kEachPiece<V>) {
+    if (octets.full(j)) {
       for (size_t t = 0, at = 0; t < 8; ++t, at += o.channels) {
         const uint8_t* residual[kPieces];
         unroll<kPieces>([&](auto k) BITPRESS_INLINE { residual[k] = from[k] + at; });
@@ -702,9 +713,9 @@ void store_levels(const Conv& c, const SliceLayout<V>& l, uint32_t row, const Oc
   const uint32_t rows = c.rows - row < kSliceChannels ? c.rows - row : kSliceChannels;
   const uint32_t low = static_cast<uint8_t>(static_cast<int32_t>(c.out.lo)) * 0x01010101u;
   for (size_t j = 0; j < 16; ++j) {
-    if (!(octets.some >> j & kEachPiece<V>)) continue;
+    if (!octets.any(j)) continue;
     uint8_t* out[kPieces];
-    const bool full = rows == kSliceChannels && (octets.whole >> j & kEachPiece<V>) == kEachPiece<V>;
+    const bool full = rows == kSliceChannels && octets.full(j);
     for (size_t k = 0; k < kPieces; ++k)
       out[k] =
           static_cast<uint8_t*>(c.out.data) + octets.pixel[16 * k + j] * c.out.channels + c.out.first_channel + row;
@@ -774,12 +785,17 @@ void bitsliced(const Conv& c) {
   const SliceLayout<V> l(c);
   slice_input<V>(c, l);
   const auto add_lists = c.a_bits == 1 ? add_list<V, 1> : c.a_bits == 2 ? add_list<V, 2> : add_list<V, 4>;
+  const auto to_levels = c.stored_bits == 1   ? compare<V, 1>
+                         : c.stored_bits == 2 ? compare<V, 2>
+                         : c.stored_bits == 3 ? compare<V, 3>
+                                              : compare<V, 4>;
   const uint16_t* const lists = static_cast<const uint16_t*>(c.weights);
   const uint32_t blocks = (c.rows + kSliceChannels - 1) / kSliceChannels;
   for (size_t i = 0; i < l.tall; ++i) {
     const uint8_t* planes = l.planes + i * c.stride_h * l.plain;
     const Octets<V> octets(c, l, i);
-    const typename V::Vec inside = row_bits<V>(c.pitch, c.out_cols, (c.out_rows - i + l.tall - 1) / l.tall);
+    const typename V::Vec inside =
+        c.out_lines ? row_bits<V>(c.pitch, c.out_cols, (c.out_rows - i + l.tall - 1) / l.tall) : V::zero();
     const auto add = [&](uint32_t block, uint8_t* sums) {
       const uint32_t digits = block == blocks ? 1 : c.digits;
       const uint32_t rows = block == blocks ? 1 : c.rows - block * kSliceChannels;
@@ -801,10 +817,7 @@ void bitsliced(const Conv& c) {
       for (uint32_t k = 0; k < (rest < kSliceChannels ? rest : kSliceChannels); ++k) {
         uint8_t* sum = l.sums + k * c.levels * V::kBytes;
         if (c.odd) add_shared<V>(sum, l.shared, c.levels);
-        if (c.stored_bits == 1) compare<V, 1>(c, row + k, sum);
-        if (c.stored_bits == 2) compare<V, 2>(c, row + k, sum);
-        if (c.stored_bits == 3) compare<V, 3>(c, row + k, sum);
-        if (c.stored_bits == 4) compare<V, 4>(c, row + k, sum);
+        if (c.stored_bits) to_levels(c, row + k, sum);
       }
       if (c.out_lines)
         store_lines<V>(c, l, row, i, inside);
